@@ -1,0 +1,165 @@
+"""Reading ``dataset.json``, the only description of a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from dinomix_monai.data.phantom import make_phantom
+
+__all__ = ["Datalist", "image_files", "open_datalist"]
+
+
+@dataclass(frozen=True)
+class Datalist:
+    """
+    Cases and classes of a data set; paths are absolute.
+
+    Args:
+        class_names: names by label value, background first.
+        training: labeled cases, ``{"image": path, "label": path}``.
+        unlabeled: cases of which only the image is used, ``{"image": path}``.
+        validation: labeled cases that choose the best model.
+        test: labeled cases that nothing is chosen by.
+        is_phantom: whether this is the built-in procedural phantom.
+    """
+
+    class_names: tuple[str, ...]
+    training: list[dict[str, str]]
+    unlabeled: list[dict[str, str]]
+    validation: list[dict[str, str]]
+    test: list[dict[str, str]]
+    is_phantom: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.class_names)
+
+    @cached_property
+    def training_voxels(self) -> list[int]:
+        """Voxels of each class over the labeled training cases, background first."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for case in self.training:
+            label = np.asanyarray(nib.load(case["label"]).dataobj)
+            values, voxels = np.unique(label, return_counts=True)
+            if values.min() < 0 or values.max() >= self.num_classes or (values != values.astype(int)).any():
+                raise ValueError(
+                    f"Label values must be whole numbers below {self.num_classes} (`labels` of dataset.json), got "
+                    f"{values.min()} to {values.max()} in {case['label']}."
+                )
+            counts[values.astype(int)] += voxels
+        return counts.tolist()
+
+    def class_weights(self, power: float) -> list[float]:
+        """
+        Weights ``(n_max / n_c) ** power`` of the classes in a cross-entropy, from their voxels ``n_c``.
+
+        A class without labeled voxels gets the weight of the rarest that has some.
+        """
+        counts = np.asarray(self.training_voxels, dtype=float)
+        counts[counts == 0] = counts[counts > 0].min()
+        return ((counts.max() / counts) ** power).tolist()
+
+
+def open_datalist(
+    dataset_dir: str | Path, phantom_dir: str | Path | None = None, file: str = "dataset.json"
+) -> Datalist:
+    """
+    Reads ``dataset.json`` of a folder, in the form that ``monai.data.load_decathlon_datalist`` reads.
+
+    ``labels`` may be names by value, as in the decathlon, values by name, as in nnU-Net v2, or a list of names.
+
+    Args:
+        dataset_dir: folder of the data set; paths in the list are relative to it.
+        phantom_dir: when ``dataset_dir`` is this folder and holds no data set yet, the phantom is made in it.
+        file: name of the list.
+
+    Raises:
+        FileNotFoundError: When there is no such list, or a file that it names is missing.
+        ValueError: When the list is not JSON or lacks ``labels`` or ``training``, or its labels are not 0, 1, 2, ...
+    """
+    root = Path(dataset_dir).expanduser().absolute()
+    path = root / file
+    is_empty = not path.is_file() and not (root / "dataset.json").is_file()
+    if is_empty and phantom_dir is not None and root == Path(phantom_dir).expanduser().absolute():
+        print(f"Making the abdominal phantom in {dataset_dir} ...", flush=True)
+        make_phantom(root)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"dataset_dir must hold a datalist {file}, got {root}. It lists `labels`, `training` (image and label), "
+            "`unlabeled` (image), `validation` and `test`, with paths relative to it."
+        )
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object with labels and training, got a {type(content).__name__}.")
+    if missing := [name for name in ("labels", "training") if not content.get(name)]:
+        raise ValueError(f"{path} must have entries under {' and '.join(missing)}, got none.")
+    sections = {
+        name: [_case(root, entry, keys, name) for entry in content.get(name, [])]
+        for name, keys in (
+            ("training", ("image", "label")),
+            ("unlabeled", ("image",)),
+            ("validation", ("image", "label")),
+            ("test", ("image", "label")),
+        )
+    }
+    return Datalist(_class_names(path, content["labels"]), **sections, is_phantom="phantom_seed" in content)
+
+
+def image_files(path: str | Path) -> list[dict[str, str]]:
+    """
+    NIfTI images to segment: one file, or all of a folder in the order of their names.
+
+    Raises:
+        FileNotFoundError: When there is no such file or folder, or no NIfTI in the folder.
+    """
+    root = Path(path).expanduser().absolute()
+    if not root.exists():
+        raise FileNotFoundError(
+            f"dataset_dir must be a NIfTI file or a folder of such, got {root}, which does not exist."
+        )
+    files = [root] if root.is_file() else sorted(root.iterdir())
+    # Hidden files are what macOS leaves in archives: they have the name of an image and hold none.
+    images = [file for file in files if file.name.endswith((".nii", ".nii.gz")) and not file.name.startswith(".")]
+    if not images:
+        raise FileNotFoundError(
+            f"dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got {root}."
+        )
+    return [{"image": str(file)} for file in images]
+
+
+def _case(root: Path, entry: str | dict, keys: Sequence[str], section: str) -> dict[str, str]:
+    # Decathlon lists of images alone may be plain strings.
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    if missing := [key for key in keys if key not in entry]:
+        raise ValueError(
+            f"Each case under `{section}` must have {' and '.join(keys)}, got {entry} without {missing[0]}."
+        )
+    case = {key: str(root / entry[key]) for key in keys}
+    for file in case.values():
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"The datalist names {file} under `{section}`, but there is no such file.")
+    return case
+
+
+def _class_names(path: Path, labels: dict[str, Any] | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(labels, dict):
+        labels = {str(value): name for value, name in enumerate(labels)}
+    # {"0": "background", ...} as the decathlon writes it, or {"background": 0, ...} as nnU-Net v2 does.
+    is_by_value = all(key.isdigit() for key in labels)
+    pairs = [(int(key), entry) if is_by_value else (entry, key) for key, entry in labels.items()]
+    values = [value for value, _ in pairs]
+    if len(values) < 2 or any(value not in values for value in range(len(values))):
+        raise ValueError(f"`labels` of {path} must name the values 0 (background), 1, 2, ..., got {values}.")
+    return tuple(name for _, name in sorted(pairs))

@@ -1,0 +1,100 @@
+"""FKD: foundational knowledge distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.transforms import Randomizable
+from torch import nn
+
+from dinomix_monai.losses import FeatureDistillationLoss
+from dinomix_monai.networks import FeatureTap, ProjectionHead
+
+__all__ = ["FeatureDistiller"]
+
+
+class FeatureDistiller(nn.Module, Randomizable):
+    """
+    Distils the features of a frozen teacher into those that a student computes anyway.
+
+    After a forward pass of the student in training mode, calling this with the same input gives the loss. Its parameters are the projection
+    heads, which belong into the optimizer; the teacher is not part of its state dict.
+
+    Args:
+        network: the student.
+        modules: names of the modules whose outputs are taught; see :class:`dinomix_monai.networks.FeatureTap`.
+        teacher: gives ``(B, C, h, w, k)`` features for a volume, the student's grid and ``k`` of its layers in depth, as
+            :class:`dinomix_monai.teacher.SliceTokens` does, and has the attribute ``embed_dim``.
+        patch_size: shape of a patch, from which the student's channels are found.
+        in_channels: channels of the student's image.
+        hidden_channels: see :class:`dinomix_monai.networks.ProjectionHead`.
+        loss_function: distance between projected and teacher features; by default the plain form.
+        layers: how many layers of the student's grid are drawn in each step, ``None`` for all. An online teacher's
+            cost is proportional to it.
+        interval: the loss is computed in every ``interval``-th step.
+
+    Raises:
+        ValueError: When ``layers`` or ``interval`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        modules: Sequence[str],
+        teacher: nn.Module,
+        patch_size: Sequence[int],
+        in_channels: int = 1,
+        hidden_channels: int | None = None,
+        loss_function: nn.Module | None = None,
+        layers: int | None = None,
+        interval: int = 1,
+    ) -> None:
+        super().__init__()
+        if interval < 1 or (layers is not None and layers < 1):
+            raise ValueError(f"interval and layers must be >= 1, got {interval} and {layers}.")
+        self.tap = FeatureTap(network, modules)
+        device = next(network.parameters()).device
+        shapes = self.tap.measure(network, torch.zeros(1, in_channels, *patch_size, device=device))
+        self.heads = nn.ModuleList(
+            ProjectionHead(shape[1], teacher.embed_dim, hidden_channels, spatial_dims=len(patch_size))
+            for shape in shapes
+        ).to(device)
+        self.loss_function = FeatureDistillationLoss() if loss_function is None else loss_function
+        self.layers, self.interval = layers, interval
+        # Hidden from nn.Module: the teacher is neither trained nor saved.
+        self._teacher = [teacher]
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher."""
+        return self._teacher[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the frozen teacher, which stands for it in checkpoints."""
+        return self.teacher.fingerprint
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether the loss is computed in this step."""
+        return iteration % self.interval == 0
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            volume: what the teacher sees of the student's last input, shape (B, 1, H, W, D), values in [0, 1].
+
+        Returns:
+            Loss, a scalar; the mean over the tapped modules.
+        """
+        losses = []
+        for features, head in zip(self.tap.take(), self.heads):
+            grid = tuple(features.shape[2:])
+            depth = grid[-1]
+            cells = None
+            if self.layers is not None and self.layers < depth:
+                cells = sorted(self.R.choice(depth, self.layers, replace=False).tolist())
+                features = features[..., cells]
+            target = self.teacher(volume, grid, cells).to(features.device)
+            losses.append(self.loss_function(head(features), target))
+        return torch.stack(losses).mean()

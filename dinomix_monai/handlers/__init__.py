@@ -1,0 +1,25 @@
+"""Ignite handlers, one duty each."""
+
+from __future__ import annotations
+
+from dinomix_monai.handlers.checkpoint import BestModelHandler, RunStateLoader, RunStateSaver
+from dinomix_monai.handlers.ema import EMAUpdateHandler
+from dinomix_monai.handlers.gradients import ClipGradientHandler
+from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
+from dinomix_monai.handlers.random_state import EpochSeedHandler
+from dinomix_monai.handlers.report import ReportHandler
+from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler
+
+__all__ = [
+    "BestModelHandler",
+    "ClipGradientHandler",
+    "CurriculumHandler",
+    "EMAUpdateHandler",
+    "EpochSeedHandler",
+    "HistoryHandler",
+    "ProgressLineHandler",
+    "RampUpHandler",
+    "ReportHandler",
+    "RunStateLoader",
+    "RunStateSaver",
+]

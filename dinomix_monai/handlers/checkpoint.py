@@ -1,0 +1,159 @@
+"""The best model, and the state that a run needs to go on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.networks.utils import get_state_dict
+
+from dinomix_monai.data import write_labels
+from dinomix_monai.keys import MetricKeys
+
+__all__ = ["BestModelHandler", "RunStateLoader", "RunStateSaver"]
+
+# Attributes of the trainer whose state belongs to a run, and the name of each in the file.
+_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "scaler")
+
+
+class BestModelHandler:
+    """
+    Writes the weights of the network that validation scores, whenever the key metric is higher than ever before.
+
+    The file is a plain state dict on the CPU, which the network loads strictly. It is replaced in one move, so it is complete at every moment.
+    MONAI's ``CheckpointSaver`` writes in place, and a resumed run of it begins with no memory of the best.
+
+    ``labels.json`` beside it names the classes, which the weights cannot tell.
+
+    Args:
+        path: file to write.
+        class_names: names by label value, background first.
+        key_metric: name of the metric.
+    """
+
+    def __init__(self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY) -> None:
+        self.path = Path(path)
+        self.class_names = list(class_names)
+        self.key_metric = key_metric
+        self.best: float | None = None
+        self.epoch = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the end of an evaluation."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Compares, and writes if better."""
+        value = float(engine.state.metrics[self.key_metric])
+        if self.best is None or value > self.best:
+            self.best, self.epoch = value, engine.state.epoch
+            write_labels(self.path, self.class_names)
+            _write({name: tensor.cpu() for name, tensor in get_state_dict(engine.network).items()}, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value and its epoch."""
+        return {"best": self.best, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self.best, self.epoch = state["best"], state["epoch"]
+
+
+class RunStateSaver:
+    """
+    Writes all that a run needs to go on, after every epoch: one file of plain tensors and numbers, replaced in one move.
+
+    The trainer's own parts (network, optimizer, EMA teacher, projection heads, PIC with its donors, thresholds, gradient scaler,
+    epoch) are found on the trainer; what else has a state is given. The frozen teacher is not saved; its fingerprint is.
+
+    Args:
+        path: file to write.
+        objects: other objects with ``state_dict``, by name, such as the learning rate scheduler; ``None`` entries are skipped.
+    """
+
+    def __init__(self, path: str | Path, objects: Mapping[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects or {})
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the end of each epoch; attach it last."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Writes the file."""
+        state = {name: part.state_dict() for name, part in _parts(engine, self.objects).items()}
+        state["trainer"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        state["teacher"] = _fingerprint(engine)
+        _write(state, self.path)
+
+
+class RunStateLoader:
+    """
+    Restores what :class:`RunStateSaver` wrote, before the first step.
+
+    Args:
+        path: file to read.
+        objects: as they were given to the saver.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+    """
+
+    def __init__(self, path: str | Path, objects: Mapping[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects or {})
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"path must be the state of a run, got {self.path}, which does not exist. Train first."
+            )
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the start of the run; attach it first."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """
+        Reads the file.
+
+        Raises:
+            ValueError: When the run had another frozen teacher, or the file lacks a part.
+        """
+        state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        if state["teacher"] != _fingerprint(engine):
+            raise ValueError(
+                f"The run in {self.path} had the teacher {state['teacher']}, and now it is {_fingerprint(engine)}. "
+                "Pass the same teacher_weights."
+            )
+        parts = _parts(engine, self.objects)
+        if missing := sorted(parts.keys() - state.keys()):
+            raise ValueError(
+                f"{self.path} must have the state of {', '.join(parts)}, got none of {', '.join(missing)}."
+            )
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        engine.state.epoch = state["trainer"]["epoch"]
+        engine.state.iteration = state["trainer"]["iteration"]
+
+
+def _parts(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: getattr(engine, name, None) for name in _PARTS}
+    return {name: part for name, part in {**found, **objects}.items() if part is not None}
+
+
+def _fingerprint(engine: Engine) -> str | None:
+    distiller = getattr(engine, "distiller", None)
+    return None if distiller is None else distiller.fingerprint
+
+
+def _write(content: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,24 @@
+"""The EMA teacher follows the student."""
+
+from __future__ import annotations
+
+from ignite.engine import Engine, Events
+
+__all__ = ["EMAUpdateHandler"]
+
+
+class EMAUpdateHandler:
+    """
+    Updates the trainer's ``ema_teacher`` from its ``network`` after each step.
+
+    Ignite's ``EMAHandler`` is not used because its copied buffers are the student's own and its warm-up drives another
+    average than the one it is given.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the end of each iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Takes one step."""
+        engine.ema_teacher.update(engine.network)

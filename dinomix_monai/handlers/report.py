@@ -1,0 +1,174 @@
+"""What an evaluation leaves behind: a table, a CSV file, pictures and a page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import affine_to_spacing
+from monai.utils import convert_to_tensor
+from monai.utils.enums import CommonKeys as Keys
+
+from dinomix_monai.keys import MetricKeys
+from dinomix_monai.metrics import CaseScores
+
+__all__ = ["ReportHandler"]
+
+
+class ReportHandler:
+    """
+    Scores each case of an evaluator, prints the table per class, and writes ``metrics.csv`` and ``report/``.
+
+    ``report/`` has the Dice of each class, the training curves if there is a ``history.csv``, three orthogonal slices of the worst and
+    the median case, and ``index.html`` with all of it. Predictions and labels must be label maps when the iteration
+    has completed, that is, ``postprocessing`` has taken the argmax.
+
+    Args:
+        class_names: names by label value, background first.
+        output_dir: folder for ``metrics.csv`` and ``report/``.
+        title: what was evaluated, for the headings.
+        notes: sentences for the report, such as which teacher it was.
+        written: other files of the run to list with these, by what they are.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        output_dir: str | Path,
+        title: str = "Evaluation",
+        notes: Sequence[str] = (),
+        written: dict[str, str] | None = None,
+    ) -> None:
+        self.class_names = list(class_names)
+        self.output_dir = Path(output_dir)
+        self.title = title
+        self.notes = list(notes)
+        self.written = dict(written or {})
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to start, cases and end of an evaluation."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def _start(self) -> None:
+        self.scores = CaseScores(self.class_names)
+        self._views: dict[str, list[tuple[np.ndarray, ...]]] = {}
+
+    def _score(self, engine: Engine) -> None:
+        for output in engine.state.output:
+            image = output[Keys.IMAGE]
+            name = Path(image.meta.get("filename_or_obj", f"case {len(self.scores.cases) + 1}")).name
+            prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
+            self.scores.add(name, prediction, label, affine_to_spacing(image.affine, r=label.ndim - 1).tolist())
+            self._views[name] = _orthogonal_views(convert_to_tensor(image, track_meta=False), prediction, label)
+
+    def __call__(self, engine: Engine) -> None:
+        """Prints the table and writes the files."""
+        folder = self.output_dir / "report"
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {"scores per case and class": self.scores.write_csv(self.output_dir / "metrics.csv")}
+        dice = np.nanmean(np.stack(self.scores.scores)[:, 0], axis=1)
+        order = np.argsort(dice)
+        chosen = {"worst": order[0], "median": order[len(order) // 2]}
+        made = [self._draw_bars(folder / "dice.png")]
+        made += [self._draw_curves(folder / "curves.png")] if (self.output_dir / "history.csv").is_file() else []
+        for kind, index in chosen.items():
+            caption = f"{kind} case, {self.scores.cases[index]}: mean Dice {dice[index]:.3f}"
+            made.append(self._draw_case(folder / f"{kind}_case.png", self.scores.cases[index], caption))
+        (folder / "index.html").write_text(self._page(made))
+        written["report"] = folder / "index.html"
+        print(f"\n{self.title}\n{self.scores.table()}\n")
+        for note in self.notes:
+            print(note)
+        print("Written:")
+        for what, path in {**self.written, **written}.items():
+            print(f"  {path}  ({what})")
+
+    def _draw_bars(self, path: Path) -> Path:
+        names, means = self.class_names[1:], self.scores.mean()[MetricKeys.DICE]
+        figure, axes = _figure(7, 0.3 * len(names) + 1)
+        axes.barh(names, np.nan_to_num(means), color="#4477aa")
+        points = np.stack(self.scores.scores)[:, 0]
+        for row, values in enumerate(points.T):
+            axes.plot(values, np.full(len(values), row), ".", color="black", markersize=3)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1), xlabel="Dice (bar: mean, points: cases)")
+        return _save(figure, path)
+
+    def _draw_curves(self, path: Path) -> Path:
+        with (self.output_dir / "history.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        figure, axes = _figure(7, 3.5)
+        right = axes.twinx()
+        for column in rows[0] if rows else ():
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
+            if column != "epoch" and points:
+                is_metric = column == MetricKeys.KEY
+                target = right if is_metric else axes
+                target.plot(*zip(*points), "o-k" if is_metric else "-", markersize=3, label=column)
+        axes.set(xlabel="epoch", ylabel="loss")
+        right.set(ylabel=str(MetricKeys.KEY), ylim=(0, 1))
+        handles = axes.get_legend_handles_labels(), right.get_legend_handles_labels()
+        axes.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="center right", fontsize="small")
+        return _save(figure, path)
+
+    def _draw_case(self, path: Path, case: str, caption: str) -> Path:
+        views = self._views[case]
+        figure, axes = _figure(9, 6.4, rows=2, columns=len(views))
+        for column, (image, prediction, label) in enumerate(views):
+            for row, (name, classes) in enumerate((("prediction", prediction), ("ground truth", label))):
+                ax = axes[row][column]
+                ax.imshow(image, cmap="gray")
+                shown = np.ma.masked_equal(classes, 0)
+                ax.imshow(
+                    shown, cmap="tab20", vmin=0, vmax=max(19, len(self.class_names)), alpha=0.6, interpolation="nearest"
+                )
+                ax.set_axis_off()
+                ax.set_title(name if column == 0 else "", fontsize="small")
+        figure.suptitle(caption, fontsize="medium")
+        return _save(figure, path)
+
+    def _page(self, pictures: Sequence[Path]) -> str:
+        body = [f"<h1>{escape(self.title)}</h1>", *(f"<p>{escape(note)}</p>" for note in self.notes)]
+        body += [
+            f"<pre>{escape(self.scores.table())}</pre>",
+            *(f'<p><img src="{path.name}" alt="{path.stem}"></p>' for path in pictures),
+        ]
+        style = "body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}"
+        return (
+            f"<!doctype html><meta charset=utf-8><title>{escape(self.title)}</title><style>{style}</style>"
+            + "".join(body)
+        )
+
+
+def _orthogonal_views(
+    image: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor
+) -> list[tuple[np.ndarray, ...]]:
+    """For each axis of a volume, the slice that shows most classes, of image, prediction and label; shape (1, H, W, D)."""
+    arrays = [x[0].cpu().numpy() for x in (image, prediction, label)]
+    views = []
+    for axis in reversed(range(arrays[0].ndim)):
+        slices = np.moveaxis(arrays[2], axis, 0)
+        best = int(np.argmax([len(np.unique(s)) * 1e6 + np.count_nonzero(s) for s in slices]))
+        # Second axis upwards: with RAS axes, front and head are on top.
+        views.append(tuple(np.take(array, best, axis).T[::-1] for array in arrays))
+    return views
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+    # Imported here, because it takes a second and only an evaluation needs it.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,42 @@
+"""Names that data, trainer, handlers and reports share."""
+
+from __future__ import annotations
+
+from monai.utils import StrEnum
+
+__all__ = ["BatchKeys", "LossKeys", "MetricKeys"]
+
+
+class BatchKeys(StrEnum):
+    """
+    Entries of a batch beyond MONAI's ``CommonKeys`` (``image``, ``label``, ``pred``).
+
+    ``STRONG`` is the intensity-augmented view of ``image``; ``WEIGHT`` the weight of each voxel's label; ``LABELED``
+    tells for each sample whether its label is ground truth; ``POSITION`` where in
+    its volume it lies; ``CONTENT`` is what a teacher other than DINOv3 looks at.
+    """
+
+    IMAGE = "image"
+    LABEL = "label"
+    STRONG = "strong"
+    WEIGHT = "weight"
+    LABELED = "labeled"
+    POSITION = "position"
+    CONTENT = "content"
+
+
+class LossKeys(StrEnum):
+    """Terms of the loss in ``engine.state.output``, each unweighted; their weighted sum is MONAI's ``loss``."""
+
+    SUPERVISED = "supervised"
+    UNSUPERVISED = "unsupervised"
+    DISTILLATION = "distillation"
+
+
+class MetricKeys(StrEnum):
+    """Metric names. ``KEY`` is the one that chooses the best model, here and in a federation."""
+
+    KEY = "val_mean_dice"
+    DICE = "dice"
+    ASD = "asd_mm"
+    HD95 = "hd95_mm"

@@ -1,0 +1,116 @@
+"""Dice and cross-entropy with a weight for each voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+from torch.nn.modules.loss import _Loss
+
+__all__ = ["VoxelWeightedDiceCELoss"]
+
+
+class VoxelWeightedDiceCELoss(_Loss):
+    """
+    Sum of soft Dice and cross-entropy, in which a voxel counts as much as its weight says.
+
+    Pseudo-labels need it: ``monai.losses.DiceCELoss`` cannot leave voxels out. Sums run over the whole batch. Dice is
+    the mean over the foreground classes that have weight in the target: an absent class has no overlap to improve, and
+    cross-entropy already speaks for it. Softmax is computed once for both terms.
+
+    Args:
+        class_weight: weight of each class in the cross-entropy, background first; ``None`` for equal ones.
+        lambda_dice: weight of the Dice term.
+        lambda_ce: weight of the cross-entropy term.
+        smooth: added to numerator and denominator of Dice.
+
+    Raises:
+        ValueError: When a weight is negative or both lambdas are 0.
+
+    Example:
+        >>> import torch
+        >>> from dinomix_monai.losses import VoxelWeightedDiceCELoss
+        >>> label = torch.randint(0, 3, (1, 1, 4, 4, 4))
+        >>> logits = 100.0 * torch.nn.functional.one_hot(label[:, 0], 3).movedim(-1, 1)
+        >>> round(VoxelWeightedDiceCELoss()(logits, label).item(), 4)
+        0.0
+    """
+
+    class_weight: torch.Tensor | None
+
+    def __init__(
+        self,
+        class_weight: Sequence[float] | None = None,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        smooth: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if min(lambda_dice, lambda_ce) < 0 or lambda_dice + lambda_ce == 0:
+            raise ValueError(
+                f"lambda_dice and lambda_ce must be >= 0 and not both 0, got {lambda_dice} and {lambda_ce}."
+            )
+        if class_weight is not None and min(class_weight) < 0:
+            raise ValueError(f"class_weight must be >= 0 for each class, got {list(class_weight)}.")
+        self.register_buffer("class_weight", None if class_weight is None else torch.as_tensor(class_weight).float())
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+        self.smooth = smooth
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            input: logits, shape (B, C, H, W[, D]).
+            target: label values, shape (B, 1, H, W[, D]).
+            weight: weight of each voxel, same shape as ``target``; ``None`` for 1 everywhere. Where all is 0 the loss
+                is 0.
+
+        Raises:
+            ValueError: When the shapes do not fit together.
+        """
+        if target.shape != (input.shape[0], 1, *input.shape[2:]):
+            raise ValueError(
+                f"target must have shape {(input.shape[0], 1, *input.shape[2:])}, got {tuple(target.shape)}."
+            )
+        if weight is not None and weight.shape != target.shape:
+            raise ValueError(f"weight must have the shape of target {tuple(target.shape)}, got {tuple(weight.shape)}.")
+        if self.class_weight is not None and len(self.class_weight) != input.shape[1]:
+            raise ValueError(
+                f"class_weight must have a weight for each of the {input.shape[1]} channels of input, "
+                f"got {len(self.class_weight)}."
+            )
+        target = target.long()
+        log_prob = F.log_softmax(input.float(), dim=1)
+        log_prob_target = log_prob.gather(1, target)
+        voxel_weight = torch.ones_like(log_prob_target) if weight is None else weight.to(log_prob)
+
+        loss = log_prob_target.new_zeros(())
+        if self.lambda_ce:
+            loss = loss + self.lambda_ce * self._cross_entropy(log_prob_target, target, voxel_weight)
+        if self.lambda_dice:
+            prob = log_prob.exp() if weight is None else log_prob.exp() * voxel_weight
+            loss = loss + self.lambda_dice * self._dice(prob, log_prob_target, target, voxel_weight)
+        return loss
+
+    def _cross_entropy(
+        self, log_prob_target: torch.Tensor, target: torch.Tensor, voxel_weight: torch.Tensor
+    ) -> torch.Tensor:
+        total = voxel_weight.sum()
+        if self.class_weight is not None:
+            voxel_weight = voxel_weight * self.class_weight.to(voxel_weight)[target]
+            # Normalized as F.cross_entropy does, but over the voxels that count.
+            total = voxel_weight.sum()
+        return -(log_prob_target * voxel_weight).sum() / total.clamp_min(1e-8)
+
+    def _dice(
+        self, prob: torch.Tensor, log_prob_target: torch.Tensor, target: torch.Tensor, voxel_weight: torch.Tensor
+    ) -> torch.Tensor:
+        predicted = prob.sum(dim=[0, *range(2, prob.ndim)])
+        flat, flat_weight = target.flatten(), voxel_weight.flatten()
+        zeros = torch.zeros_like(predicted)
+        overlap = zeros.index_add(0, flat, log_prob_target.flatten().exp() * flat_weight)
+        present = zeros.index_add(0, flat, flat_weight)
+        dice = (2 * overlap + self.smooth) / (predicted + present + self.smooth)
+        counted = (present > 0)[1:].to(dice)
+        return ((1 - dice[1:]) * counted).sum() / counted.sum().clamp_min(1)

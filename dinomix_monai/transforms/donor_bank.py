@@ -1,0 +1,73 @@
+"""Recent patches by the classes that they contain."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["DonorBank"]
+
+Patch = tuple[torch.Tensor, ...]
+
+
+class DonorBank:
+    """
+    The newest few patches of each class, apart for ground truth and for pseudo-labels.
+
+    A patch is a tuple of tensors without a batch axis. One that contains several classes is kept once and listed under
+    each of them, and is dropped when the last of these lists has moved on; a rare class therefore keeps its donors
+    while common classes turn over.
+
+    Args:
+        num_classes: number of classes, background included; background is never listed.
+        size: patches that are kept for each class and origin.
+
+    Raises:
+        ValueError: When ``size`` is less than 1.
+    """
+
+    def __init__(self, num_classes: int, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"size must be >= 1, got {size}.")
+        self._lists = {labeled: [deque(maxlen=size) for _ in range(num_classes)] for labeled in (True, False)}
+
+    def add(self, patch: Patch, classes: Iterable[int], labeled: bool) -> None:
+        """Lists a patch under each of ``classes``; ``labeled`` tells ground truth from pseudo-labels."""
+        for c in classes:
+            if c > 0:
+                self._lists[labeled][c].append(patch)
+
+    def available(self, labeled: bool) -> np.ndarray:
+        """For each foreground class, whether there is a donor of this origin; shape (num_classes - 1,)."""
+        return np.array([len(donors) > 0 for donors in self._lists[labeled][1:]])
+
+    def donors(self, labeled: bool, class_index: int | None = None) -> Sequence[Patch]:
+        """Donors of one class, or all patches of this origin, each once."""
+        if class_index is not None:
+            return self._lists[labeled][class_index]
+        return list({id(patch): patch for patch in chain.from_iterable(self._lists[labeled])}.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every patch once, and for each origin and class the numbers of its patches."""
+        lists = [donors for labeled in (True, False) for donors in self._lists[labeled]]
+        patches = {id(patch): patch for patch in chain.from_iterable(lists)}
+        number = {key: i for i, key in enumerate(patches)}
+        return {
+            "patches": [list(patch) for patch in patches.values()],
+            "lists": [[number[id(patch)] for patch in donors] for donors in lists],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        patches = [tuple(patch) for patch in state["patches"]]
+        lists = [donors for labeled in (True, False) for donors in self._lists[labeled]]
+        if len(state["lists"]) != len(lists):
+            raise ValueError(f"state must be of a bank with {len(lists) // 2} classes, got {len(state['lists']) // 2}.")
+        for donors, numbers in zip(lists, state["lists"]):
+            donors.clear()
+            donors.extend(patches[i] for i in numbers)

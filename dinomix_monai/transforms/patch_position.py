@@ -1,0 +1,66 @@
+"""Where in its volume a patch lies."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from dinomix_monai.keys import BatchKeys
+
+__all__ = ["PatchPositionD", "PatchPositionDict", "PatchPositiond"]
+
+
+class PatchPositiond(MapTransform):
+    """
+    Writes the offset of a patch's center from the center of the volume it was cut from; takes one sample.
+
+    The offset is in voxels along the axes of the patch. It comes from the affine of the patch, the original affine and the original shape, so it is right after any
+    chain of MONAI's spatial transforms, random ones included. Put it after the last of them.
+
+    Args:
+        keys: image; with several, the last one counts.
+        position_key: entry to write, a float tensor of shape (D,).
+        allow_missing_keys: whether a key may be missing.
+
+    Raises:
+        TypeError: When the image is not a ``MetaTensor`` and so has no affine.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, position_key: str = BatchKeys.POSITION, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.position_key = position_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """
+        Args:
+            data: sample with images of shape (C, H, W[, D]).
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            if not isinstance(image, MetaTensor):
+                raise TypeError(
+                    f"{key} must be a MetaTensor, whose affine tells where it lies, got {type(image).__name__}."
+                )
+            dims = image.ndim - 1
+            affine, original = image.affine.double(), torch.as_tensor(image.meta["original_affine"]).double()
+            volume_shape = torch.as_tensor(image.meta["spatial_shape"][:dims]).double()
+            center = _apply(affine, (torch.tensor(image.shape[1:]).double() - 1) / 2)
+            offset_mm = center - _apply(original, (volume_shape - 1) / 2)
+            result[self.position_key] = torch.linalg.solve(affine[:dims, :dims], offset_mm).float()
+        return result
+
+
+def _apply(affine: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    dims = len(point)
+    return affine[:dims, :dims] @ point + affine[:dims, -1]
+
+
+PatchPositionD = PatchPositionDict = PatchPositiond

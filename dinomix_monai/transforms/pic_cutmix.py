@@ -1,0 +1,291 @@
+"""PIC: progressive imbalance-aware CutMix, array form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable, Transform
+
+from dinomix_monai.transforms.donor_bank import DonorBank, Patch
+
+__all__ = ["DIRECTIONS", "PICCutMix", "class_probabilities", "imbalance"]
+
+DIRECTIONS = ("labeled_to_unlabeled", "unlabeled_to_labeled", "labeled_to_labeled", "unlabeled_to_unlabeled")
+"""Where a box comes from and where it goes."""
+
+
+def class_probabilities(
+    counts: Sequence[float], progress: float, beta: float = 0.5, curriculum: float = 1.0, gamma: float = 1.0
+) -> np.ndarray:
+    """
+    Probability of each class to be pasted: heavy on the tail at first, uniform at the end.
+
+    ``q_c`` is proportional to ``(1 / (n_c + 1)) ** beta``, and ``p_c = (1 - s) q_c + s / C`` with
+    ``s = min(progress / curriculum, 1) ** gamma``.
+
+    Args:
+        counts: voxels ``n_c`` of each foreground class.
+        progress: steps done / steps planned, in [0, 1].
+        beta: strength of the preference for rare classes, 0 for none.
+        curriculum: progress at which the distribution has become uniform.
+        gamma: exponent of the way there.
+
+    Returns:
+        Probabilities that sum to 1, shape (C,).
+    """
+    tail = (1.0 / (np.asarray(counts, dtype=float) + 1.0)) ** beta
+    tail /= tail.sum()
+    s = min(progress / curriculum, 1.0) ** gamma
+    return (1 - s) * tail + s / len(tail)
+
+
+def imbalance(counts: Sequence[float]) -> float:
+    """
+    How unevenly voxels are spread over the foreground classes: 1 minus the normalized entropy of their shares.
+
+    Returns:
+        A number in [0, 1]; 0 for classes of equal size.
+    """
+    shares = np.asarray(counts, dtype=float)
+    if len(shares) < 2 or shares.sum() == 0:
+        return 0.0
+    shares = shares[shares > 0] / shares.sum()
+    return float(1 + (shares * np.log(shares)).sum() / np.log(len(counts)))
+
+
+@dataclass(frozen=True)
+class _Paste:
+    donor: Patch
+    source: tuple[slice, ...]
+    target: tuple[slice, ...]
+
+
+class PICCutMix(Randomizable, Transform):
+    """
+    Pastes boxes around organs from labeled and unlabeled patches into labeled and unlabeled patches; takes a batch.
+
+    For each mixed patch a direction is drawn, then for each box a class from :func:`class_probabilities`, a donor that
+    contains it (by ground truth or by pseudo-label, from this batch or from the bank of recent ones), and a box around a random voxel
+    of that class. Image, label and weight change at the same voxels, and the box keeps its place in the patch. Some boxes are placed blindly
+    instead, as in plain CutMix: for classes of similar size blind boxes are better, so by default their share is what the
+    imbalance of the labeled voxels leaves.
+
+    Draws come from ``self.R`` only. ``progress`` is set from outside (:class:`dinomix_monai.handlers.CurriculumHandler`).
+
+    Reference: Liu and Sun, "DINO-Mix", 2026, https://arxiv.org/abs/2602.07819. Boxes as in Yun et al., "CutMix", ICCV 2019.
+
+    Args:
+        labeled_counts: voxels of each class over the labeled set, background first; sets the number of classes.
+        directions: relative frequency of each of :data:`DIRECTIONS`; one that is left out does not occur.
+        prob: probability that a mixed patch gets boxes at all.
+        num_boxes: boxes for each mixed patch that gets any.
+        box_fraction: least and greatest side of a box as a fraction of the patch, drawn for each axis.
+        placement: {``"same"``, ``"anatomical"``} a box keeps its place in the patch, as in CutMix, or its place in the body: it is moved by the
+            difference of the patches' positions, and organs that would come to lie outside of the recipient are not drawn.
+        blind_share: share of blind boxes in [0, 1]; ``None`` for ``1 - imbalance(labeled_counts)``.
+        beta: see :func:`class_probabilities`.
+        curriculum: see :func:`class_probabilities`.
+        gamma: see :func:`class_probabilities`.
+        bank_size: patches kept for each class and origin.
+        count_decay: decay of the moving average of the pseudo-labeled voxels of each class.
+
+    Raises:
+        ValueError: When an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        labeled_counts: Sequence[float],
+        directions: Mapping[str, float] | None = None,
+        prob: float = 1.0,
+        num_boxes: int = 2,
+        box_fraction: Sequence[float] = (0.25, 0.5),
+        placement: str = "same",
+        blind_share: float | None = None,
+        beta: float = 0.5,
+        curriculum: float = 1.0,
+        gamma: float = 1.0,
+        bank_size: int = 4,
+        count_decay: float = 0.99,
+    ) -> None:
+        if len(labeled_counts) < 2 or min(labeled_counts) < 0:
+            raise ValueError(
+                f"labeled_counts must list >= 0 voxels for background and each class, got {labeled_counts}."
+            )
+        directions = dict.fromkeys(DIRECTIONS, 1.0) if directions is None else dict(directions)
+        if (
+            not directions
+            or set(directions) - set(DIRECTIONS)
+            or min(directions.values()) < 0
+            or not sum(directions.values())
+        ):
+            raise ValueError(
+                f"directions must map some of {', '.join(DIRECTIONS)} to frequencies >= 0, got {directions}."
+            )
+        if len(box_fraction) != 2 or not 0 < box_fraction[0] <= box_fraction[1] <= 1:
+            raise ValueError(f"box_fraction must be two numbers 0 < least <= greatest <= 1, got {tuple(box_fraction)}.")
+        if blind_share is not None and not 0 <= blind_share <= 1:
+            raise ValueError(f"blind_share must be in [0, 1] or None, got {blind_share}.")
+        if placement not in ("same", "anatomical"):
+            raise ValueError(f"placement must be 'same' or 'anatomical', got {placement!r}.")
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be in [0, 1], got {prob}.")
+        if num_boxes < 1:
+            raise ValueError(f"num_boxes must be >= 1, got {num_boxes}.")
+        if curriculum <= 0 or gamma <= 0 or beta < 0:
+            raise ValueError(f"curriculum and gamma must be > 0 and beta >= 0, got {curriculum}, {gamma} and {beta}.")
+        self.labeled_counts = np.asarray(labeled_counts, dtype=float)
+        self.unlabeled_counts = np.zeros_like(self.labeled_counts)
+        self.progress = 0.0
+        self.directions = directions
+        self.prob, self.num_boxes, self.placement = prob, num_boxes, placement
+        self.box_fraction = tuple(box_fraction)
+        self.blind_share = 1 - imbalance(self.labeled_counts[1:]) if blind_share is None else blind_share
+        self.beta, self.curriculum, self.gamma = beta, curriculum, gamma
+        self.count_decay = count_decay
+        self.bank = DonorBank(len(self.labeled_counts), bank_size)
+        self._recipes: list[tuple[int, list[_Paste]]] = []
+
+    def probabilities(self, labeled: bool) -> np.ndarray:
+        """Class probabilities at the present progress for donors of one origin; shape (num_classes - 1,)."""
+        counts = self.labeled_counts if labeled else self.unlabeled_counts
+        return class_probabilities(counts[1:], self.progress, self.beta, self.curriculum, self.gamma)
+
+    def add_donors(self, patches: Sequence[Patch], labeled: Sequence[bool]) -> None:
+        """Puts patches (label, weight and position come first in each) into the bank and counts their pseudo-labeled voxels."""
+        for patch, is_labeled in zip(patches, labeled):
+            label, weight = patch[:2]
+            voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts)).cpu().numpy()
+            self.bank.add(patch, np.flatnonzero(voxels), is_labeled)
+            if not is_labeled:
+                self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
+
+    def randomize(self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int) -> None:
+        """Draws directions, recipients, donors and boxes for ``num_mixed`` patches."""
+        recipients = {
+            origin: [i for i, value in enumerate(labeled) if bool(value) is origin] for origin in (True, False)
+        }
+        names, frequencies = zip(*self.directions.items())
+        frequencies = np.array(frequencies) / sum(frequencies)
+        self._recipes = []
+        for number in range(num_mixed):
+            origin, destination = self.R.choice(names, p=frequencies).split("_to_")
+            candidates = recipients[destination == "labeled"] or recipients[destination != "labeled"]
+            recipient = candidates[number % len(candidates)]
+            count = self.num_boxes if self.R.random_sample() < self.prob else 0
+            pastes = [self._draw_paste(origin == "labeled", positions[recipient]) for _ in range(count)]
+            self._recipes.append((recipient, [paste for paste in pastes if paste]))
+
+    def _draw_paste(self, from_labeled: bool, position: torch.Tensor, attempts: int = 4) -> _Paste | None:
+        """A box, or ``None`` when no donor has anything that fits into the recipient."""
+        for _ in range(attempts):
+            blind = self.R.random_sample() < self.blind_share
+            class_index = None if blind else self._draw_class(from_labeled)
+            donors = self.bank.donors(from_labeled, class_index)
+            if not donors:
+                return None
+            donor = donors[self.R.randint(len(donors))]
+            shape = np.array(donor[0].shape[1:])
+            shift = np.zeros(len(shape), dtype=int)
+            if self.placement == "anatomical":
+                shift = (donor[2] - position).round().int().numpy()
+            # Where in the recipient the donor has voxels.
+            low, high = np.maximum(shift, 0), shape + np.minimum(shift, 0)
+            if (high <= low).any():
+                continue
+            if class_index is None:
+                center = np.array([self.R.randint(a, b) for a, b in zip(low, high)])
+            else:
+                label, weight = donor[:2]
+                voxels = ((label == class_index) & (weight > 0))[0].nonzero().cpu().numpy() + shift
+                voxels = voxels[((voxels >= low) & (voxels < high)).all(1)]
+                if not len(voxels):
+                    continue
+                center = voxels[self.R.randint(len(voxels))]
+            sides = np.maximum(1, np.round(self.R.uniform(*self.box_fraction, len(shape)) * shape)).astype(int)
+            # A box that would leave the patch is moved, not cut, so that its size does not depend on the place.
+            sides = np.minimum(sides, high - low)
+            start = np.clip(center - sides // 2, low, high - sides)
+            return _Paste(donor, _box(start - shift, sides), _box(start, sides))
+        return None
+
+    def _draw_class(self, from_labeled: bool) -> int | None:
+        available = self.bank.available(from_labeled)
+        if not available.any():
+            return None
+        p = self.probabilities(from_labeled) * available
+        return int(1 + self.R.choice(len(p), p=p / p.sum()))
+
+    def __call__(
+        self,
+        label: torch.Tensor,
+        weight: torch.Tensor,
+        *images: torch.Tensor,
+        labeled: Sequence[bool],
+        positions: torch.Tensor | None = None,
+        num_mixed: int | None = None,
+        randomize: bool = True,
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            label: ground truth or pseudo-labels, shape (B, 1, H, W[, D]).
+            weight: weight of each voxel, same shape; voxels of weight 0 are never the center of a box.
+            images: what is mixed along with them, each of shape (B, C, H, W[, D]).
+            labeled: for each of the B patches, whether its label is ground truth.
+            positions: offsets of the patches in their volumes, in voxels, shape (B, dims); needed for ``placement="anatomical"``.
+            num_mixed: number M of mixed patches; ``None`` for the number of unlabeled ones.
+            randomize: whether to draw anew, or to repeat the last draw.
+
+        Returns:
+            Label, weight and images of the mixed patches, (M, ...), in the order of the arguments. The inputs are left as they are.
+
+        Raises:
+            ValueError: When ``positions`` is needed and missing.
+        """
+        batches = (label, weight, *images)
+        if positions is None:
+            if self.placement == "anatomical":
+                raise ValueError(
+                    "positions must be given for placement='anatomical' (PatchPositiond writes them), got None."
+                )
+            positions = torch.zeros(len(label), label.ndim - 2)
+        positions = positions.cpu()
+        if randomize:
+            patches = [(l, w, p, *i) for l, w, p, *i in zip(label, weight, positions, *images)]
+            self.add_donors(patches, labeled)
+            self.randomize(labeled, positions, sum(not value for value in labeled) if num_mixed is None else num_mixed)
+        mixed = tuple(batch[[recipient for recipient, _ in self._recipes]].clone() for batch in batches)
+        for m, (_, pastes) in enumerate(self._recipes):
+            for paste in pastes:
+                parts = (*paste.donor[:2], *paste.donor[3:])
+                for batch, part in zip(mixed, parts):
+                    batch[m][(slice(None), *paste.target)] = part[(slice(None), *paste.source)].to(batch.dtype)
+        return mixed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress, counts, random state and donors as plain numbers and tensors."""
+        _, keys, position, has_gauss, gauss = self.R.get_state()
+        return {
+            "progress": self.progress,
+            "labeled_counts": self.labeled_counts.tolist(),
+            "unlabeled_counts": self.unlabeled_counts.tolist(),
+            "random_state": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+            "bank": self.bank.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        self.progress = float(state["progress"])
+        self.labeled_counts = np.asarray(state["labeled_counts"], dtype=float)
+        self.unlabeled_counts = np.asarray(state["unlabeled_counts"], dtype=float)
+        keys, *rest = state["random_state"]
+        self.R.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+        self.bank.load_state_dict(state["bank"])
+
+
+def _box(start: np.ndarray, sides: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice(int(a), int(a + n)) for a, n in zip(start, sides))

@@ -1,0 +1,87 @@
+"""PIC: progressive imbalance-aware CutMix, dictionary form."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable
+
+from dinomix_monai.keys import BatchKeys
+from dinomix_monai.transforms.pic_cutmix import PICCutMix
+
+__all__ = ["PICCutMixD", "PICCutMixDict", "PICCutMixd"]
+
+
+class PICCutMixd(Randomizable, MapTransform):
+    """
+    Dictionary-based :class:`PICCutMix`; takes a batch.
+
+    The mixed batch has the mixed patches under ``keys``, ``label_key`` and ``weight_key``, and nothing else.
+
+    Args:
+        keys: images that are mixed along with label and weight.
+        labeled_counts: see :class:`PICCutMix`.
+        label_key: ground truth or pseudo-labels.
+        weight_key: weight of each voxel.
+        labeled_key: for each patch, whether its label is ground truth.
+        position_key: offset of each patch in its volume; may be missing from the batch unless placement is anatomical.
+        allow_missing_keys: whether a key may be missing from the batch.
+        **kwargs: see :class:`PICCutMix`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labeled_counts: list[float],
+        label_key: str = BatchKeys.LABEL,
+        weight_key: str = BatchKeys.WEIGHT,
+        labeled_key: str = BatchKeys.LABELED,
+        position_key: str = BatchKeys.POSITION,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key, self.weight_key = label_key, weight_key
+        self.labeled_key, self.position_key = labeled_key, position_key
+        self.mixer = PICCutMix(labeled_counts, **kwargs)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PICCutMixd:
+        """See :meth:`monai.transforms.Randomizable.set_random_state`."""
+        super().set_random_state(seed, state)
+        self.mixer.set_random_state(seed, state)
+        return self
+
+    @property
+    def progress(self) -> float:
+        """Progress of training in [0, 1]."""
+        return self.mixer.progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self.mixer.progress = value
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
+        """
+        Args:
+            data: batch with label, weight and ``keys`` of shape (B, C, H, W[, D]), and the labeled flags.
+        """
+        keys = [self.label_key, self.weight_key, *self.key_iterator(data)]
+        mixed = self.mixer(
+            *(data[key] for key in keys), labeled=data[self.labeled_key], positions=data.get(self.position_key)
+        )
+        return dict(zip(keys, mixed))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`PICCutMix.state_dict`."""
+        return self.mixer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`PICCutMix.load_state_dict`."""
+        self.mixer.load_state_dict(state)
+
+
+PICCutMixD = PICCutMixDict = PICCutMixd

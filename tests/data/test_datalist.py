@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dinomix_monai.data import image_files, make_phantom, open_datalist
+
+LABELS = {"0": "background", "1": "liver", "2": "spleen"}
+CASE = {"image": "images/a.nii", "label": "labels/a.nii"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images, of which one has a label; no list yet."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    save(tmp_path / "images/a.nii", np.zeros((2, 2, 2)))
+    save(tmp_path / "images/b.nii", np.zeros((2, 2, 2)))
+    save(tmp_path / "labels/a.nii", [[[0, 0], [1, 0]], [[2, 2], [0, 0]]])
+    return tmp_path
+
+
+@pytest.fixture
+def small_phantom(monkeypatch):
+    """The phantom, made in a moment."""
+    # Not through the module, of which there are two when its doctests are collected by its file name.
+    small = partial(make_phantom, cases=(1, 1, 1, 1), size=(16, 16, 16))
+    monkeypatch.setitem(open_datalist.__globals__, "make_phantom", small)
+
+
+def save(path, array, dtype=np.float32):
+    nib.save(nib.Nifti1Image(np.asarray(array, dtype=dtype), np.eye(4)), path)
+
+
+def write(folder, content=None, **sections):
+    text = content if isinstance(content, str) else json.dumps({"labels": LABELS, "training": [CASE], **sections})
+    (folder / "dataset.json").write_text(text)
+    return folder
+
+
+def test_every_section_is_read_with_absolute_paths(folder, monkeypatch):
+    cases = {"unlabeled": [{"image": "images/b.nii"}], "validation": [CASE], "test": [CASE, CASE]}
+    write(folder, **cases)
+    monkeypatch.chdir(folder.parent)
+    image, label = str(folder / "images/a.nii"), str(folder / "labels/a.nii")
+    for dataset_dir in (folder, str(folder), Path(folder.name)):
+        opened = open_datalist(dataset_dir)
+        assert opened.training == opened.validation == [{"image": image, "label": label}]
+        assert opened.test == 2 * [{"image": image, "label": label}]
+        assert opened.unlabeled == [{"image": str(folder / "images/b.nii")}]
+        assert opened.class_names == ("background", "liver", "spleen")
+        assert opened.num_classes == 3
+        assert not opened.is_phantom
+
+
+def test_sections_that_are_not_there_are_empty(folder):
+    opened = open_datalist(write(folder))
+    assert opened.unlabeled == opened.validation == opened.test == []
+
+
+def test_a_path_in_the_list_may_be_absolute(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "c.nii"
+    save(elsewhere, np.zeros((2, 2, 2)))
+    assert open_datalist(write(folder, unlabeled=[str(elsewhere)])).unlabeled == [{"image": str(elsewhere)}]
+
+
+def test_a_list_may_have_another_name(folder):
+    write(folder).joinpath("dataset.json").rename(folder / "other.json")
+    assert open_datalist(folder, file="other.json").num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS,
+        {"2": "spleen", "0": "background", "1": "liver"},
+        {"background": 0, "liver": 1, "spleen": 2},
+        {"spleen": 2, "background": 0, "liver": 1},
+        ["background", "liver", "spleen"],
+    ],
+    ids=["decathlon", "decathlon in disorder", "nnU-Net", "nnU-Net in disorder", "names"],
+)
+def test_class_names_are_in_the_order_of_their_values(folder, labels):
+    assert open_datalist(write(folder, labels=labels)).class_names == ("background", "liver", "spleen")
+
+
+def test_unlabeled_cases_may_be_plain_strings(folder):
+    opened = open_datalist(write(folder, unlabeled=["images/b.nii", "./images/a.nii"]))
+    assert opened.unlabeled == [{"image": str(folder / "images/b.nii")}, {"image": str(folder / "images/a.nii")}]
+
+
+@pytest.mark.parametrize("label", ["labels/a.nii", "labels/of another site.nii"], ids=["existing", "missing"])
+def test_the_label_of_an_unlabeled_case_is_dropped_unseen(folder, label):
+    opened = open_datalist(write(folder, unlabeled=[{"image": "images/b.nii", "label": label}]))
+    assert opened.unlabeled == [{"image": str(folder / "images/b.nii")}]
+    (folder / "images/b.nii").unlink()  # only the voxels of the training label are read
+    assert opened.training_voxels == [5, 1, 2]
+
+
+def test_entries_beyond_image_and_label_are_dropped(folder):
+    opened = open_datalist(write(folder, training=[{**CASE, "patient": "Jane Doe"}]))
+    assert opened.training[0].keys() == {"image", "label"}
+
+
+def test_training_voxels_are_those_counted_by_hand(folder):
+    save(folder / "labels/b.nii", np.full((1, 1, 3), 2), dtype=np.uint8)
+    save(folder / "labels/c.nii", np.ones((9, 9, 9)))
+    cases = {"training": [CASE, {"image": "images/b.nii", "label": "labels/b.nii"}]}
+    cases["validation"] = [{"image": "images/b.nii", "label": "labels/c.nii"}]  # does not count
+    assert open_datalist(write(folder, **cases)).training_voxels == [5, 1, 5]
+
+
+def test_a_class_without_voxels_has_count_0(folder):
+    opened = open_datalist(write(folder, labels={**LABELS, "3": "pancreas"}))
+    assert opened.training_voxels == [5, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "got"), [([0, 3], "0.0 to 3.0"), ([-1, 1], "-1.0 to 1.0"), ([0, 0.5], "0.0 to 0.5")]
+)
+def test_label_values_without_a_name_are_refused(folder, values, got):
+    save(folder / "labels/a.nii", [[values]])
+    message = rf"must be whole numbers below 3 \(`labels` of dataset.json\), got {got} in .*labels/a\.nii"
+    with pytest.raises(ValueError, match=message):
+        _ = open_datalist(write(folder)).training_voxels
+
+
+def test_a_folder_without_a_list_is_refused(tmp_path):
+    message = rf"dataset_dir must hold a datalist dataset\.json, got {re.escape(str(tmp_path))}\. It lists `labels`"
+    with pytest.raises(FileNotFoundError, match=message):
+        open_datalist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{\n "labels": }', r"dataset\.json must be JSON, got an error at line 2: Expecting value"),
+        ("[]", r"dataset\.json must hold an object with labels and training, got a list"),
+    ],
+)
+def test_what_is_no_list_is_refused(folder, content, message):
+    with pytest.raises(ValueError, match=message):
+        open_datalist(write(folder, content))
+
+
+@pytest.mark.parametrize(
+    ("sections", "missing"),
+    [
+        ({"labels": {}}, "labels"),
+        ({"training": []}, "training"),
+        ({"labels": None, "training": None}, "labels and training"),
+    ],
+)
+def test_labels_and_training_must_be_there(folder, sections, missing):
+    with pytest.raises(ValueError, match=rf"dataset\.json must have entries under {missing}, got none"):
+        open_datalist(write(folder, **sections))
+
+
+@pytest.mark.parametrize("section", ["training", "validation", "test"])
+@pytest.mark.parametrize("case", ["images/a.nii", {"image": "images/a.nii"}], ids=["string", "image"])
+def test_a_case_without_a_label_is_refused(folder, section, case):
+    with pytest.raises(ValueError, match=rf"Each case under `{section}` must have image and label, .* without label"):
+        open_datalist(write(folder, **{section: [case]}))
+
+
+def test_a_case_without_an_image_is_refused(folder):
+    with pytest.raises(ValueError, match=r"Each case under `unlabeled` must have image, .* without image"):
+        open_datalist(write(folder, unlabeled=[{"label": "labels/a.nii"}]))
+
+
+@pytest.mark.parametrize("section", ["training", "unlabeled", "validation", "test"])
+def test_a_missing_file_is_named(folder, section):
+    case = {"image": "images/c.nii", "label": "labels/a.nii"}
+    message = rf"datalist names {re.escape(str(folder))}/images/c\.nii under `{section}`, but there is no such file"
+    with pytest.raises(FileNotFoundError, match=message):
+        open_datalist(write(folder, **{section: [case]}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ({"0": "background", "2": "liver"}, r"\[0, 2\]"),
+        ({"1": "liver", "2": "spleen"}, r"\[1, 2\]"),
+        ({"background": 0, "liver": 0}, r"\[0, 0\]"),
+        ({"background": 0, "organs": [1, 2], "spleen": 2}, r"\[0, \[1, 2\], 2\]"),
+        ({"0": "background"}, r"\[0\]"),
+        (["background"], r"\[0\]"),
+    ],
+    ids=["gap", "no background", "twice", "region", "background alone", "one name"],
+)
+def test_labels_that_are_not_0_1_2_are_refused(folder, labels, got):
+    with pytest.raises(ValueError, match=rf"`labels` of .*dataset\.json must name the values 0 .*, got {got}"):
+        open_datalist(write(folder, labels=labels))
+
+
+@pytest.mark.usefixtures("small_phantom")
+def test_the_phantom_is_made_on_first_use_and_only_then(tmp_path, capsys):
+    opened = open_datalist(tmp_path / "phantom", phantom_dir=tmp_path / "phantom")
+    assert "Making the abdominal phantom" in capsys.readouterr().out
+    assert opened.is_phantom
+    assert opened.num_classes == 14
+    assert [len(cases) for cases in (opened.training, opened.unlabeled, opened.validation, opened.test)] == [1] * 4
+    assert sum(opened.training_voxels) == 16**3
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert open_datalist(tmp_path / "phantom", phantom_dir=str(tmp_path / "phantom")) == opened
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("small_phantom")
+@pytest.mark.parametrize("phantom_dir", [None, "other"])
+def test_no_phantom_is_made_in_any_other_folder(tmp_path, phantom_dir):
+    with pytest.raises(FileNotFoundError, match="dataset_dir must hold a datalist"):
+        open_datalist(tmp_path / "mine", phantom_dir=phantom_dir and tmp_path / phantom_dir)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_phantom")
+def test_no_phantom_is_made_over_a_data_set_whose_list_is_misspelt(folder):
+    write(folder)
+    with pytest.raises(FileNotFoundError, match=r"must hold a datalist datasets\.json"):
+        open_datalist(folder, phantom_dir=folder, file="datasets.json")
+    assert not open_datalist(folder, phantom_dir=folder).is_phantom
+
+
+def test_images_of_a_folder_are_in_the_order_of_their_names(tmp_path):
+    for name in ("b.nii.gz", "a.nii", "c.nii", "notes.txt", "d.nii.json", "._a.nii"):
+        (tmp_path / name).touch()
+    assert image_files(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.nii", "b.nii.gz", "c.nii")]
+
+
+def test_an_image_may_be_one_file(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert image_files("images/b.nii") == [{"image": str(folder / "images/b.nii")}]
+
+
+def test_a_missing_folder_of_images_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"dataset_dir must be a NIfTI file or .*missing, which does not exist"):
+        image_files(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["", "scan.dcm"], ids=["empty folder", "another format"])
+def test_a_place_without_nifti_is_refused(tmp_path, name):
+    (tmp_path / "scan.dcm").touch()
+    with pytest.raises(FileNotFoundError, match=r"dataset_dir must be a NIfTI file \(\.nii, \.nii\.gz\) or a folder"):
+        image_files(tmp_path / name)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from dinomix_monai.handlers import ClipGradientHandler
+
+MIXED_PRECISION = pytest.mark.filterwarnings("ignore:.*GradScaler", "ignore:CUDA is not available")  # without a GPU
+
+
+class Product(nn.Module):
+    """Its weights start at 0, and when outputs are summed their gradient is the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.weight * x
+
+
+def trained(gradients, max_norm=1.0, extra=None, scale=None, momentum=0.0, **kwargs):
+    """The trainer after a step of plain descent with each of the gradients; ``extra`` is a parameter outside of it."""
+    network = Product()
+    groups = [{"params": network.parameters()}] + ([] if extra is None else [{"params": [extra]}])
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": torch.tensor([g]), "label": torch.zeros(1, 2)} for g in gradients],
+        network=network,
+        optimizer=torch.optim.SGD(groups, lr=1.0, momentum=momentum),
+        loss_function=lambda pred, label: pred.sum() + (0 if extra is None else 12 * extra),
+        train_handlers=[ClipGradientHandler(max_norm)],
+        decollate=False,
+        **kwargs,
+    )
+    if scale is not None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine, "scaler", scaler))
+    trainer.run()
+    return trainer
+
+
+def weights(trainer):
+    return trainer.network.weight.tolist()
+
+
+def test_a_long_gradient_is_scaled_to_the_largest_norm():
+    assert weights(trained([[3.0, 4.0]])) == pytest.approx([-0.6, -0.8], rel=1e-5)
+
+
+def test_a_short_gradient_is_left_as_it_is():
+    assert weights(trained([[3.0, 4.0]], max_norm=6)) == [-3, -4]
+
+
+def test_the_norm_is_that_of_all_parameters_of_the_optimizer():
+    head = nn.Parameter(torch.tensor(0.0))
+    trainer = trained([[3.0, 4.0]], extra=head, max_norm=6.5)  # 3, 4 and 12: a norm of 13
+    assert [*weights(trainer), head.item()] == pytest.approx([-1.5, -2, -6], rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("optim_set_to_none", [True, False])
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_reported(bad, optim_set_to_none, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = trained([[0.5, 0.0], [bad, 0.5], [0.0, 0.5]], momentum=0.5, optim_set_to_none=optim_set_to_none)
+    # The momentum of the first step survives the second and acts in the third.
+    assert weights(trainer) == [-0.75, -0.5]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "Step 2 is left out: its gradient is not finite."
+    ]
+
+
+@MIXED_PRECISION
+def test_with_mixed_precision_the_gradient_is_clipped_at_its_own_scale():
+    assert weights(trained([[3.0, 4.0]], amp=True, scale=1024.0)) == weights(trained([[3.0, 4.0]]))
+    assert weights(trained([[3.0, 4.0]], max_norm=6, amp=True, scale=1024.0)) == [-3, -4]
+
+
+@MIXED_PRECISION
+def test_with_mixed_precision_the_scaler_leaves_the_step_out_in_silence(caplog):
+    trainer = trained([[0.5, 0.0], [math.inf, 0.5], [0.0, 0.5]], amp=True, scale=1024.0)
+    assert weights(trainer) == [-0.5, -0.5]
+    assert trainer.scaler.get_scale() == 512
+    assert not [record for record in caplog.records if "left out" in record.getMessage()]
+
+
+@MIXED_PRECISION
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the scaler is disabled only without a GPU")
+def test_with_mixed_precision_on_a_cpu_the_step_is_left_out_too(caplog):
+    trainer = trained([[0.5, 0.0], [math.nan, 0.5]], amp=True)
+    assert not trainer.scaler.is_enabled()
+    assert weights(trainer) == [-0.5, 0]
+    assert "Step 2 is left out" in caplog.text
+
+
+@pytest.mark.parametrize("max_norm", [0, -1, math.nan])
+def test_a_norm_that_is_not_positive_is_refused(max_norm):
+    with pytest.raises(ValueError, match=f"max_norm must be > 0, got {max_norm}"):
+        ClipGradientHandler(max_norm)
