@@ -10,6 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 __all__ = ["ORGANS", "Anatomy", "Population", "scan"]
 
+Vector = Sequence[float] | np.ndarray
+
 ORGANS = (
     "spleen",
     "right kidney",
@@ -40,7 +42,7 @@ ORGANS = (
     _PSV,
     _PANCREAS,
     _RADRENAL,
-    (_LADRENAL),
+    _LADRENAL,
 ) = range(1, 14)
 
 # HU without contrast agent, and what the arterial and the portal venous phase add at their height.
@@ -71,7 +73,8 @@ class Population:
         rotation_rad: standard deviation of the rotation about the body axis.
         scale: smallest and largest body size relative to the mean, drawn for each axis.
         shift: standard deviation of the field of view's offset in z, in half volumes; in x and y it is half of that.
-        phase: earliest and latest time of the scan: up to about 0.35 before the contrast agent, 0.55 arterial, 1 portal venous.
+        phase: earliest and latest time of the scan: up to about 0.35 before the contrast agent, 0.55 arterial,
+            1 portal venous.
         variation: how much position, size and tilt of the organs vary, relative to the whole population.
         noise_hu: least and greatest standard deviation of the scanner's noise.
     """
@@ -132,16 +135,14 @@ class Anatomy:
             coordinates.append((c - shift[axis]) / scale[axis] + warp)
         return coordinates
 
-    def _near(self, center: Sequence[float], reach: float) -> np.ndarray:
+    def _near(self, center: Vector, reach: float) -> np.ndarray:
         """Indices of the voxels within a cube around a point."""
         inside = np.abs(self.x - center[0]) < reach
         inside &= np.abs(self.y - center[1]) < reach
         inside &= np.abs(self.z - center[2]) < reach
         return np.flatnonzero(inside)
 
-    def _ellipsoid(
-        self, center: Sequence[float], radii: Sequence[float], tilt: Sequence[float] = (0.0, 0.0)
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _ellipsoid(self, center: Vector, radii: Vector, tilt: Vector = (0.0, 0.0)) -> tuple[np.ndarray, np.ndarray]:
         """Indices inside an ellipsoid tilted in the axial and the coronal plane, and their radius in [0, 1]."""
         index = self._near(center, max(radii) * 1.01)
         dx, dy, dz = self.x[index] - center[0], self.y[index] - center[1], self.z[index] - center[2]
@@ -182,7 +183,7 @@ class Anatomy:
         enhancement = arterial * self.arterial + venous * self.venous
         return plain + enhancement * self.R.uniform(0.88, 1.12) + self.R.normal(0, spread)
 
-    def _jitter(self, center: Sequence[float], spread: float) -> np.ndarray:
+    def _jitter(self, center: Vector, spread: float) -> np.ndarray:
         return np.asarray(center) + self.variation * self.R.normal(0, spread, 3) * (1, 1, 1.2)
 
     def _paint_body(self) -> None:
@@ -260,11 +261,11 @@ class Anatomy:
         self.hu[index[self.label[index] == _STOMACH]] = self.R.choice([5, 30, 70])
 
     def _paint_kidney(self, organ: int, center: Sequence[float]) -> np.ndarray:
-        hu, center = self._organ_hu(organ, 6), self._jitter(center, 0.04)
+        hu, middle = self._organ_hu(organ, 6), self._jitter(center, 0.04)
         radii = np.array([0.155, 0.145, 0.32]) * np.exp(self.variation * self.R.normal(0, 0.15, 3))
-        index, depth = self._ellipsoid(center, radii, self.variation * self.R.normal(0, 0.25, 2))
+        index, depth = self._ellipsoid(middle, radii, self.variation * self.R.normal(0, 0.25, 2))
         self._paint(index, np.where(depth < 0.55, hu - 30 * self.venous - 60 * self.arterial, hu), organ)
-        return center
+        return middle
 
     def _paint_vessels(self) -> None:
         trunk = self._jitter((0.0, 0.0, 0.0), 0.03)

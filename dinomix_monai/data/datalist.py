@@ -48,7 +48,7 @@ class Datalist:
         """Voxels of each class over the labeled training cases, background first."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for case in self.training:
-            label = np.asanyarray(nib.load(case["label"]).dataobj)
+            label = np.asanyarray(nib.load(case["label"]).dataobj)  # type: ignore[attr-defined]  # of every image format
             values, voxels = np.unique(label, return_counts=True)
             if values.min() < 0 or values.max() >= self.num_classes or (values != values.astype(int)).any():
                 raise ValueError(

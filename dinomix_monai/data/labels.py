@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["read_labels", "write_labels"]
+from dinomix_monai.data.anatomy import ORGANS
+
+__all__ = ["check_model_file", "read_labels", "write_labels"]
 
 _FILE = "labels.json"
 
@@ -21,15 +23,26 @@ def write_labels(model_file: str | Path, class_names: Sequence[str]) -> Path:
 
 def read_labels(model_file: str | Path) -> list[str]:
     """
-    Names of a model's classes, background first.
+    Names of a model's classes, background first, from ``labels.json`` beside it.
 
-    Raises:
-        FileNotFoundError: When there is no ``labels.json`` beside ``model_file``.
+    Without that file they are background and the organs of the built-in phantom, which the bundle's metadata describes.
     """
     path = Path(model_file).with_name(_FILE)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"model_file must have {_FILE} beside it, got {model_file} without. Train first, or pass the model_file of a trained model."
-        )
+        return ["background", *ORGANS]
     labels = json.loads(path.read_text())
     return [labels[str(value)] for value in range(len(labels))]
+
+
+def check_model_file(model_file: str | Path) -> None:
+    """
+    Makes sure that there is a model before any work is done.
+
+    Raises:
+        FileNotFoundError: When there is none.
+    """
+    if not Path(model_file).is_file():
+        raise FileNotFoundError(
+            f"model_file must be the weights of a trained model, got {model_file}, which does not exist. "
+            "Train first, or pass model_file or the output_dir of the training."
+        )

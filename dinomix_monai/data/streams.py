@@ -15,7 +15,8 @@ class PatchStream(DataLoader):
     """
     Batches of a fixed number per epoch, whatever the number of cases: labeled and unlabeled streams then keep step.
 
-    Cases are drawn without repetition until all have been seen, then anew. The order is drawn from a generator of its own.
+    Within an epoch cases are drawn without repetition until all have been seen, then anew. The order is drawn from a
+    generator of its own.
 
     Args:
         dataset: cases; its ``transform`` is seeded along with the order.
@@ -24,6 +25,9 @@ class PatchStream(DataLoader):
         **kwargs: see ``monai.data.DataLoader``.
     """
 
+    dataset: Dataset
+    sampler: RandomSampler
+
     def __init__(self, dataset: Dataset, batch_size: int, steps: int, **kwargs: Any) -> None:
         generator = torch.Generator()
         sampler = RandomSampler(dataset, num_samples=batch_size * steps, generator=generator)
@@ -31,7 +35,8 @@ class PatchStream(DataLoader):
 
     def set_random_state(self, seed: int) -> PatchStream:
         """Seeds the order of the cases and the random transforms."""
-        self.generator.manual_seed(seed)
+        # A new generator, because an iterator of the epoch before still draws from the old one when it is exhausted.
+        self.generator = self.sampler.generator = torch.Generator().manual_seed(seed)
         self.dataset.transform.set_random_state(seed=seed)
         return self
 

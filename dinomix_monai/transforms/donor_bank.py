@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.utils import convert_to_tensor
 
 __all__ = ["DonorBank"]
 
@@ -34,13 +35,17 @@ class DonorBank:
     def __init__(self, num_classes: int, size: int) -> None:
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}.")
-        self._lists = {labeled: [deque(maxlen=size) for _ in range(num_classes)] for labeled in (True, False)}
+        self._lists: dict[bool, list[deque[Patch]]] = {
+            labeled: [deque(maxlen=size) for _ in range(num_classes)] for labeled in (True, False)
+        }
 
     def add(self, patch: Patch, classes: Iterable[int], labeled: bool) -> None:
-        """Lists a patch under each of ``classes``; ``labeled`` tells ground truth from pseudo-labels."""
-        for c in classes:
-            if c > 0:
-                self._lists[labeled][c].append(patch)
+        """Lists a copy of a patch under each of ``classes``; ``labeled`` tells ground truth from pseudo-labels."""
+        if foreground := [c for c in classes if c > 0]:
+            # A view would keep its whole batch alive, here and in every file that the state is saved to.
+            patch = tuple(convert_to_tensor(part).clone() for part in patch)
+            for c in foreground:
+                self._lists[bool(labeled)][c].append(patch)
 
     def available(self, labeled: bool) -> np.ndarray:
         """For each foreground class, whether there is a donor of this origin; shape (num_classes - 1,)."""
@@ -63,7 +68,12 @@ class DonorBank:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave."""
+        """
+        Restores what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: When ``state`` is of a bank with another number of classes.
+        """
         patches = [tuple(patch) for patch in state["patches"]]
         lists = [donors for labeled in (True, False) for donors in self._lists[labeled]]
         if len(state["lists"]) != len(lists):

@@ -19,8 +19,9 @@ class PatchPositiond(MapTransform):
     """
     Writes the offset of a patch's center from the center of the volume it was cut from; takes one sample.
 
-    The offset is in voxels along the axes of the patch. It comes from the affine of the patch, the original affine and the original shape, so it is right after any
-    chain of MONAI's spatial transforms, random ones included. Put it after the last of them.
+    The offset is in voxels along the axes of the patch. It comes from the affine of the patch, the original affine and
+    the original shape, so it is right after any chain of MONAI's spatial transforms, random ones included. Put it after
+    the last of them.
 
     Args:
         keys: image; with several, the last one counts.

@@ -19,7 +19,11 @@ DIRECTIONS = ("labeled_to_unlabeled", "unlabeled_to_labeled", "labeled_to_labele
 
 
 def class_probabilities(
-    counts: Sequence[float], progress: float, beta: float = 0.5, curriculum: float = 1.0, gamma: float = 1.0
+    counts: Sequence[float] | np.ndarray,
+    progress: float,
+    beta: float = 0.5,
+    curriculum: float = 1.0,
+    gamma: float = 1.0,
 ) -> np.ndarray:
     """
     Probability of each class to be pasted: heavy on the tail at first, uniform at the end.
@@ -43,7 +47,7 @@ def class_probabilities(
     return (1 - s) * tail + s / len(tail)
 
 
-def imbalance(counts: Sequence[float]) -> float:
+def imbalance(counts: Sequence[float] | np.ndarray) -> float:
     """
     How unevenly voxels are spread over the foreground classes: 1 minus the normalized entropy of their shares.
 
@@ -54,11 +58,13 @@ def imbalance(counts: Sequence[float]) -> float:
     if len(shares) < 2 or shares.sum() == 0:
         return 0.0
     shares = shares[shares > 0] / shares.sum()
-    return float(1 + (shares * np.log(shares)).sum() / np.log(len(counts)))
+    # Rounding may leave equal shares a little below 0.
+    return max(0.0, float(1 + (shares * np.log(shares)).sum() / np.log(len(counts))))
 
 
 @dataclass(frozen=True)
 class _Paste:
+    # Where the box lies in a donor and in a recipient of shape (C, H, W[, D]).
     donor: Patch
     source: tuple[slice, ...]
     target: tuple[slice, ...]
@@ -69,14 +75,16 @@ class PICCutMix(Randomizable, Transform):
     Pastes boxes around organs from labeled and unlabeled patches into labeled and unlabeled patches; takes a batch.
 
     For each mixed patch a direction is drawn, then for each box a class from :func:`class_probabilities`, a donor that
-    contains it (by ground truth or by pseudo-label, from this batch or from the bank of recent ones), and a box around a random voxel
-    of that class. Image, label and weight change at the same voxels, and the box keeps its place in the patch. Some boxes are placed blindly
-    instead, as in plain CutMix: for classes of similar size blind boxes are better, so by default their share is what the
-    imbalance of the labeled voxels leaves.
+    contains it (by ground truth or by pseudo-label, from this batch or from the bank of recent ones), and a box around
+    a random voxel of that class. Image, label and weight change at the same voxels, and the box keeps its place in the
+    patch. Some boxes are placed blindly instead, as in plain CutMix: for classes of similar size blind boxes are
+    better, so by default their share is what the imbalance of the labeled voxels leaves.
 
-    Draws come from ``self.R`` only. ``progress`` is set from outside (:class:`dinomix_monai.handlers.CurriculumHandler`).
+    Draws come from ``self.R`` only. ``progress`` is set from outside
+    (:class:`dinomix_monai.handlers.CurriculumHandler`).
 
-    Reference: Liu and Sun, "DINO-Mix", 2026, https://arxiv.org/abs/2602.07819. Boxes as in Yun et al., "CutMix", ICCV 2019.
+    Reference: Liu and Sun, "DINO-Mix", 2026, https://arxiv.org/abs/2602.07819. Boxes as in Yun et al., "CutMix", ICCV
+    2019.
 
     Args:
         labeled_counts: voxels of each class over the labeled set, background first; sets the number of classes.
@@ -84,8 +92,9 @@ class PICCutMix(Randomizable, Transform):
         prob: probability that a mixed patch gets boxes at all.
         num_boxes: boxes for each mixed patch that gets any.
         box_fraction: least and greatest side of a box as a fraction of the patch, drawn for each axis.
-        placement: {``"same"``, ``"anatomical"``} a box keeps its place in the patch, as in CutMix, or its place in the body: it is moved by the
-            difference of the patches' positions, and organs that would come to lie outside of the recipient are not drawn.
+        placement: {``"same"``, ``"anatomical"``} a box keeps its place in the patch, as in CutMix, or its place in the
+            body: it is moved by the difference of the patches' positions, and organs that would come to lie outside of
+            the recipient are not drawn.
         blind_share: share of blind boxes in [0, 1]; ``None`` for ``1 - imbalance(labeled_counts)``.
         beta: see :func:`class_probabilities`.
         curriculum: see :func:`class_probabilities`.
@@ -156,7 +165,13 @@ class PICCutMix(Randomizable, Transform):
         return class_probabilities(counts[1:], self.progress, self.beta, self.curriculum, self.gamma)
 
     def add_donors(self, patches: Sequence[Patch], labeled: Sequence[bool]) -> None:
-        """Puts patches (label, weight and position come first in each) into the bank and counts their pseudo-labeled voxels."""
+        """
+        Puts patches into the bank and counts their pseudo-labeled voxels.
+
+        Args:
+            patches: label, weight, position and images of each, without a batch axis.
+            labeled: for each of them, whether its label is ground truth.
+        """
         for patch, is_labeled in zip(patches, labeled):
             label, weight = patch[:2]
             voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts)).cpu().numpy()
@@ -164,7 +179,9 @@ class PICCutMix(Randomizable, Transform):
             if not is_labeled:
                 self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
 
-    def randomize(self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int) -> None:
+    def randomize(  # type: ignore[override]  # MONAI's takes any data
+        self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int
+    ) -> None:
         """Draws directions, recipients, donors and boxes for ``num_mixed`` patches."""
         recipients = {
             origin: [i for i, value in enumerate(labeled) if bool(value) is origin] for origin in (True, False)
@@ -192,7 +209,7 @@ class PICCutMix(Randomizable, Transform):
             shape = np.array(donor[0].shape[1:])
             shift = np.zeros(len(shape), dtype=int)
             if self.placement == "anatomical":
-                shift = (donor[2] - position).round().int().numpy()
+                shift = (donor[2].cpu() - position).round().int().numpy()
             # Where in the recipient the donor has voxels.
             low, high = np.maximum(shift, 0), shape + np.minimum(shift, 0)
             if (high <= low).any():
@@ -206,7 +223,8 @@ class PICCutMix(Randomizable, Transform):
                 if not len(voxels):
                     continue
                 center = voxels[self.R.randint(len(voxels))]
-            sides = np.maximum(1, np.round(self.R.uniform(*self.box_fraction, len(shape)) * shape)).astype(int)
+            fraction = self.R.uniform(self.box_fraction[0], self.box_fraction[1], len(shape))
+            sides = np.maximum(1, np.round(fraction * shape)).astype(int)
             # A box that would leave the patch is moved, not cut, so that its size does not depend on the place.
             sides = np.minimum(sides, high - low)
             start = np.clip(center - sides // 2, low, high - sides)
@@ -220,7 +238,7 @@ class PICCutMix(Randomizable, Transform):
         p = self.probabilities(from_labeled) * available
         return int(1 + self.R.choice(len(p), p=p / p.sum()))
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # MONAI's takes any data
         self,
         label: torch.Tensor,
         weight: torch.Tensor,
@@ -233,15 +251,17 @@ class PICCutMix(Randomizable, Transform):
         """
         Args:
             label: ground truth or pseudo-labels, shape (B, 1, H, W[, D]).
-            weight: weight of each voxel, same shape; voxels of weight 0 are never the center of a box.
+            weight: weight of each voxel, same shape; a box around a class is never drawn around a voxel of weight 0.
             images: what is mixed along with them, each of shape (B, C, H, W[, D]).
             labeled: for each of the B patches, whether its label is ground truth.
-            positions: offsets of the patches in their volumes, in voxels, shape (B, dims); needed for ``placement="anatomical"``.
+            positions: offsets of the patches in their volumes, in voxels, shape (B, dims); needed for
+                ``placement="anatomical"``.
             num_mixed: number M of mixed patches; ``None`` for the number of unlabeled ones.
             randomize: whether to draw anew, or to repeat the last draw.
 
         Returns:
-            Label, weight and images of the mixed patches, (M, ...), in the order of the arguments. The inputs are left as they are.
+            Label, weight and images of the mixed patches, (M, ...), in the order of the arguments. The inputs are left
+            as they are.
 
         Raises:
             ValueError: When ``positions`` is needed and missing.
@@ -255,7 +275,7 @@ class PICCutMix(Randomizable, Transform):
             positions = torch.zeros(len(label), label.ndim - 2)
         positions = positions.cpu()
         if randomize:
-            patches = [(l, w, p, *i) for l, w, p, *i in zip(label, weight, positions, *images)]
+            patches = list(zip(label, weight, positions, *images))
             self.add_donors(patches, labeled)
             self.randomize(labeled, positions, sum(not value for value in labeled) if num_mixed is None else num_mixed)
         mixed = tuple(batch[[recipient for recipient, _ in self._recipes]].clone() for batch in batches)
@@ -263,17 +283,23 @@ class PICCutMix(Randomizable, Transform):
             for paste in pastes:
                 parts = (*paste.donor[:2], *paste.donor[3:])
                 for batch, part in zip(mixed, parts):
-                    batch[m][(slice(None), *paste.target)] = part[(slice(None), *paste.source)].to(batch.dtype)
+                    batch[m][paste.target] = part[paste.source].to(batch.dtype)
         return mixed
 
     def state_dict(self) -> dict[str, Any]:
         """Progress, counts, random state and donors as plain numbers and tensors."""
-        _, keys, position, has_gauss, gauss = self.R.get_state()
+        random_state = self.R.get_state(legacy=False)
+        keys, position = random_state["state"]["key"], random_state["state"]["pos"]
         return {
             "progress": self.progress,
             "labeled_counts": self.labeled_counts.tolist(),
             "unlabeled_counts": self.unlabeled_counts.tolist(),
-            "random_state": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+            "random_state": [
+                torch.from_numpy(keys.astype(np.int64)),
+                int(position),
+                int(random_state["has_gauss"]),
+                float(random_state["gauss"]),
+            ],
             "bank": self.bank.state_dict(),
         }
 
@@ -283,9 +309,9 @@ class PICCutMix(Randomizable, Transform):
         self.labeled_counts = np.asarray(state["labeled_counts"], dtype=float)
         self.unlabeled_counts = np.asarray(state["unlabeled_counts"], dtype=float)
         keys, *rest = state["random_state"]
-        self.R.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+        self.R.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), *rest))
         self.bank.load_state_dict(state["bank"])
 
 
 def _box(start: np.ndarray, sides: np.ndarray) -> tuple[slice, ...]:
-    return tuple(slice(int(a), int(a + n)) for a, n in zip(start, sides))
+    return slice(None), *(slice(int(a), int(a + n)) for a, n in zip(start, sides))

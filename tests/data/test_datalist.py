@@ -250,3 +250,17 @@ def test_a_place_without_nifti_is_refused(tmp_path, name):
     (tmp_path / "scan.dcm").touch()
     with pytest.raises(FileNotFoundError, match=r"dataset_dir must be a NIfTI file \(\.nii, \.nii\.gz\) or a folder"):
         image_files(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [(0, [1, 1, 1]), (1, [1, 5, 2.5]), (0.5, [1, 5**0.5, 2.5**0.5])],
+)
+def test_class_weights_are_the_formula_of_hand_counted_voxels(folder, power, expected):
+    assert open_datalist(write(folder)).class_weights(power) == pytest.approx(expected)  # of 5, 1 and 2 voxels
+
+
+def test_a_class_without_voxels_has_the_weight_of_the_rarest_that_has_some(folder):
+    opened = open_datalist(write(folder, labels={**LABELS, "3": "pancreas"}))
+    assert opened.class_weights(1) == pytest.approx([1, 5, 2.5, 5])
+    assert opened.training_voxels == [5, 1, 2, 0]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from dinomix_monai.data import make_phantom
+
+CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
+
+# The real networks, shrunk to toys.
+TOY_NETWORK = {"patch_size": [32, 32, 16], "network_def#n_filters": 4}
+TOY_RUN = {
+    **TOY_NETWORK,
+    "spacing_mm": [8.0, 8.0, 10.0],
+    "epochs": 2,
+    "steps_per_epoch": 3,
+    "val_interval": 1,
+    "warm_up": 0.34,
+    "ramp_up": 0.0,
+    "distillation_interval": 2,
+    "distillation_layers": 1,
+    "teacher_weights": "none",
+    "device": "cpu",
+    "amp": False,
+}
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(
+        tmp_path_factory.mktemp("phantom"), cases=(2, 2, 1, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
+    ).parent
+
+
+@pytest.fixture
+def workflow(phantom: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
+    """Builds a workflow from configs of the bundle, with outputs in a temporary folder."""
+
+    def build(*configs: str, run_id: str = "run", kind: str = "train", **overrides: object) -> ConfigWorkflow:
+        defaults = {**TOY_RUN, "dataset_dir": str(phantom), "output_dir": str(tmp_path)}
+        if kind == "infer":
+            defaults = {**TOY_NETWORK, "spacing_mm": TOY_RUN["spacing_mm"], "device": "cpu", "amp": False}
+        return ConfigWorkflow(
+            config_file=[str(CONFIGS / f"{name}.json") for name in configs],
+            meta_file=str(CONFIGS / "metadata.json"),
+            logging_file=False,
+            workflow_type=kind,
+            run_id=run_id,
+            **{**defaults, **overrides},
+        )
+
+    return build
+
+
+@pytest.fixture
+def run(workflow: Callable[..., ConfigWorkflow]) -> Callable[..., ConfigWorkflow]:
+    """Builds a workflow, initializes and runs it."""
+
+    def build_and_run(*configs: str, **kwargs: object) -> ConfigWorkflow:
+        built = workflow(*configs, **kwargs)
+        built.initialize()
+        built.run()
+        return built
+
+    return build_and_run

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dinomix_monai.data import make_phantom, read_labels, write_labels
+from dinomix_monai.data.labels import check_model_file
+
+NAMES = ["background", *(f"organ {number}" for number in range(1, 12))]  # more than ten: "10" sorts before "2"
+
+
+def test_names_come_back_in_their_order(tmp_path):
+    write_labels(tmp_path / "model.pt", tuple(NAMES))
+    assert read_labels(tmp_path / "model.pt") == NAMES
+    assert read_labels(str(tmp_path / "other.pt")) == NAMES  # of the folder, not of the file
+
+
+def test_the_file_has_the_form_of_a_datalist(tmp_path):
+    path = write_labels(tmp_path / "model.pt", ["background", "liver"])
+    assert path == tmp_path / "labels.json"
+    assert json.loads(path.read_text()) == {"0": "background", "1": "liver"}
+
+
+def test_names_in_another_order_are_read_by_their_values(tmp_path):
+    (tmp_path / "labels.json").write_text('{"2": "spleen", "0": "background", "1": "liver"}')
+    assert read_labels(tmp_path / "model.pt") == ["background", "liver", "spleen"]
+
+
+def test_a_missing_folder_is_made(tmp_path):
+    assert write_labels(tmp_path / "new/models/model.pt", NAMES).is_file()
+    assert read_labels(tmp_path / "new/models/model.pt") == NAMES
+
+
+def test_names_are_replaced(tmp_path):
+    write_labels(tmp_path / "model.pt", NAMES)
+    write_labels(tmp_path / "model.pt", ["background", "liver"])
+    assert read_labels(tmp_path / "model.pt") == ["background", "liver"]
+
+
+def test_without_a_file_the_names_are_those_of_the_phantom(tmp_path):
+    datalist = make_phantom(tmp_path / "phantom", cases=(1, 0, 0, 0), size=(16, 16, 16))
+    names = json.loads(datalist.read_text())["labels"]
+    assert read_labels(tmp_path / "model.pt") == [names[str(value)] for value in range(14)]
+
+
+def test_a_missing_model_is_refused(tmp_path):
+    message = r"model_file must be the weights of a trained model, got .*model\.pt, which does not exist\. Train first"
+    for model_file in (tmp_path / "model.pt", str(tmp_path / "model.pt")):
+        with pytest.raises(FileNotFoundError, match=message):
+            check_model_file(model_file)
+    (tmp_path / "model.pt").touch()
+    check_model_file(tmp_path / "model.pt")
