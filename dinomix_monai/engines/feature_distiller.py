@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.transforms import Randomizable
@@ -18,14 +19,15 @@ class FeatureDistiller(nn.Module, Randomizable):
     """
     Distils the features of a frozen teacher into those that a student computes anyway.
 
-    After a forward pass of the student in training mode, calling this with the same input gives the loss. Its parameters are the projection
-    heads, which belong into the optimizer; the teacher is not part of its state dict.
+    After a forward pass of the student in training mode, calling this with the same input gives the loss. Its
+    parameters are the projection heads, which belong into the optimizer; the teacher is not part of its state dict.
 
     Args:
         network: the student.
         modules: names of the modules whose outputs are taught; see :class:`dinomix_monai.networks.FeatureTap`.
-        teacher: gives ``(B, C, h, w, k)`` features for a volume, the student's grid and ``k`` of its layers in depth, as
-            :class:`dinomix_monai.teacher.SliceTokens` does, and has the attribute ``embed_dim``.
+        teacher: gives ``(B, C, h, w, k)`` features for a volume, the student's grid and ``k`` of its layers in depth,
+            as :class:`dinomix_monai.teacher.SliceTokens` does, and has the attributes ``embed_dim`` and
+            ``fingerprint``.
         patch_size: shape of a patch, from which the student's channels are found.
         in_channels: channels of the student's image.
         hidden_channels: see :class:`dinomix_monai.networks.ProjectionHead`.
@@ -42,7 +44,7 @@ class FeatureDistiller(nn.Module, Randomizable):
         self,
         network: nn.Module,
         modules: Sequence[str],
-        teacher: nn.Module,
+        teacher: Any,
         patch_size: Sequence[int],
         in_channels: int = 1,
         hidden_channels: int | None = None,
@@ -66,7 +68,7 @@ class FeatureDistiller(nn.Module, Randomizable):
         self._teacher = [teacher]
 
     @property
-    def teacher(self) -> nn.Module:
+    def teacher(self) -> Any:
         """The frozen teacher."""
         return self._teacher[0]
 

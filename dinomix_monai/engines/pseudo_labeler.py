@@ -12,8 +12,9 @@ class PseudoLabeler(nn.Module):
     """
     Labels and weights from the logits of an EMA teacher.
 
-    A voxel counts (weight 1) when the probability of its most probable class reaches the threshold of that class. The thresholds follow the classes' learning status, the
-    moving average of the confidence of voxels predicted as that class: ``threshold * status_c / max_k status_k``, at least ``floor``.
+    A voxel counts (weight 1) when the probability of its most probable class reaches the threshold of that class. The
+    thresholds follow the classes' learning status, the moving average of the confidence of voxels predicted as that
+    class: ``threshold * status_c / max_k status_k``, at least ``floor``. It moves to where the logits are.
 
     Reference: Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023,
     https://arxiv.org/abs/2205.07246.
@@ -50,6 +51,7 @@ class PseudoLabeler(nn.Module):
         Returns:
             Label values and weights in {0, 1}, each of shape (B, 1, H, W[, D]).
         """
+        self.to(logits.device)
         confidence, label = logits.float().softmax(dim=1).max(dim=1, keepdim=True)
         self._follow(confidence.flatten(), label.flatten())
         return label, (confidence >= self.thresholds()[label]).to(confidence)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
@@ -25,20 +26,26 @@ class DinoMixTrainer(SupervisedTrainer):
     """
     ``monai.engines.SupervisedTrainer`` that also learns from unlabeled images and from a frozen teacher.
 
-    One step: the EMA teacher labels the weak view of the unlabeled patches; PIC mixes labeled and unlabeled ones; the student sees the clean labeled and the mixed patches
-    in one forward pass; the loss is ``supervised + unsupervised_weight * unsupervised + distillation_weight * distillation``. Where a weight is 0 its part is
-    not computed at all, and with both at 0 a step is exactly ``SupervisedTrainer``'s.
+    One step: the EMA teacher labels the weak view of the unlabeled patches; PIC mixes labeled and unlabeled ones; the
+    student sees the clean labeled and the mixed patches in one forward pass; the loss is ``supervised +
+    unsupervised_weight * unsupervised + distillation_weight * distillation``. Where a weight is 0 its part is not
+    computed at all, and with both at 0 a step is exactly ``SupervisedTrainer``'s.
 
-    It owns no schedule and no file: handlers set ``unsupervised_weight``, ``distillation_weight`` and ``progress``, update the EMA teacher and write checkpoints.
+    It owns no schedule and no file: handlers set ``unsupervised_weight``, ``distillation_weight`` and ``progress``,
+    update the EMA teacher and write checkpoints.
 
     Args:
-        unlabeled_data_loader: batches with ``image`` (weak view) and, if there is one, ``strong``; ``None`` or empty for supervised training.
+        unlabeled_data_loader: batches with ``image`` (weak view) and, if there is one, ``strong``; ``None`` or empty
+            for supervised training.
         ema_teacher: gives the pseudo-labels; needed when there are unlabeled images.
         pseudo_labeler: turns its logits into labels and weights; needed likewise.
-        mix: transform of the batch of labeled and unlabeled patches into the mixed ones; ``None`` to learn from the unlabeled patches as they are.
-        unlabeled_loss_function: called with logits, labels and weights of the mixed patches; needed when there are unlabeled images.
+        mix: transform of the batch of labeled and unlabeled patches into the mixed ones; ``None`` to learn from the
+            unlabeled patches as they are.
+        unlabeled_loss_function: called with logits, labels and weights of the mixed patches; needed when there are
+            unlabeled images.
         distiller: feature distillation, or ``None``.
-        teacher_key: what the frozen teacher looks at: ``image`` for the student's own input, or another entry of both kinds of batches.
+        teacher_key: what the frozen teacher looks at: ``image`` for the student's own input, or another entry of both
+            kinds of batches, which must then be among the keys of ``mix``.
         unsupervised_weight: weight of the mixed patches' loss.
         distillation_weight: weight of the distillation loss.
         **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1.
@@ -63,7 +70,7 @@ class DinoMixTrainer(SupervisedTrainer):
     ) -> None:
         if kwargs.get("accumulation_steps", 1) != 1:
             raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
-        if unlabeled_data_loader is not None and len(unlabeled_data_loader) == 0:
+        if _is_empty(unlabeled_data_loader):
             unlabeled_data_loader = None
         if unlabeled_data_loader is None:
             warnings.warn("There are no unlabeled images: training is supervised.", stacklevel=2)
@@ -76,10 +83,11 @@ class DinoMixTrainer(SupervisedTrainer):
             if missing := [name for name, part in needed.items() if part is None]:
                 raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
         self.unlabeled_data_loader = unlabeled_data_loader
-        self.ema_teacher = ema_teacher
-        self.pseudo_labeler = pseudo_labeler
+        # Any: where they are used they are not None, as made sure of above.
+        self.ema_teacher: Any = ema_teacher
+        self.pseudo_labeler: Any = pseudo_labeler
+        self.unlabeled_loss_function: Any = unlabeled_loss_function
         self.mix = mix
-        self.unlabeled_loss_function = unlabeled_loss_function
         self.distiller = distiller
         self.teacher_key = teacher_key
         self.unsupervised_weight = unsupervised_weight
@@ -88,30 +96,45 @@ class DinoMixTrainer(SupervisedTrainer):
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
         # Last, because it attaches the handlers, and they look for the attributes above.
         super().__init__(*args, **kwargs)
+        # With the labeled one, so that what an epoch draws does not depend on the epochs before it.
+        self.add_event_handler(Events.EPOCH_STARTED, self._restart_unlabeled)
+
+    def _restart_unlabeled(self) -> None:
+        self._unlabeled_batches = None
 
     def next_unlabeled(self) -> dict[str, Any]:
-        """The next batch of the unlabeled stream, which starts over when it is exhausted."""
-        if self._unlabeled_batches is None:
-            self._unlabeled_batches = iter(self.unlabeled_data_loader)
-        try:
-            return next(self._unlabeled_batches)
-        except StopIteration:
-            self._unlabeled_batches = None
-            return self.next_unlabeled()
+        """
+        The next batch of the unlabeled stream, which starts over in each epoch and when it is exhausted.
 
-    def _iteration(self, engine: DinoMixTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        Raises:
+            RuntimeError: When the stream has no batch at all.
+        """
+        for _ in range(2):
+            if self._unlabeled_batches is None:
+                self._unlabeled_batches = iter(self.unlabeled_data_loader or ())
+            batch = next(self._unlabeled_batches, None)
+            if batch is not None:
+                return batch
+            self._restart_unlabeled()
+        raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
         use_unlabeled = self.unlabeled_data_loader is not None and self.unsupervised_weight > 0
-        use_teacher = self.distiller is not None and self.distillation_weight > 0
-        use_teacher = use_teacher and self.distiller.is_due(self.state.iteration)
-        if not use_unlabeled and not use_teacher:
+        distiller = self.distiller if self.distillation_weight > 0 else None
+        if distiller is not None and not distiller.is_due(self.state.iteration):
+            distiller = None
+        if not use_unlabeled and distiller is None:
             return super()._iteration(engine, batchdata)
 
         image, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
-        labeled = {BatchKeys.IMAGE: convert_to_tensor(image), BatchKeys.LABEL: convert_to_tensor(label)}
-        if use_teacher and self.teacher_key not in labeled:
+        labeled: dict[str, torch.Tensor] = {
+            BatchKeys.IMAGE: convert_to_tensor(image),
+            BatchKeys.LABEL: convert_to_tensor(label),
+        }
+        if distiller is not None and self.teacher_key not in labeled:
             labeled[self.teacher_key] = self._to_device(batchdata[self.teacher_key])
         inputs = [labeled[BatchKeys.IMAGE]]
-        taught = [labeled[self.teacher_key]] if use_teacher else []
+        taught = [labeled[self.teacher_key]] if distiller is not None else []
 
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
@@ -119,10 +142,10 @@ class DinoMixTrainer(SupervisedTrainer):
             mixed = self._mixed(labeled, batchdata) if use_unlabeled else None
             if mixed is not None:
                 inputs.append(mixed[BatchKeys.IMAGE])
-                taught += [mixed[self.teacher_key]] if use_teacher else []
+                taught += [mixed[self.teacher_key]] if distiller is not None else []
             logits = self.inferer(torch.cat(inputs), self.network)
             size = len(image)
-            output = {Keys.IMAGE: image, Keys.LABEL: label, Keys.PRED: logits[:size]}
+            output: dict[str, Any] = {Keys.IMAGE: image, Keys.LABEL: label, Keys.PRED: logits[:size]}
             self.state.output = output
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
 
@@ -131,8 +154,8 @@ class DinoMixTrainer(SupervisedTrainer):
                 term = self.unlabeled_loss_function(logits[size:], mixed[BatchKeys.LABEL], mixed[BatchKeys.WEIGHT])
                 output[LossKeys.UNSUPERVISED] = term
                 loss = loss + self.unsupervised_weight * term
-            if use_teacher:
-                term = output[LossKeys.DISTILLATION] = self.distiller(torch.cat(taught))
+            if distiller is not None:
+                term = output[LossKeys.DISTILLATION] = distiller(torch.cat(taught))
                 loss = loss + self.distillation_weight * term
             output[Keys.LOSS] = loss
         self.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -147,13 +170,14 @@ class DinoMixTrainer(SupervisedTrainer):
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
             self.optimizer.step()
         self.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        # Not the output from above: decollation and postprocessing have replaced it by now.
+        return self.state.output
 
-    def _mixed(self, labeled: dict[str, torch.Tensor], labeled_batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _mixed(self, labeled: dict[str, torch.Tensor], labeled_batch: dict[str, Any]) -> dict[Any, torch.Tensor]:
         """The mixed patches: what the student learns from beside the labeled ones."""
         batch = self.next_unlabeled()
         weak = self._to_device(batch[BatchKeys.IMAGE])
-        unlabeled = {BatchKeys.IMAGE: self._to_device(batch.get(BatchKeys.STRONG, weak))}
+        unlabeled: dict[Any, torch.Tensor] = {BatchKeys.IMAGE: self._to_device(batch.get(BatchKeys.STRONG, weak))}
         if self.teacher_key in labeled and self.teacher_key not in unlabeled:
             unlabeled[self.teacher_key] = self._to_device(batch[self.teacher_key])
         with torch.no_grad():
@@ -162,7 +186,7 @@ class DinoMixTrainer(SupervisedTrainer):
         if self.mix is None:
             return unlabeled
         labeled = {**labeled, BatchKeys.WEIGHT: torch.ones_like(labeled[BatchKeys.LABEL], dtype=weak.dtype)}
-        both = {key: torch.cat([labeled[key].to(value), value]) for key, value in unlabeled.items()}
+        both: dict[Any, Any] = {key: torch.cat([labeled[key].to(value), value]) for key, value in unlabeled.items()}
         if BatchKeys.POSITION in batch and BatchKeys.POSITION in labeled_batch:
             both[BatchKeys.POSITION] = torch.cat([labeled_batch[BatchKeys.POSITION], batch[BatchKeys.POSITION]])
         both[BatchKeys.LABELED] = [True] * len(labeled[BatchKeys.IMAGE]) + [False] * len(weak)
@@ -170,3 +194,10 @@ class DinoMixTrainer(SupervisedTrainer):
 
     def _to_device(self, value: torch.Tensor) -> torch.Tensor:
         return convert_to_tensor(value).to(self.state.device, non_blocking=self.non_blocking)
+
+
+def _is_empty(loader: Any) -> bool:
+    try:
+        return len(loader) == 0
+    except TypeError:  # as MONAI's Workflow: a stream without a length
+        return False

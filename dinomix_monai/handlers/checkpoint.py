@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
 from monai.networks.utils import get_state_dict
+from torch import nn
 
 from dinomix_monai.data import write_labels
 from dinomix_monai.keys import MetricKeys
@@ -24,8 +28,9 @@ class BestModelHandler:
     """
     Writes the weights of the network that validation scores, whenever the key metric is higher than ever before.
 
-    The file is a plain state dict on the CPU, which the network loads strictly. It is replaced in one move, so it is complete at every moment.
-    MONAI's ``CheckpointSaver`` writes in place, and a resumed run of it begins with no memory of the best.
+    The file is a plain state dict on the CPU, which the network loads strictly. It is replaced in one move, so it is
+    complete at every moment. MONAI's ``CheckpointSaver`` writes in place, and a resumed run of it begins with no memory
+    of the best. A metric that is NaN is worse than any number.
 
     ``labels.json`` beside it names the classes, which the weights cannot tell.
 
@@ -46,9 +51,20 @@ class BestModelHandler:
         """Attaches to the end of an evaluation."""
         engine.add_event_handler(Events.COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
-        """Compares, and writes if better."""
-        value = float(engine.state.metrics[self.key_metric])
+    def __call__(self, engine: SupervisedEvaluator) -> None:
+        """
+        Compares, and writes if better.
+
+        Raises:
+            ValueError: When the evaluator has no metric of that name.
+        """
+        metrics = engine.state.metrics
+        if self.key_metric not in metrics:
+            raise ValueError(
+                f"key_metric must name a metric of the evaluator ({', '.join(metrics)}), got {str(self.key_metric)!r}."
+            )
+        value = float(metrics[self.key_metric])
+        value = -math.inf if math.isnan(value) else value
         if self.best is None or value > self.best:
             self.best, self.epoch = value, engine.state.epoch
             write_labels(self.path, self.class_names)
@@ -65,14 +81,16 @@ class BestModelHandler:
 
 class RunStateSaver:
     """
-    Writes all that a run needs to go on, after every epoch: one file of plain tensors and numbers, replaced in one move.
+    Writes what a run needs to go on, after every epoch: one file of plain tensors and numbers, replaced in one move.
 
-    The trainer's own parts (network, optimizer, EMA teacher, projection heads, PIC with its donors, thresholds, gradient scaler,
-    epoch) are found on the trainer; what else has a state is given. The frozen teacher is not saved; its fingerprint is.
+    The trainer's own parts (network, optimizer, EMA teacher, projection heads, PIC with its donors, thresholds,
+    gradient scaler, epoch) are found on the trainer; what else has a state is given. The frozen teacher is not saved;
+    its fingerprint is.
 
     Args:
         path: file to write.
-        objects: other objects with ``state_dict``, by name, such as the learning rate scheduler; ``None`` entries are skipped.
+        objects: other objects with ``state_dict``, by name, such as the learning rate scheduler; ``None`` entries are
+            skipped.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any] | None = None) -> None:
@@ -106,14 +124,21 @@ class RunStateLoader:
     def __init__(self, path: str | Path, objects: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.objects = dict(objects or {})
+        self._done = False
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"path must be the state of a run, got {self.path}, which does not exist. Train first."
             )
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the start of the run; attach it first."""
-        engine.add_event_handler(Events.STARTED, self)
+        """Attaches to the first start of the engine; attach it first."""
+        engine.add_event_handler(Events.STARTED, self._first_start)
+
+    def _first_start(self, engine: Engine) -> None:
+        # Later rounds of a federation start the engine again and must go on from where they are.
+        if not self._done:
+            self(engine)
+            self._done = True
 
     def __call__(self, engine: Engine) -> None:
         """
@@ -122,26 +147,40 @@ class RunStateLoader:
         Raises:
             ValueError: When the run had another frozen teacher, or the file lacks a part.
         """
-        state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
-        if state["teacher"] != _fingerprint(engine):
+        # On the CPU, whatever the device: a part moves what it needs, and step counts and random states stay there.
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state.get("teacher") != _fingerprint(engine):
             raise ValueError(
-                f"The run in {self.path} had the teacher {state['teacher']}, and now it is {_fingerprint(engine)}. "
+                f"The run in {self.path} had the teacher {state.get('teacher')}, and now it is {_fingerprint(engine)}. "
                 "Pass the same teacher_weights."
             )
         parts = _parts(engine, self.objects)
-        if missing := sorted(parts.keys() - state.keys()):
+        needed = ["trainer", *parts]
+        if missing := [name for name in needed if name not in state]:
             raise ValueError(
-                f"{self.path} must have the state of {', '.join(parts)}, got none of {', '.join(missing)}."
+                f"{self.path} must have the state of {', '.join(needed)}, got none of {', '.join(missing)}."
             )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         engine.state.epoch = state["trainer"]["epoch"]
-        engine.state.iteration = state["trainer"]["iteration"]
+        # From the epochs, so that the next one is whole even if its length has been changed.
+        length = engine.state.epoch_length
+        engine.state.iteration = engine.state.epoch * length if length else state["trainer"]["iteration"]
+        if engine.state.max_epochs is not None and engine.state.epoch >= engine.state.max_epochs:
+            warnings.warn(
+                f"The run in {self.path} has all of its {engine.state.max_epochs} epochs: nothing is left to train.",
+                stacklevel=2,
+            )
 
 
 def _parts(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: getattr(engine, name, None) for name in _PARTS}
-    return {name: part for name, part in {**found, **objects}.items() if part is not None}
+    return {name: _unwrapped(part) for name, part in {**found, **objects}.items() if part is not None}
+
+
+def _unwrapped(part: Any) -> Any:
+    # So that a run of several GPUs can go on with one.
+    return part.module if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else part
 
 
 def _fingerprint(engine: Engine) -> str | None:

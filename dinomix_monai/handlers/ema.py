@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ignite.engine import Engine, Events
 
 __all__ = ["EMAUpdateHandler"]
@@ -19,6 +21,6 @@ class EMAUpdateHandler:
         """Attaches to the end of each iteration."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Takes one step."""
         engine.ema_teacher.update(engine.network)

@@ -6,6 +6,7 @@ import logging
 
 import torch
 from ignite.engine import Engine
+from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
 __all__ = ["ClipGradientHandler"]
@@ -35,7 +36,7 @@ class ClipGradientHandler:
         """Attaches to the end of the backward pass."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: SupervisedTrainer) -> None:
         """Clips the gradients."""
         # On a CPU there is a scaler with mixed precision, too, but it is disabled.
         scaler = engine.scaler if engine.amp and engine.scaler is not None and engine.scaler.is_enabled() else None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from monai.engines import Workflow
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
@@ -18,28 +23,30 @@ _TERMS = (Keys.LOSS, *LossKeys)
 
 
 class _EpochMeans:
-    """Means of the terms of the loss since the epoch began; a term that was not computed in a step is not averaged there."""
+    """Means of the terms of the loss since the epoch began; a term is averaged over the steps that computed it."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, output: dict) -> None:
-        for term in _TERMS:
-            if term in output:
-                self._sums[str(term)] = self._sums.get(str(term), 0.0) + float(output[term])
-                self._counts[str(term)] = self._counts.get(str(term), 0) + 1
+    def add(self, terms: dict[str, Any]) -> None:
+        for term, value in terms.items():
+            # Summed as tensors: reading a number in each step would wait for a GPU.
+            self._sums[term] = self._sums.get(term, 0) + torch.as_tensor(value).detach().float()
+            self._counts[term] = self._counts.get(term, 0) + 1
 
     def values(self) -> dict[str, float]:
-        return {term: total / self._counts[term] for term, total in self._sums.items()}
+        return {term: float(total) / self._counts[term] for term, total in self._sums.items()}
 
 
 class ProgressLineHandler:
     """
     A progress bar over the whole run with epoch, losses by name, the latest key metric and the time left.
+
+    It is one live line on a terminal. Where stderr is none, as in a log file, it writes a line for each epoch instead.
 
     Args:
         validator: evaluator whose key metric is shown, or ``None``.
@@ -50,40 +57,58 @@ class ProgressLineHandler:
         self.validator = validator
         self.interval = interval
         self._bar: tqdm | None = None
-        self._shown: dict[str, str] = {}
+        self._losses: dict[str, str] = {}
+        self._metric: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attaches to start, end and steps of the run."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._show_losses)
+        # Not at the end of the epoch, when its validation may still be to come.
+        engine.add_event_handler(Events.EPOCH_STARTED | Events.COMPLETED, self._log)
         engine.add_event_handler(Events.COMPLETED | Events.INTERRUPT, self._stop)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._show_metric)
 
-    def _start(self, engine: Engine) -> None:
-        steps = engine.state.max_epochs * engine.state.epoch_length
+    def _start(self, engine: Workflow) -> None:
+        length = engine.state.epoch_length
+        self._live = sys.stderr.isatty()
         self._bar = tqdm(
-            total=steps, initial=engine.state.iteration, unit="step", dynamic_ncols=True,
+            total=engine.state.max_epochs * length if length else None,
+            initial=engine.state.iteration,
+            unit="step",
+            dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
-        )  # fmt: skip
+            # The time left follows from the mean of all steps, which includes the time for validation.
+            smoothing=0,
+            # Without a terminal it only keeps the time.
+            delay=0 if self._live else math.inf,
+        )
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Moves the bar by one step."""
         if self._bar is None:
             return
         if engine.state.iteration % self.interval == 0:
-            output = engine.state.output
-            output = output[0] if isinstance(output, list) else output
-            for term in _TERMS:
-                if term in output:
-                    self._shown[str(term)] = f"{float(output[term]):.3f}"
-            self._bar.set_description_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
-            self._bar.set_postfix(self._shown, refresh=False)
+            self._show_losses(engine)
         self._bar.update()
 
-    def _show_metric(self, validator: Engine) -> None:
+    def _show_losses(self, engine: Workflow) -> None:
+        if self._bar is not None:
+            self._losses.update({term: f"{float(value):.3f}" for term, value in _terms(engine).items()})
+            self._bar.set_description_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
+            self._bar.set_postfix({**self._losses, **self._metric}, refresh=False)
+
+    def _show_metric(self, validator: Workflow) -> None:
         if MetricKeys.KEY in validator.state.metrics:
-            self._shown[str(MetricKeys.KEY)] = f"{validator.state.metrics[MetricKeys.KEY]:.3f}"
+            self._metric = {str(MetricKeys.KEY): f"{validator.state.metrics[MetricKeys.KEY]:.3f}"}
+            if self._bar is not None:
+                self._bar.set_postfix({**self._losses, **self._metric}, refresh=self._live)
+
+    def _log(self) -> None:
+        if self._bar is not None and not self._live and self._bar.n > self._bar.initial:
+            print(self._bar, file=sys.stderr, flush=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -96,13 +121,14 @@ class HistoryHandler:
     Writes ``history.csv``: a row for each epoch with the mean of each loss and, where it validated, the key metric.
 
     Args:
-        path: file to write; it is begun anew when a run starts at its first epoch.
+        path: file to write; when a run starts, only its rows of epochs before that are kept, so a run that starts at
+            its first epoch begins it anew.
         validator: evaluator whose key metric is written, or ``None``.
     """
 
     columns: Sequence[str] = ("epoch", *(str(term) for term in _TERMS), str(MetricKeys.KEY))
 
-    def __init__(self, path: str | Path, validator: Engine | None = None) -> None:
+    def __init__(self, path: str | Path, validator: Workflow | None = None) -> None:
         self.path = Path(path)
         self.validator = validator
         self._means = _EpochMeans()
@@ -113,23 +139,37 @@ class HistoryHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, engine: Workflow) -> None:
         self._means.clear()
-        if engine.state.epoch == 0 or not self.path.is_file():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("w", newline="") as file:
-                csv.writer(file).writerow(self.columns)
+        rows = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                # A run that is killed while it writes its state has a row too many, which it will write again.
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
 
-    def _step(self, engine: Engine) -> None:
-        output = engine.state.output
-        self._means.add(output[0] if isinstance(output, list) else output)
+    def _step(self, engine: Workflow) -> None:
+        self._means.add(_terms(engine))
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Workflow) -> None:
         """Writes the row of the epoch."""
-        row = {"epoch": engine.state.epoch, **{k: f"{v:.5f}" for k, v in self._means.values().items()}}
-        validated = self.validator is not None and self.validator.state.epoch == engine.state.epoch
-        if validated and MetricKeys.KEY in self.validator.state.metrics:
-            row[str(MetricKeys.KEY)] = f"{self.validator.state.metrics[MetricKeys.KEY]:.5f}"
+        row: dict[str, Any] = {"epoch": engine.state.epoch}
+        row.update({term: f"{value:.5f}" for term, value in self._means.values().items()})
+        if self.validator is not None and self.validator.state.epoch == engine.state.epoch:
+            metrics = self.validator.state.metrics
+            if MetricKeys.KEY in metrics:
+                row[str(MetricKeys.KEY)] = f"{metrics[MetricKeys.KEY]:.5f}"
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
         self._means.clear()
+
+
+def _terms(engine: Workflow) -> dict[str, Any]:
+    """The terms of the loss in the output of the last step, which is a list after decollation."""
+    output = engine.state.output
+    output = output[0] if isinstance(output, list) else output
+    return {str(term): output[term] for term in _TERMS if term in output}

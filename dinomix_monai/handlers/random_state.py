@@ -13,7 +13,7 @@ __all__ = ["EpochSeedHandler"]
 
 class EpochSeedHandler:
     """
-    Seeds every source of randomness anew at the start of each epoch, from the seed of the run and the epoch.
+    Seeds torch and the given transforms anew at the start of each epoch, from the seed of the run and the epoch.
 
     An epoch then draws the same whether the run came to it in one go or was resumed before it.
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.utils import convert_to_tensor
+from monai.engines import Workflow
+from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.keys import MetricKeys
@@ -24,16 +28,20 @@ class ReportHandler:
     """
     Scores each case of an evaluator, prints the table per class, and writes ``metrics.csv`` and ``report/``.
 
-    ``report/`` has the Dice of each class, the training curves if there is a ``history.csv``, three orthogonal slices of the worst and
-    the median case, and ``index.html`` with all of it. Predictions and labels must be label maps when the iteration
-    has completed, that is, ``postprocessing`` has taken the argmax.
+    ``report/`` has the Dice of each class, the training curves if there is a ``history.csv``, three orthogonal slices
+    of the worst and the median case, and ``index.html`` with all of it. Predictions and labels must be label maps when
+    the iteration has completed, that is, ``postprocessing`` has taken the argmax.
 
     Args:
         class_names: names by label value, background first.
         output_dir: folder for ``metrics.csv`` and ``report/``.
         title: what was evaluated, for the headings.
         notes: sentences for the report, such as which teacher it was.
-        written: other files of the run to list with these, by what they are.
+        written: other files of the run to list with these, by what they are; those that do not exist are left out.
+
+    Raises:
+        TypeError: When an image is not a ``MetaTensor`` and so has no spacing.
+        ValueError: When the evaluation had no case.
     """
 
     def __init__(
@@ -41,13 +49,13 @@ class ReportHandler:
         class_names: Sequence[str],
         output_dir: str | Path,
         title: str = "Evaluation",
-        notes: Sequence[str] = (),
+        notes: Sequence[str] | str = (),
         written: dict[str, str] | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
         self.title = title
-        self.notes = list(notes)
+        self.notes = ensure_tuple(notes)
         self.written = dict(written or {})
 
     def attach(self, engine: Engine) -> None:
@@ -58,37 +66,47 @@ class ReportHandler:
 
     def _start(self) -> None:
         self.scores = CaseScores(self.class_names)
-        self._views: dict[str, list[tuple[np.ndarray, ...]]] = {}
+        self._views: list[list[tuple[np.ndarray, ...]]] = []
 
-    def _score(self, engine: Engine) -> None:
+    def _score(self, engine: Workflow) -> None:
         for output in engine.state.output:
             image = output[Keys.IMAGE]
+            if not isinstance(image, MetaTensor):
+                raise TypeError(
+                    f"{Keys.IMAGE} must be a MetaTensor, whose affine tells the spacing, got {type(image).__name__}."
+                )
             name = Path(image.meta.get("filename_or_obj", f"case {len(self.scores.cases) + 1}")).name
             prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
             self.scores.add(name, prediction, label, affine_to_spacing(image.affine, r=label.ndim - 1).tolist())
-            self._views[name] = _orthogonal_views(convert_to_tensor(image, track_meta=False), prediction, label)
+            self._views.append(_orthogonal_views(convert_to_tensor(image, track_meta=False), prediction, label))
 
     def __call__(self, engine: Engine) -> None:
         """Prints the table and writes the files."""
+        if not self.scores.cases:
+            raise ValueError("The evaluation must have at least one case to report, got none.")
         folder = self.output_dir / "report"
         folder.mkdir(parents=True, exist_ok=True)
-        written = {"scores per case and class": self.scores.write_csv(self.output_dir / "metrics.csv")}
-        dice = np.nanmean(np.stack(self.scores.scores)[:, 0], axis=1)
-        order = np.argsort(dice)
+        written: dict[str, str | Path] = {
+            "scores per case and class": self.scores.write_csv(self.output_dir / "metrics.csv")
+        }
+        dice = [np.nanmean(case[0]) if np.isfinite(case[0]).any() else math.nan for case in self.scores.scores]
+        # A case without any class has no score and stands for nothing, unless there is no other.
+        order = [i for i in np.argsort(dice) if not math.isnan(dice[i])] or [0]
         chosen = {"worst": order[0], "median": order[len(order) // 2]}
         made = [self._draw_bars(folder / "dice.png")]
         made += [self._draw_curves(folder / "curves.png")] if (self.output_dir / "history.csv").is_file() else []
         for kind, index in chosen.items():
             caption = f"{kind} case, {self.scores.cases[index]}: mean Dice {dice[index]:.3f}"
-            made.append(self._draw_case(folder / f"{kind}_case.png", self.scores.cases[index], caption))
-        (folder / "index.html").write_text(self._page(made))
+            made.append(self._draw_case(folder / f"{kind}_case.png", self._views[index], caption))
+        (folder / "index.html").write_text(self._page(made), encoding="utf-8")
         written["report"] = folder / "index.html"
         print(f"\n{self.title}\n{self.scores.table()}\n")
         for note in self.notes:
             print(note)
         print("Written:")
-        for what, path in {**self.written, **written}.items():
-            print(f"  {path}  ({what})")
+        for what, path in (*self.written.items(), *written.items()):
+            if Path(path).exists():
+                print(f"  {path}  ({what})")
 
     def _draw_bars(self, path: Path) -> Path:
         names, means = self.class_names[1:], self.scores.mean()[MetricKeys.DICE]
@@ -118,8 +136,7 @@ class ReportHandler:
         axes.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="center right", fontsize="small")
         return _save(figure, path)
 
-    def _draw_case(self, path: Path, case: str, caption: str) -> Path:
-        views = self._views[case]
+    def _draw_case(self, path: Path, views: list[tuple[np.ndarray, ...]], caption: str) -> Path:
         figure, axes = _figure(9, 6.4, rows=2, columns=len(views))
         for column, (image, prediction, label) in enumerate(views):
             for row, (name, classes) in enumerate((("prediction", prediction), ("ground truth", label))):
@@ -150,7 +167,7 @@ class ReportHandler:
 def _orthogonal_views(
     image: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor
 ) -> list[tuple[np.ndarray, ...]]:
-    """For each axis of a volume, the slice that shows most classes, of image, prediction and label; shape (1, H, W, D)."""
+    """For each axis of a volume (1, H, W, D), the slice that shows most classes, of image, prediction and label."""
     arrays = [x[0].cpu().numpy() for x in (image, prediction, label)]
     views = []
     for axis in reversed(range(arrays[0].ndim)):
@@ -161,7 +178,7 @@ def _orthogonal_views(
     return views
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     # Imported here, because it takes a second and only an evaluation needs it.
     from matplotlib.figure import Figure
 
@@ -169,6 +186,6 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
     return figure, figure.subplots(rows, columns)
 
 
-def _save(figure, path: Path) -> Path:
+def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=110)
     return path

@@ -36,7 +36,7 @@ class CurriculumHandler:
         """Attaches to the start of each iteration."""
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Sets the progress."""
         done = engine.state.iteration - 1
         engine.progress = min(done / (self.total_epochs * engine.state.epoch_length), 1.0)
@@ -86,6 +86,6 @@ class RampUpHandler:
         u = min((progress - self.warm_up) / self.ramp_up, 1.0) if self.ramp_up else 1.0
         return self.value * math.exp(-5 * (1 - u) ** 2)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Sets the weight."""
         setattr(engine, self.attribute, self.weight(engine.progress))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dinomix_monai.engines import DinoMixTrainer, PlainPrepareBatch, PseudoLabeler
+from dinomix_monai.networks import EMATeacher
+
+NUM_CLASSES = 3
+
+
+class ToyNetwork(nn.Module):
+    """A convolution to features and one to logits; it notes what it is given in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv3d(1, 4, 2, stride=2)
+        self.up = nn.ConvTranspose3d(4, NUM_CLASSES, 2, stride=2)
+        self.inputs = []
+
+    def forward(self, x):
+        if self.training:
+            self.inputs.append(x.detach().clone())
+        return self.up(self.features(x).tanh())
+
+
+def make_batches(number, seed, size=2, strong=False):
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(number):
+        image = torch.rand(size, 1, 8, 8, 8, generator=generator)
+        batch = {"image": image, "label": torch.randint(0, NUM_CLASSES, image.shape, generator=generator)}
+        if strong:
+            del batch["label"]
+            batch["strong"] = 10 + image
+        batches.append(batch)
+    return batches
+
+
+def cross_entropy(logits, label):
+    return nn.functional.cross_entropy(logits, label[:, 0].long())
+
+
+def weighted_cross_entropy(logits, label, weight):
+    return (nn.functional.cross_entropy(logits, label[:, 0].long(), reduction="none") * weight[:, 0]).mean()
+
+
+@pytest.fixture
+def make_trainer():
+    """
+    A semi-supervised trainer without distillation, with ``**changes``.
+
+    Everything in it is the same each time. With a threshold of 0 each voxel of an unlabeled patch counts.
+    """
+
+    def make(trainer_class=DinoMixTrainer, network=None, steps=3, **changes):
+        torch.manual_seed(0)
+        network = ToyNetwork() if network is None else network
+        arguments = {
+            "device": torch.device("cpu"),
+            "max_epochs": 2,
+            "train_data_loader": make_batches(steps, seed=1),
+            "network": network,
+            "optimizer": torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
+            "loss_function": cross_entropy,
+            "prepare_batch": PlainPrepareBatch(),
+        }
+        if trainer_class is DinoMixTrainer:
+            arguments |= {
+                "unlabeled_data_loader": make_batches(3, seed=2, size=1, strong=True),
+                "ema_teacher": EMATeacher(network),
+                "pseudo_labeler": PseudoLabeler(NUM_CLASSES, threshold=0.0, floor=0.0),
+                "unlabeled_loss_function": weighted_cross_entropy,
+            }
+        return trainer_class(**{**arguments, **changes})
+
+    return make

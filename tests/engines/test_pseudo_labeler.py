@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dinomix_monai.engines import PseudoLabeler
+
+
+def logits_of(probabilities):
+    """Logits of shape (1, C, n, 1, 1) whose softmax is ``probabilities``, one row for each voxel."""
+    return torch.tensor(probabilities).T[None, :, :, None, None].log()
+
+
+def test_the_label_is_the_most_probable_class():
+    label, weight = PseudoLabeler(3)(logits_of([[0.1, 0.7, 0.2], [0.98, 0.01, 0.01], [0.2, 0.3, 0.5]]))
+    assert label.flatten().tolist() == [1, 0, 2]
+    assert label.shape == weight.shape == (1, 1, 3, 1, 1)
+
+
+def test_at_first_every_class_has_the_same_threshold():
+    labeler = PseudoLabeler(3, threshold=0.8, floor=0.5, decay=1.0)
+    _, weight = labeler(logits_of([[0.81, 0.1, 0.09], [0.79, 0.12, 0.09], [0.05, 0.05, 0.9], [0.1, 0.6, 0.3]]))
+    assert labeler.thresholds().tolist() == pytest.approx([0.8] * 3)
+    assert weight.flatten().tolist() == [1, 0, 1, 0]
+
+
+def test_the_thresholds_follow_the_formula_by_hand():
+    labeler = PseudoLabeler(4, threshold=0.9, floor=0.5, decay=0.75)
+    batch = logits_of([[0.96, 0.02, 0.01, 0.01], [0.92, 0.02, 0.03, 0.03], [0.1, 0.6, 0.2, 0.1], [0.1, 0.4, 0.3, 0.2]])
+    status = [1.0, 1.0, 1.0, 1.0]
+    for _ in range(5):
+        labeler(batch)
+        # Classes 0 and 1 are predicted in two voxels each, the others nowhere: they stay as they are.
+        status[0] = 0.75 * status[0] + 0.25 * (0.96 + 0.92) / 2
+        status[1] = 0.75 * status[1] + 0.25 * (0.6 + 0.4) / 2
+    assert labeler.status.tolist() == pytest.approx(status, rel=1e-5)
+    expected = [max(0.9 * value / max(status), 0.5) for value in status]
+    assert labeler.thresholds().tolist() == pytest.approx(expected, rel=1e-5)
+    assert 0.5 < expected[1] < expected[0] < expected[2] == 0.9
+
+
+def test_a_class_that_is_never_sure_gets_the_floor():
+    labeler = PseudoLabeler(3, threshold=0.9, floor=0.6, decay=0.0)
+    _, weight = labeler(logits_of([[0.99, 0.005, 0.005], [0.3, 0.55, 0.15], [0.2, 0.65, 0.15]]))
+    assert labeler.thresholds()[1].item() == pytest.approx(0.6)
+    assert weight.flatten().tolist() == [1, 0, 1]
+
+
+def test_the_most_confident_class_has_the_full_threshold_however_unsure_it_is():
+    labeler = PseudoLabeler(2, threshold=0.9, floor=0.0, decay=1.0)
+    labeler.status.copy_(torch.tensor([0.6, 0.3]))
+    assert labeler.thresholds().tolist() == pytest.approx([0.9, 0.45])
+
+
+def test_a_voxel_counts_from_the_threshold_of_its_own_class():
+    labeler = PseudoLabeler(2, threshold=0.9, floor=0.0, decay=1.0)
+    labeler.status.copy_(torch.tensor([1.0, 0.8]))  # thresholds of 0.9 and 0.72
+    _, weight = labeler(logits_of([[0.89, 0.11], [0.91, 0.09], [0.29, 0.71], [0.27, 0.73]]))
+    assert weight.flatten().tolist() == [0, 1, 0, 1]
+
+
+def test_no_gradient_reaches_the_logits():
+    label, weight = PseudoLabeler(3)(torch.rand(2, 3, 4, 4, 4, requires_grad=True))
+    assert not label.requires_grad
+    assert not weight.requires_grad
+
+
+def test_images_of_two_dimensions_and_half_precision_are_fine():
+    label, weight = PseudoLabeler(3)(torch.rand(2, 3, 4, 5).half())
+    assert label.shape == weight.shape == (2, 1, 4, 5)
+    assert weight.dtype == torch.float32
+
+
+def test_the_status_is_what_is_saved():
+    labeler = PseudoLabeler(3, decay=0.5)
+    labeler(torch.rand(2, 3, 4, 4, 4))
+    other = PseudoLabeler(3, decay=0.5)
+    other.load_state_dict(labeler.state_dict())
+    assert list(labeler.state_dict()) == ["status"]
+    assert torch.equal(other.thresholds(), labeler.thresholds())
+    assert not list(labeler.parameters())
+
+
+@pytest.mark.parametrize(("threshold", "floor"), [(0.5, 0.6), (1.1, 0.5), (0.9, -0.1)])
+def test_thresholds_out_of_order_are_refused(threshold, floor):
+    with pytest.raises(ValueError, match=rf"floor and threshold must be 0 <= floor .*, got {floor} and {threshold}"):
+        PseudoLabeler(3, threshold=threshold, floor=floor)

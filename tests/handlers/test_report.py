@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import csv
+import warnings
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from dinomix_monai.engines import PlainPrepareBatch
+from dinomix_monai.handlers import ReportHandler
+
+NAMES = ["background", "spleen", "left kidney", "gland"]
+SPACING = (1.0, 2.0, 3.0)
+
+
+class Shown(nn.Module):
+    """Its prediction is the image: a case says itself what is predicted for it."""
+
+    def forward(self, x):
+        return x
+
+
+def make_case(name, label, prediction=None):
+    meta = {"filename_or_obj": f"/data/{name}.nii.gz"}
+    affine = torch.diag(torch.tensor([*SPACING, 1.0]))
+    image = MetaTensor((label if prediction is None else prediction)[None].float(), affine=affine, meta=dict(meta))
+    return {"image": image, "label": MetaTensor(label[None].float(), affine=affine, meta=dict(meta))}
+
+
+def cubes(classes=(1, 2, 3), shift=0):
+    """A cube of 2^3 voxels for each class, along the diagonal of a volume of 12^3."""
+    label = torch.zeros(12, 12, 12, dtype=torch.long)
+    for c in classes:
+        start = 3 * c - 2
+        label[start + shift : start + shift + 2, start : start + 2, start : start + 2] = c
+    return label
+
+
+def report(tmp_path, cases, prepare_batch=None, **kwargs):
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(cases), batch_size=1) if cases else cases,
+        epoch_length=max(len(cases), 1),
+        network=Shown(),
+        val_handlers=[ReportHandler(NAMES, tmp_path, **kwargs)],
+        **({} if prepare_batch is None else {"prepare_batch": prepare_batch}),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluator.run()
+    return tmp_path / "report"
+
+
+def pictures(folder):
+    found = {path.name: imread(path) for path in folder.glob("*.png")}
+    for pixels in found.values():
+        assert pixels.std() > 0.02  # something is drawn
+    return set(found)
+
+
+def three_cases():
+    """Of Dice 1, 0.5 for each class (half of each cube is hit), and 0."""
+    return [
+        make_case("good", cubes()),
+        make_case("fair", cubes(), cubes(shift=1)),
+        make_case("bad", cubes(), cubes(())),
+    ]
+
+
+def test_the_table_has_the_means_of_each_class_by_hand(tmp_path, capsys):
+    report(tmp_path, three_cases(), title="Validation")
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Validation")
+    assert lines[start + 1].split() == ["class", "Dice", "ASD", "mm", "HD95", "mm", "missed", "in"]
+    for line, name in zip(lines[start + 2 :], NAMES[1:]):
+        assert line.startswith(name)
+        assert line[len("left kidney") :].split()[0] == "0.500"
+        assert line.endswith("1 of 3")
+    assert lines[start + 5].split()[:2] == ["mean", "0.500"]
+
+
+def test_the_csv_file_has_a_row_for_each_case_and_class(tmp_path):
+    report(tmp_path, three_cases())
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows] == [
+        (f"{case}.nii.gz", name) for case in ("good", "fair", "bad") for name in NAMES[1:]
+    ]
+    assert [float(row["dice"]) for row in rows] == [1, 1, 1, 0.5, 0.5, 0.5, 0, 0, 0]
+    assert {row["hd95_mm"] for row in rows[3:6]} == {"1.0000"}  # moved by a voxel along the axis of 1 mm
+    assert {row["hd95_mm"] for row in rows[6:]} == {""}
+
+
+def test_distances_are_in_mm_along_each_axis(tmp_path):
+    moved = cubes((1,)).roll(1, dims=2)
+    report(tmp_path, [make_case("a", cubes((1,)), moved)])
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert float(next(csv.DictReader(file))["hd95_mm"]) == SPACING[2]
+
+
+def test_the_report_has_its_pictures_and_a_page_with_all_of_them(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,loss,val_mean_dice\n1,0.9,\n2,0.7,0.31\n")
+    folder = report(tmp_path, three_cases(), title="A < B", notes=["Teacher: none & all."])
+    assert pictures(folder) == {"dice.png", "curves.png", "worst_case.png", "median_case.png"}
+
+    class Page(HTMLParser):
+        images, text = (), ""
+
+        def handle_starttag(self, tag, attrs):
+            self.images += (dict(attrs)["src"],) if tag == "img" else ()
+
+        def handle_data(self, data):
+            self.text += data
+
+    page = Page()
+    page.feed((folder / "index.html").read_text(encoding="utf-8"))
+    assert set(page.images) == pictures(folder)
+    assert "A < B" in page.text
+    assert "Teacher: none & all." in page.text
+    assert "left kidney" in page.text
+
+
+def test_without_a_history_there_are_no_curves(tmp_path):
+    assert "curves.png" not in pictures(report(tmp_path, three_cases()))
+
+
+@pytest.mark.parametrize("text", ["epoch,loss,val_mean_dice\n", "epoch,loss,val_mean_dice\n1,0.5,\n"])
+def test_a_history_that_has_hardly_begun_is_drawn(tmp_path, text):
+    (tmp_path / "history.csv").write_text(text)
+    assert (report(tmp_path, three_cases()) / "curves.png").stat().st_size > 1000
+
+
+def test_worst_and_median_case_are_the_ones_with_that_dice(tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        ReportHandler, "_draw_case", lambda self, path, views, caption: captions.append(caption) or path
+    )
+    report(tmp_path, three_cases())
+    assert captions == [
+        "worst case, bad.nii.gz: mean Dice 0.000",
+        "median case, fair.nii.gz: mean Dice 0.500",
+    ]
+
+
+def test_the_picture_of_a_case_is_its_own_even_if_files_share_a_name(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        ReportHandler, "_draw_case", lambda self, path, views, caption: drawn.update({path.name: views}) or path
+    )
+    report(tmp_path, [make_case("image", cubes(), prediction) for prediction in (cubes(), cubes(()))])
+    assert sum(prediction.sum() for _, prediction, _ in drawn["worst_case.png"]) == 0
+    assert sum(prediction.sum() for _, prediction, _ in drawn["median_case.png"]) > 0
+
+
+def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ReportHandler, "_draw_case", lambda self, path, views, caption: seen.append(views) or path)
+    label = torch.zeros(4, 5, 6, dtype=torch.long)
+    label[1, 3, 2], label[1, 0, 2] = 1, 2
+    report(tmp_path, [make_case("a", label)])
+    axial, coronal, sagittal = (truth for _, _, truth in seen[0])
+    assert [view.shape for view in (axial, coronal, sagittal)] == [(5, 4), (6, 4), (6, 5)]
+    assert np.argwhere(axial).tolist() == [[5 - 1 - 3, 1], [5 - 1 - 0, 1]]
+    assert np.argwhere(sagittal).tolist() == [[6 - 1 - 2, 0], [6 - 1 - 2, 3]]
+    assert all(np.array_equal(prediction, truth) for _, prediction, truth in seen[0])
+
+
+def test_one_case_is_enough(tmp_path):
+    folder = report(tmp_path, three_cases()[1:2])
+    assert pictures(folder) == {"dice.png", "worst_case.png", "median_case.png"}
+
+
+def test_a_class_that_no_label_has_is_left_out(tmp_path, capsys):
+    report(tmp_path, [make_case("a", cubes((1, 2))), make_case("b", cubes((1,)), cubes(()))])
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["gland"].split() == ["gland", "-", "-", "-"]
+    assert lines["spleen"].split()[1] == "0.500"
+    assert lines["mean"].split()[1] == "0.750"  # of spleen 0.5 and kidney 1
+
+
+def test_a_case_without_any_class_is_neither_worst_nor_median(tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        ReportHandler, "_draw_case", lambda self, path, views, caption: captions.append(caption) or path
+    )
+    report(tmp_path, [make_case("empty", cubes(())), make_case("void", cubes(())), *three_cases()[:1]])
+    assert [caption.split(",")[1] for caption in captions] == [" good.nii.gz: mean Dice 1.000"] * 2
+
+
+def test_an_evaluation_of_empty_cases_only_still_has_its_report(tmp_path):
+    assert len(pictures(report(tmp_path, [make_case("empty", cubes(()))]))) == 3
+
+
+def test_what_was_written_is_listed_and_what_was_not_is_left_out(tmp_path, capsys):
+    (tmp_path / "model.pt").write_text("weights")
+    written = {"best model": str(tmp_path / "model.pt"), "state for resume.json": str(tmp_path / "state.pt")}
+    report(tmp_path, three_cases(), notes="Teacher: none.", written=written)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Written:")
+    assert lines[start - 1] == "Teacher: none."
+    assert lines[start + 1 :] == [
+        f"  {tmp_path / 'model.pt'}  (best model)",
+        f"  {tmp_path / 'metrics.csv'}  (scores per case and class)",
+        f"  {tmp_path / 'report' / 'index.html'}  (report)",
+    ]
+
+
+def test_a_second_evaluation_begins_anew(tmp_path):
+    handler = ReportHandler(NAMES, tmp_path)
+    loader = DataLoader(Dataset(three_cases()), batch_size=2)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"), val_data_loader=loader, network=Shown(), val_handlers=[handler]
+    )
+    evaluator.run()
+    evaluator.run()
+    assert len(handler.scores.cases) == 3
+
+
+def test_an_evaluation_without_a_case_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="The evaluation must have at least one case to report, got none"):
+        report(tmp_path, [])
+
+
+def test_an_image_without_a_spacing_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="image must be a MetaTensor, whose affine tells the spacing, got Tensor"):
+        report(tmp_path, three_cases(), prepare_batch=PlainPrepareBatch())
