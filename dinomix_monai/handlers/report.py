@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.engines import Workflow
+from monai.transforms import Orientation
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
@@ -66,7 +67,7 @@ class ReportHandler:
 
     def _start(self) -> None:
         self.scores = CaseScores(self.class_names)
-        self._views: list[list[tuple[np.ndarray, ...]]] = []
+        self._views: list[list[_View]] = []
 
     def _score(self, engine: Workflow) -> None:
         for output in engine.state.output:
@@ -78,7 +79,7 @@ class ReportHandler:
             name = Path(image.meta.get("filename_or_obj", f"case {len(self.scores.cases) + 1}")).name
             prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
             self.scores.add(name, prediction, label, affine_to_spacing(image.affine, r=label.ndim - 1).tolist())
-            self._views.append(_orthogonal_views(convert_to_tensor(image, track_meta=False), prediction, label))
+            self._views.append(_orthogonal_views(image, prediction, label))
 
     def __call__(self, engine: Engine) -> None:
         """Prints the table and writes the files."""
@@ -136,18 +137,21 @@ class ReportHandler:
         axes.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="center right", fontsize="small")
         return _save(figure, path)
 
-    def _draw_case(self, path: Path, views: list[tuple[np.ndarray, ...]], caption: str) -> Path:
-        figure, axes = _figure(9, 6.4, rows=2, columns=len(views))
-        for column, (image, prediction, label) in enumerate(views):
-            for row, (name, classes) in enumerate((("prediction", prediction), ("ground truth", label))):
-                ax = axes[row][column]
-                ax.imshow(image, cmap="gray")
-                shown = np.ma.masked_equal(classes, 0)
-                ax.imshow(
-                    shown, cmap="tab20", vmin=0, vmax=max(19, len(self.class_names)), alpha=0.6, interpolation="nearest"
-                )
+    def _draw_case(self, path: Path, views: list[_View], caption: str) -> Path:
+        figure, axes = _figure(9, 7, rows=2, columns=len(views))
+        colors = _class_colors(len(self.class_names))
+        for column, view in enumerate(views):
+            for row, (name, classes) in enumerate((("prediction", view.prediction), ("ground truth", view.label))):
+                ax = np.reshape(axes, (2, -1))[row][column]
+                ax.imshow(view.image, cmap="gray", aspect=view.aspect)
+                ax.imshow(colors[classes.astype(int)], aspect=view.aspect, interpolation="nearest")
                 ax.set_axis_off()
                 ax.set_title(name if column == 0 else "", fontsize="small")
+        # Imported here, because it takes a second and only an evaluation needs it.
+        from matplotlib.patches import Patch
+
+        marks = [Patch(color=color[:3], label=name) for color, name in zip(colors[1:], self.class_names[1:])]
+        figure.legend(handles=marks, loc="outside lower center", ncols=5, fontsize="x-small", frameon=False)
         figure.suptitle(caption, fontsize="medium")
         return _save(figure, path)
 
@@ -164,18 +168,45 @@ class ReportHandler:
         )
 
 
-def _orthogonal_views(
-    image: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor
-) -> list[tuple[np.ndarray, ...]]:
-    """For each axis of a volume (1, H, W, D), the slice that shows most classes, of image, prediction and label."""
-    arrays = [x[0].cpu().numpy() for x in (image, prediction, label)]
+class _View(NamedTuple):
+    """A slice of image, prediction and label, and how high a pixel is for its width."""
+
+    image: np.ndarray
+    prediction: np.ndarray
+    label: np.ndarray
+    aspect: float
+
+
+def _orthogonal_views(image: MetaTensor, prediction: torch.Tensor, label: torch.Tensor) -> list[_View]:
+    """For each axis of a volume (1, H, W[, D]), the slice that shows most classes, as radiologists look at it."""
+    # Patient's right on the left, front and head on top once the second axis points upwards.
+    turn = Orientation(axcodes="LAS"[: image.ndim - 1], labels=None)
+    plain = [convert_to_tensor(x, track_meta=False) for x in (image, prediction, label)]
+    turned: list[Any] = [turn(MetaTensor(x, affine=image.affine)) for x in plain]
+    arrays = [x[0].numpy(force=True) for x in turned]
+    spacing = affine_to_spacing(turned[0].affine, r=arrays[0].ndim).tolist()
+    if len(spacing) == 2:
+        cut_image, cut_prediction, cut_label = (array.T[::-1] for array in arrays)
+        return [_View(cut_image, cut_prediction, cut_label, spacing[1] / spacing[0])]
     views = []
-    for axis in reversed(range(arrays[0].ndim)):
+    for axis in (2, 1, 0):
         slices = np.moveaxis(arrays[2], axis, 0)
         best = int(np.argmax([len(np.unique(s)) * 1e6 + np.count_nonzero(s) for s in slices]))
-        # Second axis upwards: with RAS axes, front and head are on top.
-        views.append(tuple(np.take(array, best, axis).T[::-1] for array in arrays))
+        width, height = (side for other, side in enumerate(spacing) if other != axis)
+        cut_image, cut_prediction, cut_label = (np.take(array, best, axis).T[::-1] for array in arrays)
+        views.append(_View(cut_image, cut_prediction, cut_label, height / width))
     return views
+
+
+def _class_colors(num_classes: int) -> np.ndarray:
+    """A color and an opacity for each class, background clear; shape (num_classes, 4)."""
+    from matplotlib import colormaps
+
+    # Twenty colors of one map and twenty of another; with more classes they come again.
+    maps = [colormaps[name](np.arange(20)) for name in ("tab20", "tab20b")]
+    colors = np.resize(np.concatenate(maps), (num_classes, 4))
+    colors[:, 3] = 0.6
+    return np.concatenate([np.zeros((1, 4)), colors[:-1]])
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import torch
 from matplotlib.image import imread
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
+from monai.transforms import Orientation
 from torch import nn
 
 from dinomix_monai.engines import PlainPrepareBatch
@@ -154,8 +155,8 @@ def test_the_picture_of_a_case_is_its_own_even_if_files_share_a_name(tmp_path, m
         ReportHandler, "_draw_case", lambda self, path, views, caption: drawn.update({path.name: views}) or path
     )
     report(tmp_path, [make_case("image", cubes(), prediction) for prediction in (cubes(), cubes(()))])
-    assert sum(prediction.sum() for _, prediction, _ in drawn["worst_case.png"]) == 0
-    assert sum(prediction.sum() for _, prediction, _ in drawn["median_case.png"]) > 0
+    assert sum(view.prediction.sum() for view in drawn["worst_case.png"]) == 0
+    assert sum(view.prediction.sum() for view in drawn["median_case.png"]) > 0
 
 
 def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_path, monkeypatch):
@@ -164,11 +165,28 @@ def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_pa
     label = torch.zeros(4, 5, 6, dtype=torch.long)
     label[1, 3, 2], label[1, 0, 2] = 1, 2
     report(tmp_path, [make_case("a", label)])
-    axial, coronal, sagittal = (truth for _, _, truth in seen[0])
+    axial, coronal, sagittal = (view.label for view in seen[0])
     assert [view.shape for view in (axial, coronal, sagittal)] == [(5, 4), (6, 4), (6, 5)]
-    assert np.argwhere(axial).tolist() == [[5 - 1 - 3, 1], [5 - 1 - 0, 1]]
+    # The patient's right is on the left of the picture.
+    assert np.argwhere(axial).tolist() == [[5 - 1 - 3, 4 - 1 - 1], [5 - 1 - 0, 4 - 1 - 1]]
     assert np.argwhere(sagittal).tolist() == [[6 - 1 - 2, 0], [6 - 1 - 2, 3]]
-    assert all(np.array_equal(prediction, truth) for _, prediction, truth in seen[0])
+    assert all(np.array_equal(view.prediction, view.label) for view in seen[0])
+
+
+def test_the_picture_does_not_depend_on_how_the_volume_is_stored(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ReportHandler, "_draw_case", lambda self, path, views, caption: seen.append(views) or path)
+    label = torch.zeros(4, 5, 6, dtype=torch.long)
+    label[1, 3, 2], label[1, 0, 2] = 1, 2
+    stored = make_case("a", label)
+    turn = Orientation(axcodes="SRP", labels=None)
+    for case in (stored, {key: turn(value) for key, value in stored.items()}):
+        report(tmp_path, [case])
+    as_stored, turned = seen[0], seen[2]
+    for a, b in zip(as_stored, turned):
+        assert np.array_equal(a.label, b.label)
+        assert np.array_equal(a.image, b.image)
+        assert a.aspect == pytest.approx(b.aspect)
 
 
 def test_one_case_is_enough(tmp_path):
