@@ -1,4 +1,4 @@
-"""``python -m dinomix_monai COMMAND``: what is done around a training; the training itself is ``python -m monai.bundle``."""
+"""``python -m dinomix_monai COMMAND``: what is done around a training; training is ``python -m monai.bundle``."""
 
 from __future__ import annotations
 

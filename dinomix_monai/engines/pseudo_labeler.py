@@ -1,42 +1,80 @@
-"""Pseudo-labels with a confidence threshold for each class."""
+"""Pseudo-labels with a confidence threshold for each class, in the proportions of the labeled set."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 __all__ = ["PseudoLabeler"]
 
+# A class that is all but lost, or that is seen everywhere, is moved by this factor at most.
+_LARGEST_RATIO = 5.0
+
 
 class PseudoLabeler(nn.Module):
     """
     Labels and weights from the logits of an EMA teacher.
 
-    A voxel counts (weight 1) when the probability of its most probable class reaches the threshold of that class. The
-    thresholds follow the classes' learning status, the moving average of the confidence of voxels predicted as that
-    class: ``threshold * status_c / max_k status_k``, at least ``floor``. It moves to where the logits are.
+    *Alignment*: the probability of a foreground class ``c`` is multiplied by ``(labeled share_c / predicted share_c) **
+    alignment``, and all are normalized again. The first is its share of the labeled foreground, the second that of the
+    moving average of predicted probabilities, so a class that the teacher begins to forget is brought back. Background
+    is left out, because its share depends on where patches are cut. It presumes that labeled and unlabeled scans show
+    the same organs.
 
-    Reference: Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023,
-    https://arxiv.org/abs/2205.07246.
+    *Thresholds*: a voxel counts (weight 1) when the probability of its most probable class reaches the threshold of
+    that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
+    that class: ``threshold * status_c / max_k status_k``, at least ``floor``.
+
+    It moves to where the logits are.
+
+    References: Berthelot et al., "ReMixMatch", ICLR 2020, https://arxiv.org/abs/1911.09785 (alignment); Wang et al.,
+    "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, https://arxiv.org/abs/2205.07246
+    (thresholds).
 
     Args:
         num_classes: number of classes, background included.
         threshold: threshold of the most confident class.
         floor: least threshold of any class.
         decay: decay of the moving averages.
+        alignment: strength of the alignment, 0 for none.
+        labeled_counts: voxels of each class over the labeled set, background first; needed for the alignment.
 
     Raises:
-        ValueError: When not ``0 <= floor <= threshold <= 1``.
+        ValueError: When not ``0 <= floor <= threshold <= 1``, ``alignment`` is negative, or ``labeled_counts`` is
+            missing or not one number for each class.
     """
 
     status: torch.Tensor
+    predicted_shares: torch.Tensor
+    labeled_shares: torch.Tensor
 
-    def __init__(self, num_classes: int, threshold: float = 0.9, floor: float = 0.5, decay: float = 0.99) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        threshold: float = 0.9,
+        floor: float = 0.5,
+        decay: float = 0.99,
+        alignment: float = 0.0,
+        labeled_counts: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= floor <= threshold <= 1:
             raise ValueError(f"floor and threshold must be 0 <= floor <= threshold <= 1, got {floor} and {threshold}.")
-        self.threshold, self.floor, self.decay = threshold, floor, decay
+        if alignment < 0:
+            raise ValueError(f"alignment must be >= 0, got {alignment}.")
+        if alignment > 0 and (labeled_counts is None or len(labeled_counts) != num_classes):
+            raise ValueError(
+                f"labeled_counts must have the voxels of {num_classes} classes for an alignment, got {labeled_counts}."
+            )
+        self.threshold, self.floor, self.decay, self.alignment = threshold, floor, decay, alignment
         self.register_buffer("status", torch.ones(num_classes))
+        if alignment:
+            # One voxel more, so that a class without labeled voxels has a share.
+            counts = torch.as_tensor(labeled_counts).float() + 1
+            self.register_buffer("labeled_shares", counts[1:] / counts[1:].sum(), persistent=False)
+            self.register_buffer("predicted_shares", self.labeled_shares.clone())
 
     def thresholds(self) -> torch.Tensor:
         """Present threshold of each class, shape (C,)."""
@@ -52,9 +90,21 @@ class PseudoLabeler(nn.Module):
             Label values and weights in {0, 1}, each of shape (B, 1, H, W[, D]).
         """
         self.to(logits.device)
-        confidence, label = logits.float().softmax(dim=1).max(dim=1, keepdim=True)
+        probabilities = logits.float().softmax(dim=1)
+        if self.alignment:
+            probabilities = self._aligned(probabilities)
+        confidence, label = probabilities.max(dim=1, keepdim=True)
         self._follow(confidence.flatten(), label.flatten())
         return label, (confidence >= self.thresholds()[label]).to(confidence)
+
+    def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
+        found = probabilities[:, 1:].mean(dim=[0, *range(2, probabilities.ndim)])
+        found = found / found.sum()
+        self.predicted_shares = self.decay * self.predicted_shares + (1 - self.decay) * found
+        ratio = (self.labeled_shares / self.predicted_shares).clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
+        factor = torch.cat([ratio.new_ones(1), ratio**self.alignment]).view(1, -1, *[1] * (probabilities.ndim - 2))
+        aligned = probabilities * factor
+        return aligned / aligned.sum(dim=1, keepdim=True)
 
     def _follow(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
         zeros = torch.zeros_like(self.status)

@@ -186,6 +186,8 @@ class DinoMixTrainer(SupervisedTrainer):
         if self.mix is None:
             return unlabeled
         labeled = {**labeled, BatchKeys.WEIGHT: torch.ones_like(labeled[BatchKeys.LABEL], dtype=weak.dtype)}
+        if BatchKeys.STRONG in labeled_batch:
+            labeled[BatchKeys.IMAGE] = self._to_device(labeled_batch[BatchKeys.STRONG])
         both: dict[Any, Any] = {key: torch.cat([labeled[key].to(value), value]) for key, value in unlabeled.items()}
         if BatchKeys.POSITION in batch and BatchKeys.POSITION in labeled_batch:
             both[BatchKeys.POSITION] = torch.cat([labeled_batch[BatchKeys.POSITION], batch[BatchKeys.POSITION]])

@@ -85,3 +85,57 @@ def test_the_status_is_what_is_saved():
 def test_thresholds_out_of_order_are_refused(threshold, floor):
     with pytest.raises(ValueError, match=rf"floor and threshold must be 0 <= floor .*, got {floor} and {threshold}"):
         PseudoLabeler(3, threshold=threshold, floor=floor)
+
+
+def test_alignment_follows_the_formula_by_hand():
+    labeler = PseudoLabeler(3, threshold=0.5, floor=0.5, decay=0.5, alignment=1.0, labeled_counts=[1000, 59, 39])
+    label, _ = labeler(logits_of([[0.1, 0.7, 0.2], [0.44, 0.2, 0.36]]))
+    # Predicted foreground is 0.9 to 0.56; labeled shares are 0.6 and 0.4, and the average moves halfway from there.
+    average = (0.6 + 0.9 / 1.46) / 2, (0.4 + 0.56 / 1.46) / 2
+    assert labeler.predicted_shares.tolist() == pytest.approx(average)
+    factor = 0.6 / average[0], 0.4 / average[1]
+    first = (0.1, 0.7 * factor[0], 0.2 * factor[1])
+    second = (0.44, 0.2 * factor[0], 0.36 * factor[1])
+    assert label.flatten().tolist() == [1, 0]
+    assert labeler.status[:2].tolist() == pytest.approx(
+        [0.5 + 0.5 * second[0] / sum(second), 0.5 + 0.5 * first[1] / sum(first)]
+    )
+
+
+def test_alignment_brings_a_class_back_that_the_teacher_forgets():
+    batch = logits_of([[0.02, 0.95, 0.03]] * 3 + [[0.02, 0.58, 0.40]])
+    labels = {}
+    for alignment in (0.0, 1.0):
+        labeler = PseudoLabeler(3, decay=0.5, alignment=alignment, labeled_counts=[5000, 700, 300])
+        for _ in range(20):
+            labels[alignment] = labeler(batch)[0].flatten().tolist()
+    assert labels == {0.0: [1, 1, 1, 1], 1.0: [1, 1, 1, 2]}
+
+
+def test_alignment_does_not_look_at_how_much_background_a_patch_has():
+    shares = []
+    for background in (0.1, 0.8):
+        labeler = PseudoLabeler(3, decay=0.5, alignment=1.0, labeled_counts=[5000, 700, 300])
+        labeler(logits_of([[background, (1 - background) * 0.9, (1 - background) * 0.1]]))
+        shares.append(labeler.predicted_shares.tolist())
+    assert shares[0] == pytest.approx(shares[1])
+
+
+def test_aligned_probabilities_change_by_a_bounded_factor():
+    labeler = PseudoLabeler(3, threshold=0.5, floor=0.0, decay=0.0, alignment=1.0, labeled_counts=[0, 9999, 0])
+    # Five times one class and a fifth of the other: enough to turn the first voxel and not the second.
+    labels = [labeler(logits_of([[0.01, p, 0.99 - p]]))[0].item() for p in (0.05, 0.03)]
+    assert labels == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alignment": -0.1}, r"alignment must be >= 0, got -0.1"),
+        ({"alignment": 1.0}, "labeled_counts must have the voxels of 3 classes"),
+        ({"alignment": 1.0, "labeled_counts": [1, 2]}, "labeled_counts must have the voxels of 3 classes"),
+    ],
+)
+def test_alignment_needs_the_labeled_counts(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PseudoLabeler(3, **arguments)
