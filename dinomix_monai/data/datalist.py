@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 
 from dinomix_monai.data.phantom import make_phantom
 
@@ -121,8 +122,11 @@ def image_files(path: str | Path) -> list[dict[str, str]]:
     """
     NIfTI images to segment: one file, or all of a folder in the order of their names.
 
+    All headers are read, so that what cannot be segmented is known before the first case.
+
     Raises:
         FileNotFoundError: When there is no such file or folder, or no NIfTI in the folder.
+        ValueError: When a file is no NIfTI or not one volume, or when two have the same name but for ``.gz``.
     """
     root = Path(path).expanduser().absolute()
     if not root.exists():
@@ -136,6 +140,17 @@ def image_files(path: str | Path) -> list[dict[str, str]]:
         raise FileNotFoundError(
             f"dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got {root}."
         )
+    for image in images:
+        if image.with_name(f"{image.name}.gz") in images:
+            raise ValueError(f"Images must differ in name, got {image} with and without .gz.")
+        try:
+            volume: Any = nib.load(image)
+        except ImageFileError as error:
+            raise ValueError(f"Images must be NIfTI, got {image}: {error}.") from error
+        shape = volume.shape
+        # A fourth axis of length 1 is common and harmless.
+        if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+            raise ValueError(f"Images must be single volumes of three axes, got shape {shape} in {image}.")
     return [{"image": str(file)} for file in images]
 
 

@@ -78,6 +78,7 @@ class VNet(nn.Module):
             raise ValueError(f"strides must have {levels - 1} entries for {levels} levels, got {len(steps)}.")
         steps = [ensure_tuple_rep(step, spatial_dims) for step in steps]
         stem = ensure_tuple_rep(stem_stride, spatial_dims)
+        self.multiples = [math.prod(strides_of_axis) for strides_of_axis in zip(stem, *steps)]
         channels = [n_filters * 2**level for level in range(levels)]
         convolution = Conv[Conv.CONV, spatial_dims]
         transposed = Conv[Conv.CONVTRANS, spatial_dims]
@@ -114,7 +115,13 @@ class VNet(nn.Module):
 
         Returns:
             Logits, shape (B, out_channels, H, W[, D]).
+
+        Raises:
+            ValueError: When a side is not such a multiple.
         """
+        for side, multiple in zip(x.shape[2:], self.multiples):
+            if side % multiple != 0:
+                raise ValueError(f"sides of x must be multiples of {self.multiples}, got {list(x.shape[2:])}.")
         x = self.stem(x)
         skips: list[torch.Tensor] = []
         for encoder, down in zip(self.encoder, self.down):

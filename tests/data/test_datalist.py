@@ -230,13 +230,39 @@ def test_no_phantom_is_made_over_a_data_set_whose_list_is_misspelt(folder):
 
 
 def test_images_of_a_folder_are_in_the_order_of_their_names(tmp_path):
-    for name in ("b.nii.gz", "a.nii", "c.nii", "notes.txt", "d.nii.json", "._a.nii"):
+    for name in ("notes.txt", "d.nii.json", "._a.nii"):
         (tmp_path / name).touch()
+    for name in ("b.nii.gz", "a.nii", "c.nii"):
+        save_volume(tmp_path / name)
     assert image_files(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.nii", "b.nii.gz", "c.nii")]
+
+
+def save_volume(path, shape=(2, 3, 4)):
+    nib.save(nib.Nifti1Image(np.zeros(shape, dtype=np.uint8), np.eye(4)), path)
+
+
+def test_what_is_no_single_volume_is_refused_before_any_is_segmented(tmp_path):
+    save_volume(tmp_path / "a.nii")
+    save_volume(tmp_path / "b.nii.gz", (2, 3, 4, 5))
+    with pytest.raises(ValueError, match=r"single volumes of three axes, got shape \(2, 3, 4, 5\) in .*b\.nii\.gz"):
+        image_files(tmp_path)
+    save_volume(tmp_path / "b.nii.gz", (2, 3, 4, 1))
+    assert len(image_files(tmp_path)) == 2
+    (tmp_path / "c.nii").write_text("no image")
+    with pytest.raises(ValueError, match=r"Images must be NIfTI, got .*c\.nii"):
+        image_files(tmp_path)
+
+
+def test_two_images_that_would_share_a_label_map_are_refused(tmp_path):
+    for name in ("a.nii", "a.nii.gz"):
+        save_volume(tmp_path / name)
+    with pytest.raises(ValueError, match=r"Images must differ in name, got .*a\.nii with and without \.gz"):
+        image_files(tmp_path)
 
 
 def test_an_image_may_be_one_file(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    save_volume(folder / "images/b.nii")
     assert image_files("images/b.nii") == [{"image": str(folder / "images/b.nii")}]
 
 

@@ -185,3 +185,10 @@ def test_torchscript_computes_the_same_for_any_size(index, use_trace, tmp_path):
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         VNet(**arguments)
+
+
+def test_a_side_that_the_strides_do_not_divide_is_refused():
+    network = VNet(in_channels=1, out_channels=2, n_filters=4, num_convs=(1, 1), strides=[(2, 2, 1)], stem_stride=2)
+    assert network(torch.rand(1, 1, 8, 12, 6)).shape == (1, 2, 8, 12, 6)
+    with pytest.raises(ValueError, match=r"sides of x must be multiples of \[4, 4, 2\], got \[8, 10, 6\]"):
+        network(torch.rand(1, 1, 8, 10, 6))

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+
+from dinomix_monai.data.anatomy import ORGANS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CONFIGS = ROOT / "bundle" / "configs"
+SCHEMA = HERE / "meta_schema.json"
+METADATA = json.loads((CONFIGS / "metadata.json").read_text())
+FILES = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.json"))}
+ARMS = [name for name in FILES if name.startswith("ablation/")]
+# What an overlay sets must not be taken back by the toy settings.
+TOY_STEPS = {"epochs": 1, "steps_per_epoch": 3, "val_interval": 9, "warm_up": 0.0, "distillation_interval": 1}
+
+# For MONAI itself, MONAI Label, NVFlare and the overlays.
+RELIED_ON = {
+    "train": [
+        *(
+            "bundle_root",
+            "device",
+            "dataset_dir",
+            "network_def",
+            "network",
+            "optimizer",
+            "initialize",
+            "run",
+            "training",
+        ),
+        *(
+            "train#trainer",
+            "train#trainer#max_epochs",
+            "train#dataset",
+            "train#dataset#data",
+            "train#unlabeled_dataset",
+        ),
+        *("train#inferer", "train#handlers", "train#key_metric"),
+        *("validate#evaluator", "validate#dataset", "validate#handlers"),
+    ],
+    "inference": [
+        *("bundle_root", "device", "dataset_dir", "network_def", "network", "initialize", "run", "inferring"),
+        *("preprocessing", "postprocessing", "inferer", "evaluator", "dataset", "handlers"),
+    ],
+}
+
+
+def read(name: str) -> dict:
+    return json.loads(FILES[name].read_text())
+
+
+def strings(item: object) -> list[str]:
+    if isinstance(item, dict):
+        return [found for key, value in item.items() if key != "_desc_" for found in strings(value)]
+    if isinstance(item, list):
+        return [found for value in item for found in strings(value)]
+    return [item] if isinstance(item, str) else []
+
+
+def settings_for(overlay: str) -> dict:
+    """The toy settings but for those that the overlay sets."""
+    content = read(overlay)
+    return {**{name: value for name, value in TOY_STEPS.items() if name not in content}, **in_overlay(overlay)}
+
+
+def in_overlay(overlay: str) -> dict:
+    # Given once more, because the fixture's toy settings would come after the overlay.
+    toys = ("spacing_mm", "patch_size", "teacher_weights", "distillation_layers", "distillation_interval")
+    return {name: value for name, value in read(overlay).items() if name in toys}
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    torch.save({}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("configs", "kind"),
+    [
+        (("train",), "train"),
+        (("train", "evaluate"), "train"),
+        (("train", "resume"), "train"),
+        (("inference",), "infer"),
+    ],
+)
+def test_monai_finds_every_property_under_its_id(
+    workflow, phantom: Path, model_file: Path, configs: tuple[str, ...], kind: str
+) -> None:
+    paths = {"model_file": str(model_file), "dataset_dir": str(phantom / "images" if kind == "infer" else phantom)}
+    if "resume" in configs:
+        paths["state_file"] = str(model_file)
+    built = workflow(*configs, kind=kind, **paths)
+    built.initialize()
+    assert built.check_properties() == []
+
+
+def test_a_missing_property_would_be_noticed(workflow, phantom: Path) -> None:
+    built = workflow("train", phantom_dir=str(phantom))
+    del built.parser.config["bundle_root"]
+    built.initialize()
+    with pytest.raises(KeyError, match="bundle_root"):
+        built.check_properties()
+
+
+@pytest.mark.parametrize("configs", [("train",), ("train", "evaluate"), ("train", "resume"), ("inference",)])
+def test_ids_that_others_rely_on_exist(configs: tuple[str, ...]) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(FILES[name]) for name in configs])
+    assert [name for name in RELIED_ON[configs[0]] if name not in parser] == []
+
+
+def test_each_command_has_its_run_id_as_a_copy_of_run() -> None:
+    assert [read(name)[run] for name, run in (("train", "training"), ("evaluate", "evaluating"))] == ["%run", "%run"]
+    assert read("inference")["inferring"] == "%run"
+
+
+def test_train_handlers_are_a_literal_list_that_others_can_add_to() -> None:
+    assert isinstance(read("train")["train"]["handlers"], list)
+    assert all(isinstance(handler, dict) for handler in read("train")["train"]["handlers"])
+    assert read("train")["train"]["trainer"]["train_handlers"] == "@train#handlers"
+
+
+@pytest.mark.parametrize("name", ["network_def", "spacing_mm", "patch_size", "scale_intensity", "device", "amp"])
+def test_training_and_inference_agree_on(name: str) -> None:
+    assert read("train")[name] == read("inference")[name]
+
+
+def test_training_and_inference_use_the_same_sliding_window() -> None:
+    assert read("train")["validate"]["inferer"] == read("inference")["inferer"]
+
+
+def test_inference_preprocesses_images_as_the_report_of_training_does() -> None:
+    def steps(transforms: list) -> list:
+        ignored = {"keys", "allow_missing_keys"}
+        return [
+            {key: value for key, value in step.items() if key not in ignored} if isinstance(step, dict) else step
+            for step in transforms
+        ]
+
+    inference = read("inference")["preprocessing"]["transforms"]
+    assert steps(inference) == steps(read("train")["report"]["preprocessing"]["transforms"])
+
+
+def test_metadata_follows_the_schema() -> None:
+    verify_metadata(meta_file=str(FILES["metadata"]), filepath=str(SCHEMA))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"version": 1},
+        {"changelog": {"0.1.0": ["a list"]}},
+        {"network_data_format": {}},
+        {"required_packages_version": {"timm": 1.0}},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_schema_rejects_broken_metadata(tmp_path: Path, broken: dict) -> None:
+    (tmp_path / "metadata.json").write_text(json.dumps({**METADATA, **broken}))
+    with pytest.raises(ValueError, match="schema") as error:
+        verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(SCHEMA))
+    assert isinstance(error.value.__cause__, jsonschema.ValidationError)
+
+
+def test_network_has_the_inputs_and_outputs_of_the_metadata() -> None:
+    paths = {"meta_file": str(FILES["metadata"]), "config_file": str(FILES["inference"])}
+    verify_net_in_out("network_def", device="cpu", **paths)
+    with pytest.raises(ValueError, match="output channel number"):
+        verify_net_in_out("network_def", device="cpu", num_classes=3, **paths)
+
+
+def test_metadata_describes_patch_and_classes_of_the_phantom() -> None:
+    image, prediction = (METADATA["network_data_format"][side] for side in ("inputs", "outputs"))
+    assert list(prediction["pred"]["channel_def"].values()) == ["background", *ORGANS]
+    assert list(prediction["pred"]["channel_def"]) == [str(value) for value in range(len(ORGANS) + 1)]
+    assert prediction["pred"]["num_channels"] == len(ORGANS) + 1
+    assert image["image"]["spatial_shape"] == prediction["pred"]["spatial_shape"] == read("train")["patch_size"]
+    scale = read("train")["scale_intensity"]
+    assert image["image"]["value_range"] == [scale["b_min"], scale["b_max"]]
+
+
+def test_version_is_that_of_the_package_and_stands_first_in_the_changelog() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert METADATA["version"] == re.search(r'^version = "(.+)"$', pyproject, re.MULTILINE)[1]
+    assert METADATA["version"] == next(iter(METADATA["changelog"]))
+    assert METADATA["version"] == METADATA["required_packages_version"]["dinomix-monai"]
+
+
+def test_required_versions_are_those_that_the_package_requires() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for package, version in METADATA["required_packages_version"].items():
+        if package != "dinomix-monai":
+            minimum = re.search(rf'"{package}>=([0-9.]+)', pyproject)[1]
+            assert version.split(".")[: len(minimum.split("."))] == minimum.split("."), package
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_config_knows_a_place_on_disk(name: str) -> None:
+    # A quoted part that begins with a slash is fine where it is added to something.
+    absolute = re.compile(r"""^[/~\\]|^[A-Za-z]:[\\/]|(?<!\+ )['"][/~]|/home/|/mnt/|/work/|/tmp/""")
+    assert [text for text in strings(read(name)) if absolute.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay"), [("inference", "acdc"), ("train", "acdc"), *(("train", arm) for arm in ARMS)]
+)
+def test_overlay_changes_what_is_there(base: str, overlay: str) -> None:
+    parser = ConfigParser(read(base))
+    for name in read(overlay):
+        if name == "_desc_":
+            continue
+        # An argument that the base leaves at its default may be new, the object that it belongs to may not.
+        owner = name.lstrip("+").rpartition("#")[0] or name
+        assert owner in parser, name
+
+
+def test_the_list_of_the_all_labels_arm_is_one_that_the_phantom_has(phantom: Path) -> None:
+    assert (phantom / read("ablation/all_labels")["datalist_file"]).is_file()
+
+
+@pytest.mark.parametrize("overlay", ["acdc", "resume"])
+def test_overlay_builds_its_trainer(workflow, overlay: str, model_file: Path) -> None:
+    built = workflow("train", overlay, state_file=str(model_file), **in_overlay(overlay))
+    built.initialize()
+    trainer = built.parser.get_parsed_content("train#trainer")
+    if overlay == "acdc":
+        assert trainer.network.stem[0].stride == (2, 2, 1)
+        assert tuple(trainer.data_loader.dataset[0][0]["image"].shape[1:]) == (96, 96, 8)
+
+
+@pytest.mark.parametrize(
+    ("arm", "terms"),
+    {
+        "supervised": set(),
+        "all_labels": set(),
+        "ema": {"unsupervised"},
+        "cutmix": {"unsupervised"},
+        "pic": {"unsupervised"},
+        "fkd_untrained": {"unsupervised", "distillation"},
+        "fkd_content": {"unsupervised", "distillation"},
+    }.items(),
+)
+def test_ablation_adds_the_terms_of_its_name_to_the_supervised_loss(
+    workflow, monkeypatch: pytest.MonkeyPatch, arm: str, terms: set[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    built = workflow("train", f"ablation/{arm}", **settings_for(f"ablation/{arm}"))
+    built.initialize()
+    trainer = built.parser.get_parsed_content("train#trainer")
+    losses = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(dict(engine.state.output[0])))
+    trainer.run()
+    assert [set(loss) & {"unsupervised", "distillation"} for loss in losses] == [terms] * 3
+    assert all(math.isfinite(loss["loss"]) for loss in losses)
+    # The sum of nothing else: with the weights 1, 1 and that of the arm.
+    weights = {"supervised": 1.0, "unsupervised": 1.0, "distillation": trainer.distillation_weight}
+    for loss in losses if terms else ():
+        expected = sum(weight * float(loss[name]) for name, weight in weights.items() if name in loss)
+        assert float(loss["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arm", "share", "placement"),
+    [("ema", None, None), ("cutmix", 1.0, "same"), ("pic", None, "anatomical"), ("fkd_untrained", None, "anatomical")],
+)
+def test_ablation_mixes_as_its_name_says(workflow, arm: str, share: float | None, placement: str | None) -> None:
+    parser = workflow("train", f"ablation/{arm}").parser
+    mix = parser.get("mix")
+    assert (mix or {}).get("placement") == placement
+    assert (mix or {}).get("blind_share") == share
+    assert (parser.get_parsed_content("mix") is None) == (arm == "ema")
+
+
+def test_every_ablation_is_tested() -> None:
+    tested = test_ablation_adds_the_terms_of_its_name_to_the_supervised_loss.pytestmark[0].args[1]
+    assert {f"ablation/{arm}" for arm, _ in tested} == set(ARMS)
+
+
+def test_all_labels_trains_on_the_labels_of_all_cases_and_supervised_on_few(workflow) -> None:
+    sizes = {}
+    for arm in ("supervised", "all_labels"):
+        built = workflow("train", f"ablation/{arm}")
+        sizes[arm] = len(built.parser.get_parsed_content("datalist").training)
+    assert sizes == {"supervised": 2, "all_labels": 4}
+
+
+def test_training_twice_in_one_process_trains_twice(workflow, tmp_path: Path) -> None:
+    built: ConfigWorkflow = workflow("train", run_id="training", epochs=1, run=["$@train#trainer.run()"])
+    built.initialize()
+    steps = []
+    trainer = built.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: steps.append(1))
+    built.run()
+    built.run()
+    assert len(steps) == 2 * 3
+    # Initialized anew, it is another trainer, with another network and a fresh schedule.
+    built.initialize()
+    again = built.parser.get_parsed_content("train#trainer")
+    assert again is not trainer
+    before = [parameter.detach().clone() for parameter in again.network.parameters()]
+    built.run()
+    assert again.state.iteration == 3
+    assert any(not torch.equal(old, new) for old, new in zip(before, again.network.parameters()))
