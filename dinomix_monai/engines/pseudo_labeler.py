@@ -17,11 +17,10 @@ class PseudoLabeler(nn.Module):
     """
     Labels and weights from the logits of an EMA teacher.
 
-    *Alignment*: the probability of a foreground class ``c`` is multiplied by ``(labeled share_c / predicted share_c) **
-    alignment``, and all are normalized again. The first is its share of the labeled foreground, the second that of the
-    moving average of predicted probabilities, so a class that the teacher begins to forget is brought back. Background
-    is left out, because its share depends on where patches are cut. It presumes that labeled and unlabeled scans show
-    the same organs.
+    *Alignment*: the probability of class ``c`` is multiplied by ``(labeled share_c / predicted share_c) ** alignment``,
+    and all are normalized again. The first is its share of the labeled voxels, the second the moving average of its
+    predicted probability, so a class that the teacher begins to forget is brought back. It presumes that unlabeled
+    patches show the same organs as labeled scans, and about as much of the background.
 
     *Thresholds*: a voxel counts (weight 1) when the probability of its most probable class reaches the threshold of
     that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
@@ -73,7 +72,7 @@ class PseudoLabeler(nn.Module):
         if alignment:
             # One voxel more, so that a class without labeled voxels has a share.
             counts = torch.as_tensor(labeled_counts).float() + 1
-            self.register_buffer("labeled_shares", counts[1:] / counts[1:].sum(), persistent=False)
+            self.register_buffer("labeled_shares", counts / counts.sum(), persistent=False)
             self.register_buffer("predicted_shares", self.labeled_shares.clone())
 
     def thresholds(self) -> torch.Tensor:
@@ -98,12 +97,10 @@ class PseudoLabeler(nn.Module):
         return label, (confidence >= self.thresholds()[label]).to(confidence)
 
     def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
-        found = probabilities[:, 1:].mean(dim=[0, *range(2, probabilities.ndim)])
-        found = found / found.sum()
+        found = probabilities.mean(dim=[0, *range(2, probabilities.ndim)])
         self.predicted_shares = self.decay * self.predicted_shares + (1 - self.decay) * found
         ratio = (self.labeled_shares / self.predicted_shares).clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
-        factor = torch.cat([ratio.new_ones(1), ratio**self.alignment]).view(1, -1, *[1] * (probabilities.ndim - 2))
-        aligned = probabilities * factor
+        aligned = probabilities * (ratio**self.alignment).view(1, -1, *[1] * (probabilities.ndim - 2))
         return aligned / aligned.sum(dim=1, keepdim=True)
 
     def _follow(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
