@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dinomix_monai.handlers.checkpoint import BestModelHandler, RunStateLoader, RunStateSaver
+from dinomix_monai.handlers.checkpoint import BestModelHandler, LastModelHandler, RunStateLoader, RunStateSaver
 from dinomix_monai.handlers.ema import EMAUpdateHandler
 from dinomix_monai.handlers.gradients import ClipGradientHandler
 from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
@@ -17,6 +17,7 @@ __all__ = [
     "EMAUpdateHandler",
     "EpochSeedHandler",
     "HistoryHandler",
+    "LastModelHandler",
     "ProgressLineHandler",
     "RampUpHandler",
     "ReportHandler",

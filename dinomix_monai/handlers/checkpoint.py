@@ -18,7 +18,7 @@ from torch import nn
 from dinomix_monai.data import write_labels
 from dinomix_monai.keys import MetricKeys
 
-__all__ = ["BestModelHandler", "RunStateLoader", "RunStateSaver"]
+__all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
 # Attributes of the trainer whose state belongs to a run, and the name of each in the file.
 _PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "scaler")
@@ -67,8 +67,12 @@ class BestModelHandler:
         value = -math.inf if math.isnan(value) else value
         if self.best is None or value > self.best:
             self.best, self.epoch = value, engine.state.epoch
-            write_labels(self.path, self.class_names)
-            _write({name: tensor.cpu() for name, tensor in get_state_dict(engine.network).items()}, self.path)
+            self.write(engine.network)
+
+    def write(self, network: nn.Module) -> None:
+        """Writes the weights of a network and the names of the classes."""
+        write_labels(self.path, self.class_names)
+        _write({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Best value and its epoch."""
@@ -77,6 +81,34 @@ class BestModelHandler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         self.best, self.epoch = state["best"], state["epoch"]
+
+
+class LastModelHandler:
+    """
+    Writes the trainer's EMA teacher as the model when the training ends and no validation has chosen a better one.
+
+    Without validation cases there would be no model otherwise.
+
+    Args:
+        best_model: the handler that writes the best model.
+    """
+
+    def __init__(self, best_model: BestModelHandler) -> None:
+        self.best_model = best_model
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the end of the training."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Writes, if nothing has been written."""
+        if self.best_model.best is None:
+            warnings.warn(
+                f"No validation has chosen a model: {self.best_model.path} is the one of the last epoch. "
+                "List cases under `validation` in dataset.json to keep the best.",
+                stacklevel=2,
+            )
+            self.best_model.write(engine.ema_teacher.module)
 
 
 class RunStateSaver:

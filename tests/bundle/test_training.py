@@ -73,6 +73,18 @@ def test_without_unlabeled_cases_training_is_supervised_with_one_warning(run, ph
     assert "unsupervised" not in trained.parser.get_parsed_content("train#trainer").state.output[0]
 
 
+def test_without_validation_cases_the_last_model_is_kept_with_a_warning(run, phantom: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(phantom, copy)
+    datalist = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**datalist, "validation": []}))
+    with pytest.warns(UserWarning, match="No validation has chosen a model"):
+        trained = run("train", dataset_dir=str(copy), epochs=1)
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    last = trained.parser.get_parsed_content("ema_teacher").module.state_dict()
+    assert all(torch.equal(weights[name], last[name]) for name in weights)
+
+
 def test_number_and_names_of_classes_follow_from_dataset_json(run, phantom: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(phantom, copy)
