@@ -159,10 +159,16 @@ class TestProgressLine:
                 return 1.0
 
         monkeypatch.setattr(sys, "stderr", Terminal())
-        engine = Engine(lambda engine, batch: {"loss": Loss()})
+        engine = Engine(lambda engine, batch: {"loss": 1.0, "supervised": Loss()})
         ProgressLineHandler(interval=5).attach(engine)
         engine.run([0] * 11, max_epochs=1)
         assert len(read) == 3  # steps 5 and 10, and the end of the epoch
+
+    def test_the_loss_of_a_purely_supervised_step_is_the_supervised_term(self, capsys):
+        engine = Engine(lambda engine, batch: {"loss": 0.25})
+        ProgressLineHandler().attach(engine)
+        engine.run([0] * 2, max_epochs=1)
+        assert "loss=0.250, supervised=0.250" in capsys.readouterr().err
 
     def test_without_a_validator_or_its_metric_there_is_no_metric(self, capsys):
         validator = make_validator()
