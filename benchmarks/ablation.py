@@ -158,8 +158,8 @@ def _in_a_process(command: str, threads: int, **arguments: Any) -> None:
 
 def _table(folder: Path, arms: list[str]) -> str:
     lines = [
-        "| arm | seeds | steps | minutes | mean Dice | five smallest | lowest class |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | seeds | steps | mean Dice | five smallest | lowest class |",
+        "|---|---|---|---|---|---|",
     ]
     for arm in arms:
         files = sorted((folder / arm).glob("*/result.json"))
