@@ -212,11 +212,10 @@ def test_no_config_knows_a_place_on_disk(name: str) -> None:
     assert [text for text in strings(read(name)) if absolute.search(text)] == []
 
 
-@pytest.mark.parametrize(
-    ("base", "overlay"), [("inference", "acdc"), ("train", "acdc"), *(("train", arm) for arm in ARMS)]
-)
-def test_overlay_changes_what_is_there(base: str, overlay: str) -> None:
-    parser = ConfigParser(read(base))
+@pytest.mark.parametrize("overlay", ["acdc", *ARMS])
+def test_overlay_changes_what_is_there(overlay: str) -> None:
+    # An overlay for training and inference may have settings of training alone, so train.json is what it is held to.
+    parser = ConfigParser(read("train"))
     for name in read(overlay):
         if name == "_desc_":
             continue
