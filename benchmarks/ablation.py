@@ -61,7 +61,7 @@ def main(
         if not result.is_file():
             settings = {"arm": arm, "seed": seed, "epochs": epochs[arm], "output_dir": result.parent, **common}
             _in_a_process("train", threads, **settings)
-        print(_table(folder, list(ARMS)), flush=True)
+        print(_table(folder), flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         for finished in [pool.submit(run, seed, arm) for seed in seeds for arm in arms]:
@@ -156,22 +156,22 @@ def _in_a_process(command: str, threads: int, **arguments: Any) -> None:
     subprocess.run([sys.executable, __file__, command, *options], check=True, env=environment)
 
 
-def _table(folder: Path, arms: list[str]) -> str:
+def _table(folder: Path) -> str:
     lines = [
         "| arm | seeds | steps | mean Dice | five smallest | lowest class |",
         "|---|---|---|---|---|---|",
     ]
-    for arm in arms:
+    for arm, name in ARMS.items():
         files = sorted((folder / arm).glob("*/result.json"))
         if not files:
             continue
         results = [json.loads(file.read_text()) for file in files]
         smallest = sorted(results[0]["voxels"], key=results[0]["voxels"].get)[:SMALLEST]
         means = [statistics.mean(result["dice"].values()) for result in results]
-        small = [statistics.mean(result["dice"][name] for name in smallest) for result in results]
+        small = [statistics.mean(result["dice"][organ] for organ in smallest) for result in results]
         lowest = min(min(result["dice"].values()) for result in results)
         cells = [
-            ARMS[arm],
+            name,
             ", ".join(file.parent.name for file in files),
             str(results[0]["steps"]),
             _spread(means),

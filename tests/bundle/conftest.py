@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,20 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(
         tmp_path_factory.mktemp("phantom"), cases=(2, 2, 1, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
     ).parent
+
+
+@pytest.fixture
+def edited_phantom(phantom: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies the phantom, with other entries in its ``dataset.json``."""
+
+    def edit(**entries: object) -> Path:
+        folder = tmp_path / "data"
+        shutil.copytree(phantom, folder)
+        datalist = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps({**datalist, **entries}))
+        return folder
+
+    return edit
 
 
 @pytest.fixture

@@ -171,6 +171,12 @@ def evaluation(value, epoch=1, network=None, handler=None):
     return evaluator
 
 
+def killed_halfway(content, file):
+    """Stands for ``torch.save`` in a process that is killed while it writes."""
+    file.write(b"half of it")
+    raise KeyboardInterrupt
+
+
 class TestBestModel:
     def test_the_model_is_written_only_when_it_is_better(self, tmp_path):
         handler, network = BestModelHandler(tmp_path / "models" / "model.pt", NAMES), nn.Linear(1, 1, bias=False)
@@ -210,11 +216,7 @@ class TestBestModel:
         evaluation(0.2, network=network, handler=handler)
         old = handler.path.read_bytes()
 
-        def killed(content, file):
-            file.write(b"half a mod")
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(torch, "save", killed)
+        monkeypatch.setattr(torch, "save", killed_halfway)
         with pytest.raises(KeyboardInterrupt):
             evaluation(0.9, network=network, handler=handler)
         assert handler.path.read_bytes() == old
@@ -294,11 +296,7 @@ class TestResume:
         run = Run(tmp_path, epochs=1).run()
         old = run.file.read_bytes()
 
-        def killed(content, file):
-            file.write(b"half a state")
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(torch, "save", killed)
+        monkeypatch.setattr(torch, "save", killed_halfway)
         with pytest.raises(KeyboardInterrupt):
             RunStateSaver(run.file)(run.trainer)
         assert run.file.read_bytes() == old
