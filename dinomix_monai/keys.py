@@ -12,8 +12,9 @@ class BatchKeys(StrEnum):
     Entries of a batch beyond MONAI's ``CommonKeys`` (``image``, ``label``, ``pred``).
 
     ``STRONG`` is the intensity-augmented view of ``image``; ``WEIGHT`` the weight of each voxel's label; ``LABELED``
-    tells for each sample whether its label is ground truth; ``POSITION`` where in
-    its volume it lies; ``CONTENT`` is what a teacher other than DINOv3 looks at.
+    tells for each sample whether its label is ground truth; ``POSITION`` where in its volume it lies; ``VOLUME`` is the
+    number of that volume in the token atlas, and ``ORIGIN`` the volume and position of each voxel; ``CONTENT`` is what
+    a teacher other than DINOv3 looks at.
     """
 
     IMAGE = "image"
@@ -22,6 +23,8 @@ class BatchKeys(StrEnum):
     WEIGHT = "weight"
     LABELED = "labeled"
     POSITION = "position"
+    VOLUME = "volume"
+    ORIGIN = "origin"
     CONTENT = "content"
 
 

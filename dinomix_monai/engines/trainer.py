@@ -121,6 +121,7 @@ class DinoMixTrainer(SupervisedTrainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
         use_unlabeled = self.unlabeled_data_loader is not None and self.unsupervised_weight > 0
         distiller = self.distiller if self.distillation_weight > 0 else None
+        use_teacher = distiller is not None
         if distiller is not None and not distiller.is_due(self.state.iteration):
             distiller = None
         if not use_unlabeled and distiller is None:
@@ -131,7 +132,8 @@ class DinoMixTrainer(SupervisedTrainer):
             BatchKeys.IMAGE: convert_to_tensor(image),
             BatchKeys.LABEL: convert_to_tensor(label),
         }
-        if distiller is not None and self.teacher_key not in labeled:
+        if use_teacher and self.teacher_key not in labeled:
+            # In every step, because a donor of this one may be pasted in one that distills.
             labeled[self.teacher_key] = self._to_device(batchdata[self.teacher_key])
         inputs = [labeled[BatchKeys.IMAGE]]
         taught = [labeled[self.teacher_key]] if distiller is not None else []

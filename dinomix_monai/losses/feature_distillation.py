@@ -16,7 +16,8 @@ class FeatureDistillationLoss(_Loss):
     ``sum_i a_i |s_i / |s_i| - t_i / |t_i||^2 / sum_i a_i``: 0 where both point the same way, 2 where they are
     orthogonal, 4 at most. The plain form has ``a_i = 1``, the uniqueness form weights a cell by
     :func:`semantic_uniqueness`. The caller puts both on one grid and projects the student to the teacher's channels.
-    The target is detached here, so no gradient reaches the teacher.
+    The target is detached here, so no gradient reaches the teacher. Cells whose target is 0 in all channels, of which
+    the teacher has nothing to say, do not count; where no cell counts the loss is 0.
 
     Reference: Liu and Sun, "DINO-Mix", 2026, https://arxiv.org/abs/2602.07819 (normalized MSE); the weights are a
     reading of its "semantic uniqueness".
@@ -54,9 +55,10 @@ class FeatureDistillationLoss(_Loss):
             raise ValueError(f"input must have the shape of target {tuple(target.shape)}, got {tuple(input.shape)}.")
         target = target.detach().float()
         distance = (F.normalize(input.float(), dim=1) - F.normalize(target, dim=1)).square().sum(dim=1)
-        if self.weighting == "plain":
-            return distance.mean()
-        return (distance * semantic_uniqueness(target)).mean()
+        weight = target.any(dim=1).float()
+        if self.weighting == "uniqueness":
+            weight = weight * semantic_uniqueness(target)
+        return (weight * distance).sum() / weight.sum().clamp_min(1e-6)
 
 
 def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:
@@ -67,10 +69,14 @@ def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:
         features: shape (B, C, H, W[, D]); a slice is one H x W plane.
 
     Returns:
-        Weights, shape (B, H, W[, D]); all 1 in a slice whose cells are all alike.
+        Weights, shape (B, H, W[, D]); all 1 in a slice whose cells are all alike. Cells that are 0 in all channels are
+        left out and weigh 0, unless the whole slice is so.
     """
+    counted = features.any(dim=1, keepdim=True).float()
+    cells = counted.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     unit = F.normalize(features.float(), dim=1)
     # The mean of all cosines with a cell is its cosine with the mean vector.
-    weight = 1 - (unit * unit.mean(dim=(2, 3), keepdim=True)).sum(dim=1)
-    mean = weight.mean(dim=(1, 2), keepdim=True)
+    mean_vector = unit.sum(dim=(2, 3), keepdim=True) / cells
+    weight = counted[:, 0] - (unit * mean_vector).sum(dim=1)
+    mean = weight.sum(dim=(1, 2), keepdim=True) / cells[:, 0]
     return torch.where(mean > 1e-6, weight / mean.clamp_min(1e-6), torch.ones_like(weight))

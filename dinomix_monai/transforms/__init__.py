@@ -6,6 +6,8 @@ from dinomix_monai.transforms.donor_bank import DonorBank
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
+from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
 
 __all__ = [
     "DIRECTIONS",
@@ -17,6 +19,12 @@ __all__ = [
     "PatchPositionD",
     "PatchPositionDict",
     "PatchPositiond",
+    "TokenAtlasD",
+    "TokenAtlasDict",
+    "TokenAtlasd",
+    "VoxelOriginD",
+    "VoxelOriginDict",
+    "VoxelOrigind",
     "class_probabilities",
     "imbalance",
 ]

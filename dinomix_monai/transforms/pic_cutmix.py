@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Randomizable, Transform
+from monai.transforms import RandAffine, Randomizable, Transform
+from monai.utils import convert_to_tensor
 
 from dinomix_monai.transforms.donor_bank import DonorBank, Patch
 
@@ -64,10 +67,18 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Paste:
-    # Where the box lies in a donor and in a recipient of shape (C, H, W[, D]).
-    donor: Patch
+    # Label, weight and images of a donor, and where the box lies in them and in a recipient of shape (C, H, W[, D]).
+    parts: Sequence[torch.Tensor]
     source: tuple[slice, ...]
     target: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    # For one mixed patch: number of the recipient in the batch, its deformation, and what is pasted.
+    recipient: int
+    affine: RandAffine | None
+    pastes: list[_Paste]
 
 
 class PICCutMix(Randomizable, Transform):
@@ -77,8 +88,9 @@ class PICCutMix(Randomizable, Transform):
     For each mixed patch a direction is drawn, then for each box a class from :func:`class_probabilities`, a donor that
     contains it (by ground truth or by pseudo-label, from this batch or from the bank of recent ones), and a box around
     a random voxel of that class. Image, label and weight change at the same voxels, and the box keeps its place in the
-    patch. Some boxes are placed blindly instead, as in plain CutMix: for classes of similar size blind boxes are
-    better, so by default their share is what the imbalance of the labeled voxels leaves.
+    patch or in the body. Donors and recipients may be deformed first. Some boxes are placed blindly instead, as in
+    plain CutMix: for classes of similar size blind boxes are better, so by default their share is what the imbalance of
+    the labeled voxels leaves.
 
     Draws come from ``self.R`` only. ``progress`` is set from outside
     (:class:`dinomix_monai.handlers.CurriculumHandler`).
@@ -95,6 +107,9 @@ class PICCutMix(Randomizable, Transform):
         placement: {``"same"``, ``"anatomical"``} a box keeps its place in the patch, as in CutMix, or its place in the
             body: it is moved by the difference of the patches' positions, and organs that would come to lie outside of
             the recipient are not drawn.
+        affine: deforms every donor before a box is cut from it and every recipient before boxes are pasted, so that
+            organs come in more sizes and poses than those of the few labeled patients; what it brings in from beyond a
+            patch has weight 0. ``None`` to mix patches as they are. It draws from this transform's random state.
         blind_share: share of blind boxes in [0, 1]; ``None`` for ``1 - imbalance(labeled_counts)``.
         beta: see :func:`class_probabilities`.
         curriculum: see :func:`class_probabilities`.
@@ -114,6 +129,7 @@ class PICCutMix(Randomizable, Transform):
         num_boxes: int = 2,
         box_fraction: Sequence[float] = (0.25, 0.5),
         placement: str = "same",
+        affine: RandAffine | None = None,
         blind_share: float | None = None,
         beta: float = 0.5,
         curriculum: float = 1.0,
@@ -157,7 +173,19 @@ class PICCutMix(Randomizable, Transform):
         self.beta, self.curriculum, self.gamma = beta, curriculum, gamma
         self.count_decay = count_decay
         self.bank = DonorBank(len(self.labeled_counts), bank_size)
-        self._recipes: list[tuple[int, list[_Paste]]] = []
+        self.affine = affine
+        self._share_random_state()
+        self._recipes: list[_Recipe] = []
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PICCutMix:
+        """See :meth:`monai.transforms.Randomizable.set_random_state`."""
+        super().set_random_state(seed, state)
+        self._share_random_state()
+        return self
+
+    def _share_random_state(self) -> None:
+        if self.affine is not None:
+            self.affine.set_random_state(state=self.R)
 
     def probabilities(self, labeled: bool) -> np.ndarray:
         """Class probabilities at the present progress for donors of one origin; shape (num_classes - 1,)."""
@@ -182,7 +210,7 @@ class PICCutMix(Randomizable, Transform):
     def randomize(  # type: ignore[override]  # MONAI's takes any data
         self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int
     ) -> None:
-        """Draws directions, recipients, donors and boxes for ``num_mixed`` patches."""
+        """Draws directions, recipients, donors, boxes and deformations for ``num_mixed`` patches."""
         recipients = {
             origin: [i for i, value in enumerate(labeled) if bool(value) is origin] for origin in (True, False)
         }
@@ -195,7 +223,7 @@ class PICCutMix(Randomizable, Transform):
             recipient = candidates[number % len(candidates)]
             count = self.num_boxes if self.R.random_sample() < self.prob else 0
             pastes = [self._draw_paste(origin == "labeled", positions[recipient]) for _ in range(count)]
-            self._recipes.append((recipient, [paste for paste in pastes if paste]))
+            self._recipes.append(_Recipe(recipient, self._draw_affine(), [paste for paste in pastes if paste]))
 
     def _draw_paste(self, from_labeled: bool, position: torch.Tensor, attempts: int = 4) -> _Paste | None:
         """A box, or ``None`` when no donor has anything that fits into the recipient."""
@@ -205,11 +233,13 @@ class PICCutMix(Randomizable, Transform):
             donors = self.bank.donors(from_labeled, class_index)
             if not donors:
                 return None
-            donor = donors[self.R.randint(len(donors))]
-            shape = np.array(donor[0].shape[1:])
+            label, weight, donor_position, *images = donors[self.R.randint(len(donors))]
+            parts = _deformed([label, weight, *images], self._draw_affine())
+            label, weight = parts[:2]
+            shape = np.array(label.shape[1:])
             shift = np.zeros(len(shape), dtype=int)
             if self.placement == "anatomical":
-                shift = (donor[2].cpu() - position).round().int().numpy()
+                shift = (donor_position.cpu() - position).round().int().numpy()
             # Where in the recipient the donor has voxels.
             low, high = np.maximum(shift, 0), shape + np.minimum(shift, 0)
             if (high <= low).any():
@@ -217,7 +247,6 @@ class PICCutMix(Randomizable, Transform):
             if class_index is None:
                 center = np.array([self.R.randint(a, b) for a, b in zip(low, high)])
             else:
-                label, weight = donor[:2]
                 voxels = ((label == class_index) & (weight > 0))[0].nonzero().cpu().numpy() + shift
                 voxels = voxels[((voxels >= low) & (voxels < high)).all(1)]
                 if not len(voxels):
@@ -228,8 +257,15 @@ class PICCutMix(Randomizable, Transform):
             # A box that would leave the patch is moved, not cut, so that its size does not depend on the place.
             sides = np.minimum(sides, high - low)
             start = np.clip(center - sides // 2, low, high - sides)
-            return _Paste(donor, _box(start - shift, sides), _box(start, sides))
+            return _Paste(parts, _box(start - shift, sides), _box(start, sides))
         return None
+
+    def _draw_affine(self) -> RandAffine | None:
+        if self.affine is None:
+            return None
+        self.affine.randomize()
+        # A copy keeps what was drawn, for the other parts of a patch and for a repetition.
+        return copy.deepcopy(self.affine)
 
     def _draw_class(self, from_labeled: bool) -> int | None:
         available = self.bank.available(from_labeled)
@@ -278,11 +314,13 @@ class PICCutMix(Randomizable, Transform):
             patches = list(zip(label, weight, positions, *images))
             self.add_donors(patches, labeled)
             self.randomize(labeled, positions, sum(not value for value in labeled) if num_mixed is None else num_mixed)
-        mixed = tuple(batch[[recipient for recipient, _ in self._recipes]].clone() for batch in batches)
-        for m, (_, pastes) in enumerate(self._recipes):
-            for paste in pastes:
-                parts = (*paste.donor[:2], *paste.donor[3:])
-                for batch, part in zip(mixed, parts):
+        mixed = tuple(batch[[recipe.recipient for recipe in self._recipes]].clone() for batch in batches)
+        for m, recipe in enumerate(self._recipes):
+            if recipe.affine is not None:
+                for batch, part in zip(mixed, _deformed([batch[m] for batch in mixed], recipe.affine)):
+                    batch[m] = part
+            for paste in recipe.pastes:
+                for batch, part in zip(mixed, paste.parts):
                     batch[m][paste.target] = part[paste.source].to(batch.dtype)
         return mixed
 
@@ -311,6 +349,15 @@ class PICCutMix(Randomizable, Transform):
         keys, *rest = state["random_state"]
         self.R.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), *rest))
         self.bank.load_state_dict(state["bank"])
+
+
+def _deformed(parts: Sequence[torch.Tensor], affine: RandAffine | None) -> Sequence[torch.Tensor]:
+    """Label, weight and images of one patch."""
+    if affine is None:
+        return parts
+    modes = itertools.chain([("nearest", "zeros")] * 2, itertools.repeat(("bilinear", "border")))
+    moved = (affine(part, None, mode, padding, randomize=False) for part, (mode, padding) in zip(parts, modes))
+    return [convert_to_tensor(part).to(before.dtype) for part, before in zip(moved, parts)]
 
 
 def _box(start: np.ndarray, sides: np.ndarray) -> tuple[slice, ...]:

@@ -23,7 +23,6 @@ TOY_RUN = {
     "warm_up": 0.34,
     "ramp_up": 0.0,
     "distillation_interval": 2,
-    "distillation_layers": 1,
     "teacher_weights": "none",
     "device": "cpu",
     "amp": False,
@@ -35,6 +34,12 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(
         tmp_path_factory.mktemp("phantom"), cases=(2, 2, 1, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
     ).parent
+
+
+@pytest.fixture(scope="session")
+def atlas_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens are computed once for all tests."""
+    return tmp_path_factory.mktemp("atlas")
 
 
 @pytest.fixture
@@ -52,11 +57,11 @@ def edited_phantom(phantom: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def workflow(phantom: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
+def workflow(phantom: Path, atlas_dir: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
     """Builds a workflow from configs of the bundle, with outputs in a temporary folder."""
 
     def build(*configs: str, run_id: str = "run", kind: str = "train", **overrides: object) -> ConfigWorkflow:
-        defaults = {**TOY_RUN, "dataset_dir": str(phantom), "output_dir": str(tmp_path)}
+        defaults = {**TOY_RUN, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "atlas_dir": str(atlas_dir)}
         if kind == "infer":
             defaults = {**TOY_NETWORK, "spacing_mm": TOY_RUN["spacing_mm"], "device": "cpu", "amp": False}
         return ConfigWorkflow(

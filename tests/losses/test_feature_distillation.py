@@ -118,6 +118,16 @@ def test_a_target_that_is_shifted_flipped_or_transposed_raises_the_loss(weightin
     assert loss_function(student, move(student)) > 0.5
 
 
+@WEIGHTINGS
+def test_cells_without_a_target_are_as_if_they_were_not_there(weighting):
+    student, teacher = features(4, 4, 2), features(4, 4, 2)
+    teacher[:, :, 2:] = 0
+    loss_function = FeatureDistillationLoss(weighting)
+    without = loss_function(student[:, :, :2], teacher[:, :, :2])
+    torch.testing.assert_close(loss_function(student, teacher), without)
+    assert loss_function(student, torch.zeros_like(teacher)) == 0
+
+
 def test_half_precision_is_computed_in_single_precision():
     student, teacher = features().half(), features().half()
     loss = FeatureDistillationLoss("uniqueness")(student, teacher)

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from monai.transforms import RandAffine
 from scipy.stats import binomtest, chisquare
 
 from dinomix_monai.transforms import DIRECTIONS, PICCutMix, class_probabilities, imbalance
@@ -415,6 +416,47 @@ def test_anatomical_placement_needs_positions():
         PICCutMix([1, 1], placement="anatomical")(full(1), full(1), labeled=[True])
 
 
+def whole_patch_mixer(affine):
+    """The donor replaces the recipient altogether."""
+    settings = {"num_boxes": 1, "box_fraction": (1.0, 1.0), "blind_share": 1.0, "affine": affine}
+    return PICCutMix([1, 1], {"labeled_to_unlabeled": 1}, **settings).set_random_state(0)
+
+
+@pytest.mark.parametrize("prob", [1.0, 0.0], ids=["donor", "recipient"])
+def test_label_weight_and_images_are_deformed_alike(prob):
+    quarter_turn = RandAffine(prob=1.0, rotate_range=[(0, 0), (0, 0), (math.pi / 2, math.pi / 2)])
+    label, weight, first, second = torch.randint(1, 9, (4, 2, 1, 8, 8, 8)).float()
+    batch = (label.clamp(max=1), weight, torch.cat([first, second], dim=1))
+    before = [part.clone() for part in batch]
+    mixer = whole_patch_mixer(quarter_turn)
+    mixer.prob = prob
+    for part, mixed in zip(before, mixer(*batch, labeled=[True, False])):
+        # The donor is the first patch and the recipient the second.
+        torch.testing.assert_close(mixed[0], part[0 if prob else 1].rot90(-1, (1, 2)), rtol=0, atol=1e-4)
+    assert equal(before, batch)
+
+
+def test_what_a_deformation_brings_in_from_beyond_the_patch_has_weight_0():
+    shrink = RandAffine(prob=1.0, scale_range=[(1.0, 1.0)] * 3)
+    _, weight, image = whole_patch_mixer(shrink)(
+        batch_of([1, 0], (8, 8, 8)), batch_of([1, 1], (8, 8, 8)), batch_of([5, 0], (8, 8, 8)), labeled=[True, False]
+    )
+    assert weight.sum() == 4**3
+    assert weight[0, 0, 2:6, 2:6, 2:6].all()
+    assert (image == 5).all()
+
+
+def test_donors_and_recipients_are_deformed_anew_for_each_patch():
+    zoom = RandAffine(prob=1.0, scale_range=[(-0.5, 0.5)] * 3)
+    label = torch.zeros(2, 1, 16, 16, 16)
+    label[0, :, 4:12, 4:12, 4:12] = 1
+    mixed = whole_patch_mixer(zoom)(label, torch.ones_like(label), labeled=[True, False], num_mixed=30)[0]
+    sizes = mixed.flatten(1).sum(1)
+    assert sizes.unique().numel() > 10
+    # The grid that content is taken from grows by 0.5 to 1.5, so the content shrinks by as much.
+    assert sizes.min() < 8**3 < sizes.max()
+
+
 # Randomness and state.
 
 
@@ -463,15 +505,28 @@ def test_without_randomize_the_last_draw_is_repeated():
     assert not equal(mixer(*batch, labeled=labeled), first)
 
 
+def test_without_randomize_deformations_are_repeated_too():
+    batch, labeled = noise_batch(0)
+    mixer = noise_mixer(affine=RandAffine(prob=1.0, rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3)))
+    first = mixer(*batch, labeled=labeled)
+    assert equal(mixer(*batch, labeled=labeled, randomize=False), first)
+    assert not equal(mixer(*batch, labeled=labeled), first)
+
+
 @pytest.mark.parametrize("placement", ["same", "anatomical"])
-def test_a_saved_state_goes_on_exactly_as_the_uninterrupted_run(placement):
+@pytest.mark.parametrize("affine", [False, True], ids=["as they are", "deformed"])
+def test_a_saved_state_goes_on_exactly_as_the_uninterrupted_run(placement, affine):
+    def new(seed):
+        deformation = RandAffine(prob=0.5, rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3)) if affine else None
+        return noise_mixer(placement=placement, bank_size=6, affine=deformation).set_random_state(seed)
+
     def step(mixer, number):
         batch, labeled = noise_batch(number)
         mixer.progress = number / 6
         return mixer(*batch, labeled=labeled, positions=torch.randint(-2, 3, (4, 3)).float())
 
     # A bank larger than a batch, so that donors from before the interruption are used after it.
-    mixer, resumed = (noise_mixer(placement=placement, bank_size=6).set_random_state(seed) for seed in (0, 99))
+    mixer, resumed = new(0), new(99)
     torch.manual_seed(0)
     for number in range(3):
         step(mixer, number)

@@ -1,0 +1,300 @@
+"""The token atlas: a frozen teacher's tokens, computed once for each volume and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from monai.data import MetaTensor
+from torch.nn import functional as F
+
+from dinomix_monai.teacher.principal_components import PrincipalComponents
+from dinomix_monai.teacher.slices import SliceTokens
+
+__all__ = ["TokenAtlas"]
+
+logger = logging.getLogger(__name__)
+
+# For each plane, the order of a volume's axes that puts the plane's own two first and its normal last.
+_PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+
+
+@dataclass(frozen=True)
+class _Volume:
+    name: str
+    shape: torch.Tensor
+    to_voxel: torch.Tensor
+
+
+class TokenAtlas:
+    """
+    Tokens of a frozen teacher for whole volumes, sampled wherever a training patch comes from.
+
+    A teacher that never changes gives the same tokens in every epoch. Here it sees each preprocessed volume once
+    (:meth:`add`), in whole slices, which show it more than a patch does; a step of training then costs one look-up for
+    each cell of the student's feature map, whatever the size of the teacher. It is called like :class:`SliceTokens`,
+    with a map of where each voxel comes from in place of an image (:class:`dinomix_monai.transforms.VoxelOrigind`
+    writes it), so flips, rotations, zooms and the boxes of CutMix need no further care.
+
+    Tokens are in half precision, in one file for each volume, mapped into memory and written in one move: a run that
+    was killed goes on with the volume it was at. Their folder is named after the teacher's fingerprint and the recipe,
+    the file after the volume's voxels and affine, so that stale tokens cannot be used. Several processes may share a
+    folder.
+
+    With ``components`` they are reduced to their principal components over all volumes that have been added, centered;
+    the components lie beside them, and the share of the variance that they keep is logged. The reduction is made when
+    tokens are first asked for.
+
+    Args:
+        folder: where the tokens are kept, together with those of other teachers and recipes.
+        slice_tokens: the teacher, which is asked for the tokens of whole slices.
+        cell: voxels of a token along each axis; best the stride of the student's features that are taught.
+        components: number of principal components, ``None`` for the teacher's own channels.
+        planes: some of ``"axial"``, ``"coronal"`` and ``"sagittal"``; their tokens are averaged. Axes are taken to be
+            in RAS order.
+        max_anisotropy: planes other than the first are left out for volumes whose spacings in that plane differ by more
+            than this factor, since the teacher would see the organs distorted.
+        device: where the teacher is, and where tokens are sampled. On a GPU the tokens are held there.
+
+    Attributes:
+        folder: of this teacher and recipe.
+        recipe: all that the tokens depend on beside the volumes.
+        kept: share of the variance that the components keep, once they are there.
+
+    Raises:
+        ValueError: When an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        slice_tokens: SliceTokens,
+        cell: Sequence[int],
+        components: int | None = None,
+        planes: Sequence[str] = ("axial",),
+        max_anisotropy: float = 2.0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if len(cell) != 3 or min(cell) < 1:
+            raise ValueError(f"cell must be three numbers of voxels >= 1, got {tuple(cell)}.")
+        if components is not None and not 1 <= components <= slice_tokens.embed_dim:
+            raise ValueError(
+                f"components must be from 1 to the {slice_tokens.embed_dim} channels of the teacher or None, "
+                f"got {components}."
+            )
+        if not planes or set(planes) - set(_PLANES) or len(set(planes)) < len(planes):
+            raise ValueError(f"planes must be one or more of {', '.join(_PLANES)}, each once, got {tuple(planes)}.")
+        if max_anisotropy < 1:
+            raise ValueError(f"max_anisotropy must be >= 1, got {max_anisotropy}.")
+        self.slice_tokens, self.components = slice_tokens, components
+        self.cell, self.planes, self.max_anisotropy = tuple(cell), tuple(planes), max_anisotropy
+        self.device = torch.device(device)
+        self.recipe = {
+            "teacher": slice_tokens.fingerprint,
+            "offsets": slice_tokens.offsets,
+            "tokens_per_cell": slice_tokens.tokens_per_cell,
+            "cell": self.cell,
+            "planes": self.planes,
+            "max_anisotropy": max_anisotropy,
+        }
+        self.kept = 1.0
+        self.folder = Path(folder) / _sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16]
+        self._volumes: dict[int, _Volume] = {}
+        self._tokens: dict[int, torch.Tensor] = {}
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of the tokens."""
+        return self.components or self.slice_tokens.embed_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the teacher."""
+        return self.slice_tokens.fingerprint
+
+    def add(self, volume: MetaTensor) -> int:
+        """
+        Makes sure that the tokens of a volume are there.
+
+        Args:
+            volume: preprocessed as for training, shape (1, H, W, D), values in [0, 1].
+
+        Returns:
+            The number under which the atlas knows the volume; the same one whenever the folder is the same.
+
+        Raises:
+            TypeError: When the volume is not a ``MetaTensor`` and so has no affine.
+            ValueError: When it has another shape.
+        """
+        if not isinstance(volume, MetaTensor):
+            raise TypeError(f"volume must be a MetaTensor, which tells where it lies, got {type(volume).__name__}.")
+        if volume.ndim != 4 or len(volume) != 1:
+            raise ValueError(f"volume must have shape (1, H, W, D), got {tuple(volume.shape)}.")
+        voxels, affine = volume.as_subclass(torch.Tensor).float(), volume.affine.double().cpu()
+        name = _sha256(voxels.cpu().numpy().tobytes(), affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            number = self._number(name)
+            file = self.folder / f"{name}.npy"
+            if not file.is_file():
+                logger.info("Teacher tokens of a volume of shape %s, once and for all.", tuple(voxels.shape[1:]))
+                _write(file, self._compute(voxels, volume.pixdim.tolist()))
+        self._volumes[number] = _Volume(name, torch.tensor(voxels.shape[1:]), torch.linalg.inv(affine).float())
+        self._tokens.clear()
+        return number
+
+    def describe(self) -> str:
+        """
+        One line on the volumes that have been added, their tokens and what these take on disk.
+
+        Makes the reduction if it has not been made.
+        """
+        self._open()
+        size = sum((self.folder / f"{volume.name}.npy").stat().st_size for volume in self._volumes.values()) / 1e6
+        largest = max((tuple(tokens.shape[:3]) for tokens in self._tokens.values()), default=(0, 0, 0))
+        text = f"{len(self._volumes)} volumes, up to {' x '.join(map(str, largest))} tokens each, {size:.1f} MB"
+        if self.components is not None:
+            size = sum(tokens.numel() * tokens.element_size() for tokens in self._tokens.values()) / 1e6
+            text += f"; {self.components} components keep {100 * self.kept:.1f} % of the variance in {size:.1f} MB"
+        return f"{text}; in {self.folder}"
+
+    def __call__(self, origin: torch.Tensor, grid: Sequence[int], cells: Iterable[int] | None = None) -> torch.Tensor:
+        """
+        Args:
+            origin: for each voxel the number of its volume and its position in mm, shape (B, 4, H, W, D).
+            grid: cells (h, w, d) of the student's feature map along each axis of ``origin``.
+            cells: indices in ``range(d)`` of the layers to look up, in the order wanted. Defaults to all.
+
+        Returns:
+            Tokens at the centers of the cells, shape (B, embed_dim, h, w, len(cells)). They are 0 where there are none:
+            beyond the volume, and where the edge of a pasted box runs through the center of a cell.
+
+        Raises:
+            ValueError: When ``origin`` has another shape, or names a volume that was not added.
+        """
+        if origin.ndim != 5 or origin.shape[1] != 4:
+            raise ValueError(f"origin must have shape (B, 4, H, W, D), got {tuple(origin.shape)}.")
+        self._open()
+        origin = origin.as_subclass(torch.Tensor).to(self.device)
+        # Linear interpolation is exact where all voxels around a center come from one place; nearest tells where not.
+        exact = F.interpolate(origin, size=tuple(grid), mode="trilinear", align_corners=False).movedim(1, -1)
+        rough = F.interpolate(origin, size=tuple(grid), mode="nearest-exact").movedim(1, -1)
+        if cells is not None:
+            layers = list(cells)
+            exact, rough = exact[..., layers, :], rough[..., layers, :]
+        tokens = origin.new_zeros(*exact.shape[:-1], self.embed_dim)
+        # Rounded, because what deforms patches interpolates numbers too.
+        numbers = rough[..., 0].round()
+        for number in numbers.unique().long().tolist():
+            if number not in self._volumes:
+                raise ValueError(f"origin must name volumes that were added to the atlas, got number {number}.")
+            here = numbers == number
+            tokens[here] = self._look_up(number, exact[here], rough[here])
+        return tokens.movedim(-1, 1)
+
+    def _number(self, name: str) -> int:
+        file = self.folder / "volumes.json"
+        names: list[str] = json.loads(file.read_text()) if file.is_file() else []
+        if name not in names:
+            names.append(name)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(names))
+            partial.replace(file)
+        return names.index(name) + 1
+
+    @torch.no_grad()
+    def _compute(self, voxels: torch.Tensor, spacing: Sequence[float]) -> np.ndarray:
+        """Tokens of one volume, (h, w, d, C) in half precision, h = ceil(H / cell) and so on."""
+        grid = [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)]
+        missing = [n * cell - side for n, cell, side in zip(grid, self.cell, voxels.shape[1:])]
+        padded = F.pad(voxels.to(self.device), [0, missing[2], 0, missing[1], 0, missing[0]])
+        views: list[torch.Tensor] = []
+        for plane in self.planes:
+            order = _PLANES[plane]
+            sides = [spacing[axis] for axis in order[:2]]
+            if views and max(sides) > self.max_anisotropy * min(sides):
+                continue
+            tokens = self.slice_tokens(padded.permute(0, *(1 + axis for axis in order))[None], [grid[i] for i in order])
+            views.append(tokens[0].permute(*(1 + order.index(axis) for axis in range(3)), 0))
+        return torch.stack(views).mean(0).cpu().half().numpy()
+
+    def _open(self) -> None:
+        if len(self._tokens) == len(self._volumes):
+            return
+        folder = self.folder if self.components is None else self._reduced(self.components)
+        for number, volume in self._volumes.items():
+            # Copy on write: PyTorch warns of memory that it must not write to, and nothing here writes.
+            tokens = np.load(folder / f"{volume.name}.npy", mmap_mode="c")
+            self._tokens[number] = torch.from_numpy(tokens).to(self.device)
+
+    def _reduced(self, k: int) -> Path:
+        """Folder of the reduced tokens, made if need be; named after the volumes that the components were fitted to."""
+        names = sorted(volume.name for volume in self._volumes.values())
+        folder = self.folder / f"{k}-components-{_sha256(*(name.encode() for name in names))[:16]}"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / "lock"):
+            basis = folder / "components.npz"
+            if not basis.is_file():
+                mean, directions, kept = self._principal_components(names, k)
+                partial = basis.with_suffix(".partial")
+                with partial.open("wb") as file:
+                    np.savez(file, mean=mean, directions=directions, kept=kept)
+                partial.replace(basis)
+            with np.load(basis) as content:
+                mean, directions, self.kept = content["mean"], content["directions"], float(content["kept"])
+            logger.info("Teacher tokens: %d components keep %.1f %% of the variance.", k, 100 * self.kept)
+            for name in names:
+                if not (folder / f"{name}.npy").is_file():
+                    tokens = np.load(self.folder / f"{name}.npy", mmap_mode="r").astype(np.float32)
+                    _write(folder / f"{name}.npy", ((tokens - mean) @ directions).astype(np.float16))
+        return folder
+
+    def _principal_components(self, names: Iterable[str], k: int) -> tuple[np.ndarray, np.ndarray, float]:
+        components = PrincipalComponents(self.slice_tokens.embed_dim)
+        for name in names:
+            tokens = np.load(self.folder / f"{name}.npy", mmap_mode="r").astype(np.float32)
+            components.update(torch.from_numpy(tokens).flatten(0, 2))
+        mean, directions, kept = components.solve(k)
+        return mean.numpy(), directions.numpy(), kept
+
+    def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:
+        """Tokens (N, C) of one volume, 0 where there are none, at N places (number, x, y, z)."""
+        volume, tokens = self._volumes[number], self._tokens[number]
+        to_voxel, shape = volume.to_voxel.to(exact), volume.shape.to(exact)
+        cell, sizes = exact.new_tensor(self.cell), exact.new_tensor(tokens.shape[:3])
+        voxel, rough_voxel = (place[:, 1:] @ to_voxel[:3, :3].T + to_voxel[:3, 3] for place in (exact, rough))
+        inside = ((voxel > -0.51) & (voxel < shape - 0.49)).all(1)
+        whole = ((exact[:, 0] - number).abs() < 0.1) & ((voxel - rough_voxel).abs() < cell).all(1)
+        # Token k is at the center of its cell, which covers voxels k * cell to (k + 1) * cell - 1.
+        place = (((voxel + 0.5) / cell - 0.5).clamp_min(0)).minimum(sizes - 1)
+        low, high = place.amin(0).floor().long().tolist(), place.amax(0).ceil().long().tolist()
+        block = tokens[tuple(slice(a, b + 1) for a, b in zip(low, high))]
+        # (h, w, d, C) -> (1, C, h, w, d); grid_sample counts axes from the last and coordinates from -1 to 1.
+        field = block.permute(3, 0, 1, 2)[None].to(exact)
+        unit = (2 * (place - place.new_tensor(low)) + 1) / place.new_tensor(field.shape[2:]) - 1
+        found = F.grid_sample(field, unit.flip(-1).view(1, 1, 1, -1, 3), padding_mode="border", align_corners=False)
+        # (1, C, 1, 1, N) -> (N, C)
+        return found[0, :, 0, 0].T * (inside & whole)[:, None]
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _write(file: Path, array: np.ndarray) -> None:
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.save(stream, array)
+    partial.replace(file)

@@ -1,0 +1,67 @@
+"""Where each voxel of a patch comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from dinomix_monai.keys import BatchKeys
+
+__all__ = ["VoxelOriginD", "VoxelOriginDict", "VoxelOrigind"]
+
+
+class VoxelOrigind(MapTransform):
+    """
+    Writes for each voxel of a patch the number of its volume and its position in mm; takes one sample.
+
+    The position follows from the affine, so it is right after any chain of MONAI's spatial transforms. Put it after the
+    last of them. What mixes patches mixes this map like an image, and it still tells where everything comes from.
+
+    Args:
+        keys: image; with several, the last one counts.
+        volume_key: number of the volume that the patch was cut from.
+        origin_key: entry to write, a float32 tensor of shape (4, H, W, D).
+        allow_missing_keys: whether a key may be missing.
+
+    Raises:
+        TypeError: When the image is not a ``MetaTensor`` and so has no affine.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        volume_key: str = BatchKeys.VOLUME,
+        origin_key: str = BatchKeys.ORIGIN,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.volume_key, self.origin_key = volume_key, origin_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """
+        Args:
+            data: sample with an image of shape (C, H, W, D) and the number of its volume.
+        """
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            if not isinstance(image, MetaTensor):
+                raise TypeError(
+                    f"{key} must be a MetaTensor, whose affine tells where it lies, got {type(image).__name__}."
+                )
+            affine = image.affine.to(image.device, torch.float32)
+            steps = [torch.arange(side, device=image.device, dtype=torch.float32) for side in image.shape[1:]]
+            # Along each axis of the patch, (3, side): how far a voxel lies from the first one.
+            along = [affine[:3, axis, None] * step for axis, step in enumerate(steps)]
+            position = along[0][:, :, None, None] + along[1][:, None, :, None] + along[2][:, None, None, :]
+            number = position.new_full((1, *position.shape[1:]), result[self.volume_key])
+            result[self.origin_key] = torch.cat([number, position + affine[:3, 3, None, None, None]])
+        return result
+
+
+VoxelOriginD = VoxelOriginDict = VoxelOrigind

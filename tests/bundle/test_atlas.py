@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dinomix_monai.__main__ import atlas
+from dinomix_monai.teacher import TokenAtlas
+
+CONFIG = str(Path(__file__).parents[2] / "bundle" / "configs" / "train.json")
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_mtime_ns for file in folder.rglob("*.npy")}
+
+
+def test_the_command_computes_what_training_then_finds(
+    run, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {"spacing_mm": [8.0, 8.0, 10.0], "patch_size": [32, 32, 16], "network_def#n_filters": 4}
+    folder = tmp_path / "tokens"
+    atlas(str(phantom), weights="none", config_file=CONFIG, atlas_dir=str(folder), device="cpu", **settings)
+    assert "4 volumes, up to 10 x 10 x 7 tokens each" in capsys.readouterr().out
+    computed = files_of(folder)
+    assert len(computed) == 8  # in full and reduced
+    run("train", atlas_dir=str(folder), epochs=1)
+    assert files_of(folder) == computed
+
+
+def test_a_configuration_without_an_atlas_is_refused(phantom: Path, tmp_path: Path) -> None:
+    online = str(Path(CONFIG).with_name("online_teacher.json"))
+    with pytest.raises(
+        ValueError, match=r"config_file must have teacher_key .* got 'image' and 0.1: training"
+    ):
+        atlas(str(phantom), weights="none", config_file=[CONFIG, online], atlas_dir=str(tmp_path))
+
+
+def test_without_distillation_no_tokens_are_computed(run, tmp_path: Path) -> None:
+    run("train", epochs=1, atlas_dir=str(tmp_path / "tokens"), distillation_weight=0.0)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_volumes_are_read_once_and_then_kept(workflow, edited_phantom) -> None:
+    folder = edited_phantom()
+    built = workflow("train", dataset_dir=str(folder))
+    built.initialize()
+    datasets = [built.parser.get_parsed_content(name) for name in ("train#dataset", "train#unlabeled_dataset")]
+    for case in (folder / "images").iterdir():
+        case.unlink()
+    labeled, unlabeled = (dataset[0] for dataset in datasets)
+    assert labeled[0]["origin"].shape == unlabeled["origin"].shape == (4, 32, 32, 16)
+
+
+def test_the_student_is_taught_the_tokens_of_what_its_patches_are_mixed_of(workflow, monkeypatch) -> None:
+    asked = []
+    look_up = TokenAtlas.__call__
+
+    def spy(self: TokenAtlas, origin: object, *args: object) -> object:
+        asked.append(origin)
+        return look_up(self, origin, *args)
+
+    monkeypatch.setattr(TokenAtlas, "__call__", spy)
+    built = workflow("train", warm_up=0.0, distillation_interval=1)
+    built.initialize()
+    built.parser.get_parsed_content("train#trainer").run()
+    # Two labeled patches and a mixed one in each step, the last with boxes from other volumes.
+    assert {origin.shape[0] for origin in asked} == {3}
+    assert any(origin[2, 0].unique().numel() > 1 for origin in asked)
+    assert all(origin[i, 0].unique().numel() == 1 for origin in asked for i in (0, 1))

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    Flipd,
+    RandAffine,
+    RandFlipd,
+    RandRotate90d,
+    RandSpatialCropd,
+    RandZoomd,
+    SpatialPadd,
+)
+from torch.nn import functional as F
+
+from dinomix_monai.teacher import SliceTokens, TokenAtlas
+from dinomix_monai.transforms import PICCutMix, VoxelOrigind
+
+SHAPE, CELL = (16, 24, 12), (4, 4, 2)
+GRID = (4, 6, 6)
+STRAIGHT = np.diag([1.5, 1.5, 4.0, 1.0])
+OBLIQUE = np.array([[-1.4, 0.3, 0, 20], [0.2, 1.9, -0.4, -7], [0.1, 0.5, 2.5, 3], [0, 0, 0, 1]])
+
+
+class MeanTeacher:
+    """The token of a square of 2 x 2 pixels is its mean intensity in each channel."""
+
+    stride, embed_dim, fingerprint = 2, 3, "mean"
+
+    def __init__(self):
+        self.images = 0
+
+    def __call__(self, x):
+        self.images += len(x)
+        return F.avg_pool2d(x, self.stride)
+
+
+class IndexTokens:
+    """In place of ``SliceTokens``: the token of a cell is the voxel index of its center."""
+
+    offsets, tokens_per_cell, embed_dim, fingerprint = (0, 0, 0), 1, 3, "index"
+
+    def __call__(self, volume, grid):
+        centers = [(torch.arange(n) + 0.5) * side / n - 0.5 for n, side in zip(grid, volume.shape[2:])]
+        return torch.stack(torch.meshgrid(*centers, indexing="ij"))[None]
+
+
+def scan(seed=0, shape=SHAPE, affine=STRAIGHT):
+    generator = torch.Generator().manual_seed(seed)
+    return MetaTensor(torch.rand(1, *shape, generator=generator), affine=torch.as_tensor(affine))
+
+
+def indices(shape=SHAPE, affine=STRAIGHT):
+    """A volume whose voxels hold their own indices, one axis in each channel."""
+    content = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij"))
+    return MetaTensor(content, affine=torch.as_tensor(affine))
+
+
+def origin(patch, number=1):
+    return VoxelOrigind("image")({"image": patch, "volume": number})["origin"][None]
+
+
+@pytest.fixture
+def atlas(tmp_path):
+    return TokenAtlas(tmp_path, SliceTokens(MeanTeacher(), channels="repeat"), CELL)
+
+
+@pytest.mark.parametrize("affine", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("zoom", [False, True], ids=["", "zoom"])
+@pytest.mark.parametrize("seed", range(5))
+def test_tokens_come_from_where_the_voxels_come_from(affine, zoom, seed, tmp_path):
+    shape = (40, 44, 26)
+    atlas = TokenAtlas(tmp_path, IndexTokens(), CELL)
+    chain = Compose(
+        [
+            RandSpatialCropd("image", (16, 16, 8), random_size=False),
+            RandFlipd("image", 0.5, spatial_axis=0),
+            RandFlipd("image", 0.5, spatial_axis=2),
+            RandRotate90d("image", 0.5),
+            RandZoomd("image", float(zoom), min_zoom=0.8, max_zoom=1.2, padding_mode="constant", constant_values=-99),
+        ]
+    ).set_random_state(seed)
+    patch = chain({"image": indices(shape, affine)})["image"]
+    tokens = atlas_tokens(atlas, scan(shape=shape, affine=affine), patch, (4, 4, 4))
+    truth = F.avg_pool3d(patch.as_tensor()[None], CELL)[0]
+    counted = tokens.any(0) & (F.max_pool3d(-patch.as_tensor()[None], CELL)[0, 0] <= 0)
+    assert counted.sum() > 20
+    error = (tokens - truth)[:, counted].abs() / torch.tensor(CELL)[:, None]
+    # The outer half of the outermost cells has no token of its own and takes its neighbor's: half a cell at most.
+    assert error.max() < 0.5
+    # MONAI's zoom moves its content by up to a voxel against the affine that it writes.
+    assert error.median() < (0.2 if zoom else 0.001)
+
+
+def atlas_tokens(atlas, volume, patch, grid):
+    return atlas(origin(patch, atlas.add(volume)), grid)[0]
+
+
+@pytest.mark.parametrize("affine", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
+def test_on_a_whole_volume_atlas_and_online_teacher_agree(affine, atlas):
+    volume = scan(affine=affine)
+    online = SliceTokens(MeanTeacher(), channels="repeat")(volume[None], GRID)[0]
+    torch.testing.assert_close(atlas_tokens(atlas, volume, volume, GRID), online, rtol=0, atol=1e-3)
+
+
+def test_a_flip_of_the_patch_flips_the_tokens(atlas):
+    volume = scan()
+    flipped = Flipd("image", spatial_axis=(0, 2))({"image": volume})["image"]
+    tokens = atlas_tokens(atlas, volume, volume, GRID)
+    torch.testing.assert_close(atlas_tokens(atlas, volume, flipped, GRID), tokens.flip(1, 3))
+
+
+def test_a_choice_of_layers_equals_the_choice_from_all(atlas):
+    volume = scan()
+    places = origin(volume, atlas.add(volume))
+    assert torch.equal(atlas(places, GRID, cells=[4, 1]), atlas(places, GRID)[..., [4, 1]])
+
+
+def test_a_finer_grid_interpolates_between_tokens(tmp_path):
+    atlas = TokenAtlas(tmp_path, IndexTokens(), CELL)
+    tokens = atlas_tokens(atlas, scan(), scan(), (8, 12, 12))
+    # Cells of half the size: their centers lie a quarter of a cell beside those of the tokens.
+    torch.testing.assert_close(tokens[0, 1:-1, 0, 0], torch.arange(2.5, 14, 2))
+
+
+def test_padding_has_no_tokens(atlas):
+    volume = scan()
+    padded = SpatialPadd("image", (24, 24, 12))({"image": volume})["image"]
+    tokens = atlas_tokens(atlas, volume, padded, (6, 6, 6))
+    assert not tokens[:, 0].any()
+    assert not tokens[:, -1].any()
+    torch.testing.assert_close(tokens[:, 1:-1], atlas_tokens(atlas, volume, volume, GRID))
+
+
+def test_volumes_that_cells_do_not_divide_have_tokens_up_to_their_edge(atlas):
+    volume = scan(shape=(14, 24, 12))
+    tokens = atlas_tokens(atlas, volume, volume[:, 6:], (2, 6, 6))
+    assert tokens.any(0).all()
+
+
+def test_mixed_patches_have_the_tokens_of_what_was_pasted(atlas):
+    volumes = [scan(0), scan(1)]
+    numbers = [atlas.add(volume) for volume in volumes]
+    places = torch.cat([origin(volume, number) for volume, number in zip(volumes, numbers)])
+    label = torch.zeros(2, 1, *SHAPE)
+    label[0] = 1
+    mix = PICCutMix([1, 1], directions={"labeled_to_unlabeled": 1}, num_boxes=1, blind_share=1.0)
+    mixed_label, _, mixed = mix.set_random_state(0)(label, torch.ones_like(label), places, labeled=[True, False])
+    tokens, whole = atlas(mixed, GRID)[0], atlas(places, GRID)
+    share = F.avg_pool3d(mixed_label, CELL)[0, 0]
+    assert (share == 1).any()
+    torch.testing.assert_close(tokens[:, share == 1], whole[0][:, share == 1])
+    torch.testing.assert_close(tokens[:, share == 0], whole[1][:, share == 0])
+
+
+def test_deformed_patches_have_the_tokens_of_where_their_voxels_come_from(tmp_path):
+    atlas = TokenAtlas(tmp_path, IndexTokens(), CELL)
+    # The seventh volume: a number that interpolation does not keep exactly.
+    number = [atlas.add(scan(seed)) for seed in range(7)][-1]
+    affine = RandAffine(prob=1.0, rotate_range=(0, 0, 1), scale_range=(0.2, 0.2, 0.2), padding_mode="border")
+    affine.set_random_state(0)
+    affine.randomize()
+    places, content = (affine(field, randomize=False) for field in (origin(scan(), number)[0], indices()))
+    tokens = atlas(places[None], GRID)[0]
+    error = (tokens - F.avg_pool3d(content.as_tensor()[None], CELL)[0]).abs() / torch.tensor(CELL)[:, None, None, None]
+    counted = tokens.any(0)
+    assert counted.float().mean() > 0.9
+    assert error[:, counted].max() < 0.5
+    assert error[:, counted].median() < 0.01
+
+
+def test_a_center_that_an_edge_runs_through_has_no_token(atlas):
+    numbers = [atlas.add(scan(0)), atlas.add(scan(1))]
+    mixed = origin(scan(0), numbers[0])
+    mixed[:, :, 6:] = origin(scan(1), numbers[1])[:, :, 6:]
+    tokens = atlas(mixed, GRID)[0].any(0)
+    # Voxels 4 to 7 are one cell, whose center lies between the voxels 5 and 6.
+    assert not tokens[1].any()
+    assert tokens[[0, 2, 3]].all()
+
+
+def test_a_second_start_computes_nothing(atlas, tmp_path):
+    teacher = atlas.slice_tokens.teacher
+    first = [atlas.add(scan(seed)) for seed in (0, 1)]
+    computed = teacher.images
+    again = TokenAtlas(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
+    assert [again.add(scan(seed)) for seed in (1, 0)] == first[::-1]
+    assert teacher.images == computed > 0
+
+
+@pytest.mark.parametrize("change", ["voxel", "affine", "teacher", "cell", "recipe", "planes"])
+def test_tokens_of_anything_else_are_computed_anew(change, atlas, tmp_path):
+    atlas.add(scan())
+    teacher = MeanTeacher()
+    teacher.fingerprint = "another" if change == "teacher" else "mean"
+    settings = {"cell": (4, 4, 4) if change == "cell" else CELL}
+    if change == "planes":
+        settings["planes"] = ("axial", "coronal")
+    volume = scan(affine=OBLIQUE if change == "affine" else STRAIGHT)
+    if change == "voxel":
+        volume[0, 3, 4, 5] += 0.01
+    channels = "neighbors" if change == "recipe" else "repeat"
+    TokenAtlas(tmp_path, SliceTokens(teacher, channels=channels), **settings).add(volume)
+    assert teacher.images > 0
+
+
+def test_a_killed_run_goes_on_with_the_volume_it_was_at(atlas, monkeypatch, tmp_path):
+    teacher = atlas.slice_tokens.teacher
+    atlas.add(scan(0))
+    monkeypatch.setattr("numpy.save", lambda stream, array: stream.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        atlas.add(scan(1))
+    monkeypatch.undo()
+    computed = teacher.images
+    again = TokenAtlas(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
+    again.add(scan(0))
+    assert teacher.images == computed
+    torch.testing.assert_close(
+        atlas_tokens(again, scan(1), scan(1), GRID),
+        SliceTokens(MeanTeacher(), channels="repeat")(scan(1)[None], GRID)[0],
+        rtol=0,
+        atol=1e-3,
+    )
+
+
+def test_components_are_those_of_all_volumes(tmp_path, caplog):
+    volumes = [scan(seed) for seed in range(3)]
+    slice_tokens = SliceTokens(MeanTeacher(), channels="neighbors")
+    atlas = TokenAtlas(tmp_path, slice_tokens, CELL, components=2)
+    numbers = [atlas.add(volume) for volume in volumes]
+    with caplog.at_level("INFO"):
+        tokens = torch.cat([atlas(origin(v, n), GRID) for v, n in zip(volumes, numbers)])
+    everything = torch.cat([slice_tokens(volume[None], GRID) for volume in volumes]).movedim(1, -1).flatten(0, -2)
+    _, values, directions = torch.linalg.svd(everything - everything.mean(0), full_matrices=False)
+    expected = (everything - everything.mean(0)) @ directions[:2].T
+    # Their signs are arbitrary.
+    torch.testing.assert_close(tokens.movedim(1, -1).flatten(0, -2).abs(), expected.abs(), rtol=0, atol=2e-3)
+    kept = 100 * (values[:2] ** 2).sum() / (values**2).sum()
+    assert f"2 components keep {kept:.1f} % of the variance" in caplog.text
+
+
+def test_components_follow_the_volumes(tmp_path):
+    atlas = TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), CELL, components=1)
+    first = atlas.add(scan(0))
+    alone = atlas(origin(scan(0), first), GRID)
+    atlas.add(scan(1))
+    assert not torch.equal(atlas(origin(scan(0), first), GRID), alone)
+    assert alone.shape[1] == atlas.embed_dim == 1
+
+
+@pytest.mark.parametrize("affine", [np.diag([2, 2, 3, 1.0]), STRAIGHT], ids=["near", "far from isotropic"])
+def test_planes_are_averaged_where_spacing_allows(affine, tmp_path):
+    volume = scan(affine=affine)
+    planes = ("axial", "coronal", "sagittal")
+    slice_tokens = SliceTokens(MeanTeacher(), channels="repeat")
+    tokens = atlas_tokens(TokenAtlas(tmp_path, slice_tokens, CELL, planes=planes), volume, volume, GRID)
+    x, y, z = GRID
+    axial = slice_tokens(volume[None], (x, y, z))[0]
+    coronal = slice_tokens(volume[None].permute(0, 1, 2, 4, 3), (x, z, y))[0].permute(0, 1, 3, 2)
+    sagittal = slice_tokens(volume[None].permute(0, 1, 3, 4, 2), (y, z, x))[0].permute(0, 3, 1, 2)
+    expected = (axial + coronal + sagittal) / 3 if affine[2, 2] == 3 else axial
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cell": (4, 4)}, "cell must be three numbers of voxels >= 1, got (4, 4)."),
+        ({"cell": (4, 0, 4)}, "cell must be three numbers of voxels >= 1, got (4, 0, 4)."),
+        ({"components": 4}, "components must be from 1 to the 3 channels of the teacher or None, got 4."),
+        ({"planes": ()}, "planes must be one or more of axial, coronal, sagittal, each once, got ()."),
+        ({"planes": ("oblique",)}, "planes must be one or more of axial, coronal, sagittal, each once"),
+        ({"planes": ("axial", "axial")}, "planes must be one or more of axial, coronal, sagittal, each once"),
+        ({"max_anisotropy": 0.5}, "max_anisotropy must be >= 1, got 0.5."),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), **{"cell": CELL, **arguments})
+
+
+def test_wrong_volumes_and_origins_are_refused(atlas):
+    with pytest.raises(TypeError, match="volume must be a MetaTensor, which tells where it lies, got Tensor"):
+        atlas.add(torch.rand(1, *SHAPE))
+    with pytest.raises(ValueError, match=re.escape("volume must have shape (1, H, W, D), got (2, 16, 24, 12).")):
+        atlas.add(MetaTensor(torch.rand(2, *SHAPE)))
+    with pytest.raises(ValueError, match=re.escape("origin must have shape (B, 4, H, W, D), got (1, 1, 16, 24, 12).")):
+        atlas(torch.rand(1, 1, *SHAPE), GRID)
+    with pytest.raises(ValueError, match="origin must name volumes that were added to the atlas, got number 7"):
+        atlas(origin(scan(), 7), GRID)
