@@ -127,12 +127,13 @@ class CaseCheck:
         if _is_singular(image.affine):
             report.error(report.image, "has a singular affine", "Write a valid sform or qform into its header.")
             return
-        spacing, degrees = voxel_sizes(image.affine), _obliquity_degrees(image.affine)
-        if not _SPACING_MM[0] <= spacing.min() <= spacing.max() <= _SPACING_MM[1]:
-            report.error(report.image, f"has voxels of {_times(spacing)} mm", "Write their size in mm into its header.")
-        if degrees > _OBLIQUE_DEGREES:
+        if (degrees := _obliquity_degrees(image.affine)) > _OBLIQUE_DEGREES:
             problem = f"is oblique, {degrees:.0f} degrees off the axes of the body"
             report.warn(report.image, problem, "Make sure that all cases are, or resample it to straight axes.")
+        spacing = voxel_sizes(image.affine)
+        if not _SPACING_MM[0] <= spacing.min() <= spacing.max() <= _SPACING_MM[1]:
+            report.error(report.image, f"has voxels of {_times(spacing)} mm", "Write their size in mm into its header.")
+            return
         shape = _resampled_shape(image, self.spacing_mm)
         if self.patch_size is not None and any(length < side for length, side in zip(shape, self.patch_size)):
             problem = f"is {_times(shape)} voxels when resampled, less than a patch of {_times(self.patch_size)}"

@@ -25,7 +25,7 @@ __all__ = [
     "open_volume",
 ]
 
-_PIECE = 2**20
+_PIECE = 2**18
 """Voxels that are held in memory at a time."""
 
 # What nibabel and gzip raise on bytes that are not what they should be.
@@ -128,7 +128,7 @@ def image_values(volume: nib.Nifti1Pair, window: Sequence[float] | None = None) 
         window: least and greatest intensity that count as inside.
 
     Raises:
-        VolumeError: When the file ends early or does not decompress.
+        VolumeError: When the file ends early or its checksum is wrong.
     """
     least, greatest = window or (-math.inf, math.inf)
     low, high, not_finite, outside = math.inf, -math.inf, 0, 0
@@ -151,7 +151,7 @@ def label_values(volume: nib.Nifti1Pair, num_classes: int) -> LabelValues:
         num_classes: classes are whole numbers from 0 to below this.
 
     Raises:
-        VolumeError: When the file ends early or does not decompress.
+        VolumeError: When the file ends early or its checksum is wrong.
     """
     is_present = np.zeros(num_classes, dtype=bool)
     low, high, strays = math.nan, math.nan, 0
@@ -195,6 +195,9 @@ def _read(volume: nib.Nifti1Pair) -> Iterator[np.ndarray]:
                 with np.errstate(over="ignore", invalid="ignore"):
                     values = (raw * proxy.slope + proxy.inter if is_scaled else raw).astype(np.float32)
                 yield values
+            # Only at its end does a gzip file compare its checksum.
+            while file.read(_PIECE):
+                pass
     except _DAMAGE as error:
         raise VolumeError("is cut short or damaged", "Copy or export it anew.") from error
 
