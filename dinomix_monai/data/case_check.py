@@ -29,7 +29,7 @@ _SHIFT = 0.1
 """Part of a voxel by which a label may lie off its image; rounding in headers brings about less."""
 
 _OUTSIDE, _SPAN = 0.99, 0.05
-"""Of a scan of the expected modality, fewer voxels lie outside of the window, and it spans more of it."""
+"""A scan of the expected modality has a smaller share of its voxels outside of the window, and spans more of it."""
 
 
 @dataclass
