@@ -1,20 +1,31 @@
-"""Data sets: datalists and the procedural phantom."""
+"""Data sets: datalists, their check and the procedural phantom."""
 
 from __future__ import annotations
 
-from dinomix_monai.data.datalist import Datalist, image_files, open_datalist
+from dinomix_monai.data.case_check import CaseCheck, CaseReport
+from dinomix_monai.data.datalist import Datalist, image_files, open_datalist, read_datalist
+from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
+from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.streams import PatchStream, patch_stream
 
 __all__ = [
+    "CaseCheck",
+    "CaseReport",
     "Datalist",
+    "Finding",
     "PatchStream",
+    "check_dataset",
     "check_model_file",
+    "findings_table",
     "image_files",
     "make_phantom",
     "open_datalist",
     "patch_stream",
+    "read_datalist",
     "read_labels",
+    "scaling_window",
+    "verify_dataset",
     "write_labels",
 ]

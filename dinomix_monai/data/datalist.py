@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,17 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from dinomix_monai.data.phantom import make_phantom
+from dinomix_monai.data.volume import is_single_volume
 
-__all__ = ["Datalist", "image_files", "open_datalist"]
+__all__ = ["SECTIONS", "Datalist", "image_files", "open_datalist", "read_datalist"]
+
+SECTIONS = {
+    "training": ("image", "label"),
+    "unlabeled": ("image",),
+    "validation": ("image", "label"),
+    "test": ("image", "label"),
+}
+"""Lists of cases in a datalist, and the files that each of their cases must have."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,10 @@ class Datalist:
     def num_classes(self) -> int:
         """Number of classes, background included."""
         return len(self.class_names)
+
+    def cases(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """All cases, each with the name of its section."""
+        return ((section, case) for section in SECTIONS for case in getattr(self, section))
 
     @cached_property
     def training_voxels(self) -> list[int]:
@@ -74,9 +87,35 @@ def open_datalist(
     dataset_dir: str | Path, phantom_dir: str | Path | None = None, file: str = "dataset.json"
 ) -> Datalist:
     """
+    Reads ``dataset.json`` of a folder, and makes sure that every case is complete and its files are there.
+
+    Args:
+        dataset_dir: see :func:`read_datalist`.
+        phantom_dir: see :func:`read_datalist`.
+        file: see :func:`read_datalist`.
+
+    Raises:
+        FileNotFoundError: When there is no such list, or a file that it names is missing.
+        ValueError: When a case has no label and is not under ``unlabeled``, or as :func:`read_datalist` does.
+    """
+    datalist = read_datalist(dataset_dir, phantom_dir, file)
+    for section, case in datalist.cases():
+        if missing := [key for key in SECTIONS[section] if key not in case]:
+            raise _incomplete(section, case, missing[0])
+        for path in case.values():
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"The datalist names {path} under `{section}`, but there is no such file.")
+    return datalist
+
+
+def read_datalist(
+    dataset_dir: str | Path, phantom_dir: str | Path | None = None, file: str = "dataset.json"
+) -> Datalist:
+    """
     Reads ``dataset.json`` of a folder, in the form that ``monai.data.load_decathlon_datalist`` reads.
 
-    ``labels`` may be names by value, as in the decathlon, values by name, as in nnU-Net v2, or a list of names.
+    ``labels`` may be names by value, as in the decathlon, values by name, as in nnU-Net v2, or a list of names. What
+    can be wrong with a single case is left to whoever uses it: files may be missing, and so may the entry of a label.
 
     Args:
         dataset_dir: folder of the data set; paths in the list are relative to it.
@@ -84,8 +123,9 @@ def open_datalist(
         file: name of the list.
 
     Raises:
-        FileNotFoundError: When there is no such list, or a file that it names is missing.
-        ValueError: When the list is not JSON or lacks ``labels`` or ``training``, or its labels are not 0, 1, 2, ...
+        FileNotFoundError: When there is no such list.
+        ValueError: When the list is not JSON or lacks ``labels`` or ``training``, a case has no image, or the labels
+            are not 0, 1, 2, ...
     """
     root = Path(dataset_dir).expanduser().absolute()
     path = root / file
@@ -98,23 +138,15 @@ def open_datalist(
             f"dataset_dir must hold a datalist {file}, got {root}. It lists `labels`, `training` (image and label), "
             "`unlabeled` (image), `validation` and `test`, with paths relative to it."
         )
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object with labels and training, got a {type(content).__name__}.")
+    content = _read_json(path)
     if missing := [name for name in ("labels", "training") if not content.get(name)]:
         raise ValueError(f"{path} must have entries under {' and '.join(missing)}, got none.")
-    sections = {
-        name: [_case(root, entry, keys, name) for entry in content.get(name, [])]
-        for name, keys in (
-            ("training", ("image", "label")),
-            ("unlabeled", ("image",)),
-            ("validation", ("image", "label")),
-            ("test", ("image", "label")),
-        )
-    }
+    sections = {}
+    for name in SECTIONS:
+        entries = content.get(name) or []
+        if not isinstance(entries, list):
+            raise ValueError(f"`{name}` of {path} must be a list of cases, got a {type(entries).__name__}.")
+        sections[name] = [_case(root, entry, name) for entry in entries]
     return Datalist(_class_names(path, content["labels"]), **sections, is_phantom="phantom_seed" in content)
 
 
@@ -148,24 +180,34 @@ def image_files(path: str | Path) -> list[dict[str, str]]:
         except ImageFileError as error:
             raise ValueError(f"Images must be NIfTI, got {image}: {error}.") from error
         shape = volume.shape
-        # A fourth axis of length 1 is common and harmless.
-        if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+        if not is_single_volume(shape):
             raise ValueError(f"Images must be single volumes of three axes, got shape {shape} in {image}.")
     return [{"image": str(file)} for file in images]
 
 
-def _case(root: Path, entry: str | dict, keys: Sequence[str], section: str) -> dict[str, str]:
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be JSON in UTF-8, got an error at byte {error.start}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object with labels and training, got a {type(content).__name__}.")
+    return content
+
+
+def _case(root: Path, entry: Any, section: str) -> dict[str, str]:
     # Decathlon lists of images alone may be plain strings.
     entry = {"image": entry} if isinstance(entry, str) else entry
-    if missing := [key for key in keys if key not in entry]:
-        raise ValueError(
-            f"Each case under `{section}` must have {' and '.join(keys)}, got {entry} without {missing[0]}."
-        )
-    case = {key: str(root / entry[key]) for key in keys}
-    for file in case.values():
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"The datalist names {file} under `{section}`, but there is no such file.")
-    return case
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+        raise _incomplete(section, entry, "image")
+    return {key: str(root / entry[key]) for key in SECTIONS[section] if isinstance(entry.get(key), str)}
+
+
+def _incomplete(section: str, entry: Any, missing: str) -> ValueError:
+    keys = " and ".join(SECTIONS[section])
+    return ValueError(f"Each case under `{section}` must have {keys}, got {entry} without {missing}.")
 
 
 def _class_names(path: Path, labels: dict[str, Any] | Sequence[str]) -> tuple[str, ...]:

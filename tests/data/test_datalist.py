@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dinomix_monai.data import image_files, make_phantom, open_datalist
+from dinomix_monai.data import image_files, make_phantom, open_datalist, read_datalist
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 CASE = {"image": "images/a.nii", "label": "labels/a.nii"}
@@ -142,11 +142,23 @@ def test_a_folder_without_a_list_is_refused(tmp_path):
     [
         ('{\n "labels": }', r"dataset\.json must be JSON, got an error at line 2: Expecting value"),
         ("[]", r"dataset\.json must hold an object with labels and training, got a list"),
+        (
+            '{"labels": ["a", "b"], "training": {"image": "a.nii"}}',
+            r"`training` of .* must be a list of cases, got a dict",
+        ),
+        ('{"labels": ["a", "b"], "training": [3]}', "`training` must have image and label, got 3 without image"),
+        ('{"labels": ["a", "b"], "training": [{"image": 3}]}', r"image and label, got \{'image': 3\} without image"),
     ],
 )
 def test_what_is_no_list_is_refused(folder, content, message):
     with pytest.raises(ValueError, match=message):
         open_datalist(write(folder, content))
+
+
+def test_a_list_that_is_no_text_is_refused(folder):
+    (folder / "dataset.json").write_bytes(b'{"\xff": 1}')
+    with pytest.raises(ValueError, match=r"dataset\.json must be JSON in UTF-8, got an error at byte 2\."):
+        open_datalist(folder)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +184,16 @@ def test_a_case_without_a_label_is_refused(folder, section, case):
 def test_a_case_without_an_image_is_refused(folder):
     with pytest.raises(ValueError, match=r"Each case under `unlabeled` must have image, .* without image"):
         open_datalist(write(folder, unlabeled=[{"label": "labels/a.nii"}]))
+
+
+def test_reading_a_list_looks_for_no_file_and_no_label(folder):
+    cases = {"training": [{"image": "missing.nii", "label": "gone.nii"}, "images/a.nii"], "unlabeled": ["no.nii"]}
+    read = read_datalist(write(folder, **cases))
+    assert list(read.cases()) == [
+        ("training", {"image": str(folder / "missing.nii"), "label": str(folder / "gone.nii")}),
+        ("training", {"image": str(folder / "images/a.nii")}),
+        ("unlabeled", {"image": str(folder / "no.nii")}),
+    ]
 
 
 @pytest.mark.parametrize("section", ["training", "unlabeled", "validation", "test"])

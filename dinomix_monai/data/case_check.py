@@ -1,0 +1,206 @@
+"""What is wrong with one case."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import io_orientation
+
+from dinomix_monai.data.datalist import SECTIONS
+from dinomix_monai.data.finding import Finding
+from dinomix_monai.data.volume import VolumeError, image_values, label_values, open_volume
+
+__all__ = ["CaseCheck", "CaseReport"]
+
+_SPACING_MM = (0.05, 50.0)
+"""Beyond this a voxel size is in another unit, or was never measured."""
+
+_OBLIQUE_DEGREES = 10.0
+"""A patient who was meant to lie straight lies straighter than this."""
+
+_SHIFT = 0.1
+"""Part of a voxel by which a label may lie off its image; rounding in headers brings about less."""
+
+_OUTSIDE, _SPAN = 0.99, 0.05
+"""A scan of the expected modality has a smaller share of its voxels outside of the window, and spans more of it."""
+
+
+@dataclass
+class CaseReport:
+    """
+    What the check of a case found.
+
+    Args:
+        section: list that the case is in.
+        image: path of its image.
+        findings: its problems.
+        digest: SHA-256 of the image's voxels; ``None`` where they could not be read.
+        classes: classes of its label; ``None`` where there is no label that could be read.
+    """
+
+    section: str
+    image: str
+    findings: list[Finding] = field(default_factory=list)
+    digest: str | None = None
+    classes: frozenset[int] | None = None
+
+    def error(self, file: str, problem: str, remedy: str) -> None:
+        """Adds a finding with which training must not begin."""
+        self.findings.append(Finding("error", file, problem, remedy))
+
+    def warn(self, file: str, problem: str, remedy: str) -> None:
+        """Adds a finding with which training may begin."""
+        self.findings.append(Finding("warning", file, problem, remedy))
+
+    @contextmanager
+    def reading(self, file: str) -> Iterator[None]:
+        """Where the file turns out to be no volume, adds that as a finding and goes on behind the block."""
+        try:
+            yield
+        except VolumeError as error:
+            self.error(file, error.problem, error.remedy)
+
+
+@dataclass(frozen=True)
+class CaseCheck:
+    """
+    Reads the files of a case once and reports all that is wrong with them. A volume is never in memory as a whole.
+
+    Args:
+        num_classes: labels are whole numbers from 0 to below this.
+        patch_size: voxels of a patch along the axes R, A and S; ``None`` for any.
+        spacing_mm: voxel size that volumes are resampled to, along the same axes; ``None`` for their own.
+        intensity_window: least and greatest of the intensities that scaling maps to [0, 1]; ``None`` where scaling
+            adapts to each image.
+
+    Raises:
+        ValueError: When ``patch_size`` or ``spacing_mm`` does not have three numbers above 0, or ``intensity_window``
+            two in ascending order.
+    """
+
+    num_classes: int
+    patch_size: Sequence[int] | None = None
+    spacing_mm: Sequence[float] | None = None
+    intensity_window: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "spacing_mm"):
+            value = getattr(self, name)
+            if value is not None and (np.shape(value) != (3,) or min(value) <= 0):
+                raise ValueError(f"{name} must have three numbers above 0, got {value}.")
+        window = self.intensity_window
+        if window is not None and (np.shape(window) != (2,) or window[0] >= window[1]):
+            raise ValueError(f"intensity_window must have two numbers in ascending order, got {window}.")
+
+    def __call__(self, section: str, case: Mapping[str, str]) -> CaseReport:
+        """
+        Checks a case.
+
+        Args:
+            section: list that it is in.
+            case: paths of ``image`` and, where it has one, ``label``.
+        """
+        report = CaseReport(section, case["image"])
+        image = None
+        with report.reading(report.image):
+            image = open_volume(report.image)
+            self._check_geometry(report, image)
+            self._check_intensities(report, image)
+        if "label" in case:
+            with report.reading(case["label"]):
+                label = open_volume(case["label"])
+                if image is not None:
+                    _check_grid(report, case["label"], label, image)
+                self._check_classes(report, case["label"], label)
+        elif "label" in SECTIONS[section]:
+            report.error(report.image, f"has no label under `{section}`", "Name one, or list it under `unlabeled`.")
+        return report
+
+    def _check_geometry(self, report: CaseReport, image: nib.Nifti1Pair) -> None:
+        if _is_singular(image.affine):
+            report.error(report.image, "has a singular affine", "Write a valid sform or qform into its header.")
+            return
+        if (degrees := _obliquity_degrees(image.affine)) > _OBLIQUE_DEGREES:
+            problem = f"is oblique, {degrees:.0f} degrees off the axes of the body"
+            report.warn(report.image, problem, "Make sure that all cases are, or resample it to straight axes.")
+        spacing = voxel_sizes(image.affine)
+        if not _SPACING_MM[0] <= spacing.min() <= spacing.max() <= _SPACING_MM[1]:
+            report.error(report.image, f"has voxels of {_times(spacing)} mm", "Write their size in mm into its header.")
+            return
+        shape = _resampled_shape(image, self.spacing_mm)
+        if self.patch_size is not None and any(length < side for length, side in zip(shape, self.patch_size)):
+            problem = f"is {_times(shape)} voxels when resampled, less than a patch of {_times(self.patch_size)}"
+            report.warn(report.image, problem, "It will be padded; a smaller patch_size wastes less.")
+
+    def _check_intensities(self, report: CaseReport, image: nib.Nifti1Pair) -> None:
+        values = image_values(image, self.intensity_window)
+        report.digest = values.digest
+        if values.not_finite:
+            problem = f"has {values.not_finite} voxels that are NaN or infinite"
+            report.error(report.image, problem, "Export it anew, or replace them.")
+        if values.low == values.high:
+            report.error(report.image, f"is {values.low:g} everywhere", "Export it anew, or take the case out.")
+        elif self.intensity_window is not None and values.low < values.high:
+            least, greatest = self.intensity_window
+            remedy = "Set scale_intensity for this modality, or bring it to the same units."
+            if values.outside > _OUTSIDE:
+                problem = f"has {values.outside:.1%} of its voxels outside of {least:g} to {greatest:g}"
+                report.warn(report.image, problem, remedy)
+            elif values.high - values.low < _SPAN * (greatest - least):
+                problem = f"goes from {values.low:g} to {values.high:g}, hardly a part of {least:g} to {greatest:g}"
+                report.warn(report.image, problem, remedy)
+
+    def _check_classes(self, report: CaseReport, file: str, label: nib.Nifti1Pair) -> None:
+        values = label_values(label, self.num_classes)
+        report.classes = values.classes
+        if values.strays:
+            problem = f"has {values.strays} voxels of no class, from {values.low:g} to {values.high:g}"
+            report.error(
+                file, problem, f"Only the whole numbers 0 to {self.num_classes - 1} have a name in the datalist."
+            )
+        elif values.classes == {0}:
+            report.warn(file, "has nothing but background", "Make sure that this patient has none of the classes.")
+
+
+def _check_grid(report: CaseReport, file: str, label: nib.Nifti1Pair, image: nib.Nifti1Pair) -> None:
+    shape, expected = label.shape[:3], image.shape[:3]
+    remedy = "Export the label on the grid of its image."
+    if shape != expected:
+        report.error(file, f"has {_times(shape)} voxels and its image {_times(expected)}", remedy)
+        return
+    corners = list(itertools.product(*((0, length - 1) for length in shape)))
+    shift_mm = np.linalg.norm(apply_affine(label.affine, corners) - apply_affine(image.affine, corners), axis=1).max()
+    if not shift_mm <= _SHIFT * voxel_sizes(image.affine).min():
+        report.error(file, f"lies up to {shift_mm:.3g} mm off its image", remedy)
+
+
+def _is_singular(affine: np.ndarray) -> bool:
+    # Of the directions alone, so that small voxels do not count as none.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return not abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine))) > 1e-3
+
+
+def _obliquity_degrees(affine: np.ndarray) -> float:
+    """The largest angle between an axis of the volume and the axis of the body that it is closest to."""
+    cosines = np.abs(affine[:3, :3] / voxel_sizes(affine)).max(axis=0)
+    return math.degrees(math.acos(min(1.0, cosines.min())))
+
+
+def _resampled_shape(image: nib.Nifti1Pair, spacing_mm: Sequence[float] | None) -> list[int]:
+    """The shape that MONAI's ``Orientationd`` to RAS and ``Spacingd`` give."""
+    # For each axis of the body, the axis of the file.
+    axes = np.argsort(io_orientation(image.affine)[:, 0])
+    lengths, spacing = np.array(image.shape[:3])[axes], voxel_sizes(image.affine)[axes]
+    target = spacing if spacing_mm is None else np.array(spacing_mm)
+    return np.round((lengths - 1) * spacing / target + 1).astype(int).tolist()
+
+
+def _times(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

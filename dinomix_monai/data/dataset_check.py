@@ -1,0 +1,136 @@
+"""What is wrong with a data set, before time is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monai.transforms import ScaleIntensityRanged, Transform
+from tqdm import tqdm
+
+from dinomix_monai.data.case_check import CaseCheck, CaseReport
+from dinomix_monai.data.datalist import Datalist, read_datalist
+from dinomix_monai.data.finding import Finding, findings_table
+
+__all__ = ["check_dataset", "scaling_window", "verify_dataset"]
+
+_HELD_OUT = ("validation", "test")
+
+
+def check_dataset(
+    dataset_dir: str | Path,
+    phantom_dir: str | Path | None = None,
+    file: str = "dataset.json",
+    patch_size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    intensity_window: Sequence[float] | None = None,
+) -> list[Finding]:
+    """
+    Reads every header and every voxel of a data set once and reports all that is wrong with it.
+
+    Cases are read by several threads, which hold a few MiB each however large the volumes are. A bar on a terminal's
+    stderr shows how far they are. Labels of unlabeled cases are not opened.
+
+    Args:
+        dataset_dir: see :func:`open_datalist`.
+        phantom_dir: see :func:`open_datalist`.
+        file: see :func:`open_datalist`.
+        patch_size: see :class:`CaseCheck`.
+        spacing_mm: see :class:`CaseCheck`.
+        intensity_window: see :class:`CaseCheck`.
+
+    Returns:
+        Errors, then warnings, each in the order of the list; paths are relative to ``dataset_dir`` where they
+        can be.
+
+    Raises:
+        ValueError: When an argument is not as :class:`CaseCheck` says.
+    """
+    root = Path(dataset_dir).expanduser().absolute()
+    try:
+        datalist = read_datalist(root, phantom_dir, file)
+    except (FileNotFoundError, ValueError) as error:
+        return [Finding("error", file, f"cannot be used: {error}", "Correct the list.")]
+    check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window)
+    sections, cases = zip(*datalist.cases())
+    # Threads, because what takes the time (decompression, hashing, NumPy) does not hold Python's lock.
+    with ThreadPoolExecutor() as pool:
+        progress = tqdm(pool.map(check, sections, cases), "Checking data", len(cases), unit="case", disable=None)
+        reports = list(progress)
+    findings = [finding for report in reports for finding in report.findings]
+    findings += [*_copies(reports, root), *_gaps(datalist, reports, file)]
+    findings = [replace(finding, file=_relative(finding.file, root)) for finding in findings]
+    return sorted(findings, key=lambda finding: finding.severity)
+
+
+def verify_dataset(dataset_dir: str | Path, **kwargs: Any) -> None:
+    """
+    Checks a data set before training, and prints the warnings.
+
+    Everything is read, however large the data set is: training caches every volume at its start, one after another and
+    resampled, beside which this takes little time, and what spoils a training (NaN, labels of another data set, test
+    cases under training) does not show in headers.
+
+    Args:
+        dataset_dir: see :func:`check_dataset`.
+        **kwargs: see :func:`check_dataset`.
+
+    Raises:
+        ValueError: When there is an error; the text is the table of all that was found.
+    """
+    findings = check_dataset(dataset_dir, **kwargs)
+    if any(finding.severity == "error" for finding in findings):
+        raise ValueError(
+            f"dataset_dir must hold a data set without errors, got {dataset_dir}. With `check_data` off, training "
+            f"begins regardless.\n{findings_table(findings)}"
+        )
+    if findings:
+        print(findings_table(findings), flush=True)
+
+
+def scaling_window(scale_intensity: Transform) -> tuple[float, float] | None:
+    """The intensities that ``ScaleIntensityRanged`` maps; ``None`` for a transform that adapts to each image."""
+    if not isinstance(scale_intensity, ScaleIntensityRanged):
+        return None
+    return scale_intensity.scaler.a_min, scale_intensity.scaler.a_max
+
+
+def _copies(reports: Sequence[CaseReport], root: Path) -> Iterator[Finding]:
+    originals: dict[str, CaseReport] = {}
+    for report in reports:
+        original = originals.setdefault(report.digest, report) if report.digest else report
+        if original is report:
+            continue
+        problem = f"is, under `{report.section}`, the same volume as {_relative(original.image, root)}"
+        problem += f" under `{original.section}`"
+        if report.section in _HELD_OUT and report.section != original.section:
+            remedy = "Keep it in one of them: a score must come from cases that have played no part before."
+            yield Finding("error", report.image, problem, remedy)
+        else:
+            yield Finding("warning", report.image, problem, "List it once, unless it is meant to count twice.")
+
+
+def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str) -> Iterator[Finding]:
+    found = [report.classes for report in reports if report.section == "training"]
+    labeled = frozenset[int]().union(*(classes for classes in found if classes is not None))
+    # A label that could not be read may have the class.
+    for value in range(1, datalist.num_classes) if None not in found else ():
+        if value not in labeled:
+            problem = f"names {datalist.class_names[value]}, which no label under `training` has"
+            yield Finding("warning", file, problem, "It cannot be learned; label it, or take it out of `labels`.")
+    if len(datalist.training) == 1:
+        yield Finding("warning", file, "lists one labeled case", "Label more: one patient does not stand for others.")
+    if not datalist.unlabeled:
+        remedy = "Training will be supervised alone; list images under `unlabeled`."
+        yield Finding("warning", file, "lists no unlabeled cases", remedy)
+    if not datalist.validation:
+        remedy = "The last model will be kept instead of the best; list labeled cases under `validation`."
+        yield Finding("warning", file, "lists no validation cases", remedy)
+
+
+def _relative(file: str, root: Path) -> str:
+    path = Path(file)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else file

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dinomix_monai.data import make_phantom
+
+SETTINGS = ("--patch_size", "16,16,16", "--spacing_mm=4.5,4.5,5.5", "--intensity_window=-160,240")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """Runs ``python -m dinomix_monai ARGUMENTS`` in this process and returns its exit code."""
+
+    def run(*arguments: object) -> object:
+        monkeypatch.setattr(sys, "argv", ["dinomix_monai", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("dinomix_monai", run_name="__main__")
+        return end.value.code
+
+    return run
+
+
+@pytest.fixture
+def phantom(tmp_path: Path) -> Path:
+    return make_phantom(tmp_path, cases=(2, 1, 1, 1), size=(32, 32, 24)).parent
+
+
+def test_check_finds_nothing_in_the_phantom(command, phantom, capsys):
+    assert command("check", phantom, *SETTINGS) == 0
+    assert capsys.readouterr().out == "No problem found.\n"
+
+
+def test_check_prints_a_table_and_fails_on_errors(command, phantom, capsys):
+    (phantom / "labels/phantom_002.nii").unlink()
+    assert command("check", phantom, "--patch_size", "16,16,32", *SETTINGS[2:]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["severity", "file"],
+        ["error", "labels/phantom_002.nii"],
+        *(["warning", f"images/phantom_00{number}.nii"] for number in range(1, 6)),
+    ]
+
+
+def test_check_passes_with_warnings(command, phantom, capsys):
+    assert command("check", phantom, "--datalist_file", "dataset_all_labels.json", *SETTINGS) == 0
+    assert "dataset_all_labels.json  lists no unlabeled cases" in capsys.readouterr().out
+
+
+def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
+    assert command("check", phantom, "--json", *SETTINGS) == 0
+    assert json.loads(capsys.readouterr().out) == {"errors": 0, "warnings": 0, "findings": []}
+    (phantom / "images/phantom_004.nii").unlink()
+    assert command("check", phantom, "--json", "--intensity_window=-4000,4000") == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["errors"], printed["warnings"]) == (1, 0)
+    assert printed["findings"] == [
+        {
+            "severity": "error",
+            "file": "images/phantom_004.nii",
+            "problem": "does not exist",
+            "remedy": "Put the file there, or take the case out of the list.",
+        }
+    ]
