@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import RandAffine, Randomizable, Transform
+from monai.transforms import RandAffineGrid, Randomizable, Resample, Transform
 from monai.utils import convert_to_tensor
 
 from dinomix_monai.transforms.donor_bank import DonorBank, Patch
@@ -67,17 +65,16 @@ def imbalance(counts: Sequence[float] | np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Paste:
-    # Label, weight and images of a donor, and where the box lies in them and in a recipient of shape (C, H, W[, D]).
+    # What a donor's label, weight and images have in the box, and where that goes in a recipient (C, H, W[, D]).
     parts: Sequence[torch.Tensor]
-    source: tuple[slice, ...]
     target: tuple[slice, ...]
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    # For one mixed patch: number of the recipient in the batch, its deformation, and what is pasted.
+    # For one mixed patch: number of the recipient in the batch, where its voxels are taken from, and what is pasted.
     recipient: int
-    affine: RandAffine | None
+    grid: torch.Tensor | None
     pastes: list[_Paste]
 
 
@@ -107,9 +104,10 @@ class PICCutMix(Randomizable, Transform):
         placement: {``"same"``, ``"anatomical"``} a box keeps its place in the patch, as in CutMix, or its place in the
             body: it is moved by the difference of the patches' positions, and organs that would come to lie outside of
             the recipient are not drawn.
-        affine: deforms every donor before a box is cut from it and every recipient before boxes are pasted, so that
-            organs come in more sizes and poses than those of the few labeled patients; what it brings in from beyond a
-            patch has weight 0. ``None`` to mix patches as they are. It draws from this transform's random state.
+        affine_grid: deforms every donor before a box is cut from it and every recipient before boxes are pasted, so
+            that organs come in more sizes and poses than those of the few labeled patients; what it brings in from
+            beyond a patch has weight 0. ``None`` to mix patches as they are. It draws from this transform's random
+            state.
         blind_share: share of blind boxes in [0, 1]; ``None`` for ``1 - imbalance(labeled_counts)``.
         beta: see :func:`class_probabilities`.
         curriculum: see :func:`class_probabilities`.
@@ -129,7 +127,7 @@ class PICCutMix(Randomizable, Transform):
         num_boxes: int = 2,
         box_fraction: Sequence[float] = (0.25, 0.5),
         placement: str = "same",
-        affine: RandAffine | None = None,
+        affine_grid: RandAffineGrid | None = None,
         blind_share: float | None = None,
         beta: float = 0.5,
         curriculum: float = 1.0,
@@ -173,7 +171,9 @@ class PICCutMix(Randomizable, Transform):
         self.beta, self.curriculum, self.gamma = beta, curriculum, gamma
         self.count_decay = count_decay
         self.bank = DonorBank(len(self.labeled_counts), bank_size)
-        self.affine = affine
+        self.affine_grid = affine_grid
+        self._resample = Resample()
+        self._modes: list[str] = []
         self._share_random_state()
         self._recipes: list[_Recipe] = []
 
@@ -184,8 +184,8 @@ class PICCutMix(Randomizable, Transform):
         return self
 
     def _share_random_state(self) -> None:
-        if self.affine is not None:
-            self.affine.set_random_state(state=self.R)
+        if self.affine_grid is not None:
+            self.affine_grid.set_random_state(state=self.R)
 
     def probabilities(self, labeled: bool) -> np.ndarray:
         """Class probabilities at the present progress for donors of one origin; shape (num_classes - 1,)."""
@@ -208,9 +208,9 @@ class PICCutMix(Randomizable, Transform):
                 self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
 
     def randomize(  # type: ignore[override]  # MONAI's takes any data
-        self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int
+        self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int, shape: Sequence[int]
     ) -> None:
-        """Draws directions, recipients, donors, boxes and deformations for ``num_mixed`` patches."""
+        """Draws directions, recipients, donors, boxes and deformations for ``num_mixed`` patches of a shape."""
         recipients = {
             origin: [i for i, value in enumerate(labeled) if bool(value) is origin] for origin in (True, False)
         }
@@ -223,7 +223,7 @@ class PICCutMix(Randomizable, Transform):
             recipient = candidates[number % len(candidates)]
             count = self.num_boxes if self.R.random_sample() < self.prob else 0
             pastes = [self._draw_paste(origin == "labeled", positions[recipient]) for _ in range(count)]
-            self._recipes.append(_Recipe(recipient, self._draw_affine(), [paste for paste in pastes if paste]))
+            self._recipes.append(_Recipe(recipient, self._draw_grid(shape), [paste for paste in pastes if paste]))
 
     def _draw_paste(self, from_labeled: bool, position: torch.Tensor, attempts: int = 4) -> _Paste | None:
         """A box, or ``None`` when no donor has anything that fits into the recipient."""
@@ -234,9 +234,8 @@ class PICCutMix(Randomizable, Transform):
             if not donors:
                 return None
             label, weight, donor_position, *images = donors[self.R.randint(len(donors))]
-            parts = _deformed([label, weight, *images], self._draw_affine())
-            label, weight = parts[:2]
             shape = np.array(label.shape[1:])
+            grid = self._draw_grid(shape)
             shift = np.zeros(len(shape), dtype=int)
             if self.placement == "anatomical":
                 shift = (donor_position.cpu() - position).round().int().numpy()
@@ -247,7 +246,8 @@ class PICCutMix(Randomizable, Transform):
             if class_index is None:
                 center = np.array([self.R.randint(a, b) for a, b in zip(low, high)])
             else:
-                voxels = ((label == class_index) & (weight > 0))[0].nonzero().cpu().numpy() + shift
+                labels, weights = self._deformed([label, weight], grid)
+                voxels = ((labels == class_index) & (weights > 0))[0].nonzero().cpu().numpy() + shift
                 voxels = voxels[((voxels >= low) & (voxels < high)).all(1)]
                 if not len(voxels):
                     continue
@@ -257,15 +257,23 @@ class PICCutMix(Randomizable, Transform):
             # A box that would leave the patch is moved, not cut, so that its size does not depend on the place.
             sides = np.minimum(sides, high - low)
             start = np.clip(center - sides // 2, low, high - sides)
-            return _Paste(parts, _box(start - shift, sides), _box(start, sides))
+            parts = self._deformed([label, weight, *images], grid, _box(start - shift, sides))
+            return _Paste(parts, _box(start, sides))
         return None
 
-    def _draw_affine(self) -> RandAffine | None:
-        if self.affine is None:
-            return None
-        self.affine.randomize()
-        # A copy keeps what was drawn, for the other parts of a patch and for a repetition.
-        return copy.deepcopy(self.affine)
+    def _draw_grid(self, shape: Sequence[int] | np.ndarray) -> torch.Tensor | None:
+        return None if self.affine_grid is None else self.affine_grid(spatial_size=[int(side) for side in shape])
+
+    def _deformed(
+        self, parts: Sequence[torch.Tensor], grid: torch.Tensor | None, box: tuple[slice, ...] = (slice(None),)
+    ) -> Sequence[torch.Tensor]:
+        """Label, weight and images of one patch, deformed and then cut."""
+        if grid is None:
+            return [part[box] for part in parts]
+        modes = [("nearest", "zeros")] * 2 + [(mode, "border") for mode in self._modes]
+        # Only the voxels of the box are interpolated.
+        moved = (self._resample(part, grid[box], mode, padding) for part, (mode, padding) in zip(parts, modes))
+        return [convert_to_tensor(part).to(before.dtype) for part, before in zip(moved, parts)]
 
     def _draw_class(self, from_labeled: bool) -> int | None:
         available = self.bank.available(from_labeled)
@@ -282,6 +290,7 @@ class PICCutMix(Randomizable, Transform):
         labeled: Sequence[bool],
         positions: torch.Tensor | None = None,
         num_mixed: int | None = None,
+        modes: Sequence[str] | None = None,
         randomize: bool = True,
     ) -> tuple[torch.Tensor, ...]:
         """
@@ -293,6 +302,8 @@ class PICCutMix(Randomizable, Transform):
             positions: offsets of the patches in their volumes, in voxels, shape (B, dims); needed for
                 ``placement="anatomical"``.
             num_mixed: number M of mixed patches; ``None`` for the number of unlabeled ones.
+            modes: for each of the images, how a deformation interpolates it: ``"bilinear"``, the default of all, or
+                ``"nearest"``.
             randomize: whether to draw anew, or to repeat the last draw.
 
         Returns:
@@ -303,6 +314,7 @@ class PICCutMix(Randomizable, Transform):
             ValueError: When ``positions`` is needed and missing.
         """
         batches = (label, weight, *images)
+        self._modes = ["bilinear"] * len(images) if modes is None else list(modes)
         if positions is None:
             if self.placement == "anatomical":
                 raise ValueError(
@@ -313,15 +325,16 @@ class PICCutMix(Randomizable, Transform):
         if randomize:
             patches = list(zip(label, weight, positions, *images))
             self.add_donors(patches, labeled)
-            self.randomize(labeled, positions, sum(not value for value in labeled) if num_mixed is None else num_mixed)
+            count = sum(not value for value in labeled) if num_mixed is None else num_mixed
+            self.randomize(labeled, positions, count, label.shape[2:])
         mixed = tuple(batch[[recipe.recipient for recipe in self._recipes]].clone() for batch in batches)
         for m, recipe in enumerate(self._recipes):
-            if recipe.affine is not None:
-                for batch, part in zip(mixed, _deformed([batch[m] for batch in mixed], recipe.affine)):
+            if recipe.grid is not None:
+                for batch, part in zip(mixed, self._deformed([batch[m] for batch in mixed], recipe.grid)):
                     batch[m] = part
             for paste in recipe.pastes:
                 for batch, part in zip(mixed, paste.parts):
-                    batch[m][paste.target] = part[paste.source].to(batch.dtype)
+                    batch[m][paste.target] = part.to(batch.dtype)
         return mixed
 
     def state_dict(self) -> dict[str, Any]:
@@ -349,15 +362,6 @@ class PICCutMix(Randomizable, Transform):
         keys, *rest = state["random_state"]
         self.R.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), *rest))
         self.bank.load_state_dict(state["bank"])
-
-
-def _deformed(parts: Sequence[torch.Tensor], affine: RandAffine | None) -> Sequence[torch.Tensor]:
-    """Label, weight and images of one patch."""
-    if affine is None:
-        return parts
-    modes = itertools.chain([("nearest", "zeros")] * 2, itertools.repeat(("bilinear", "border")))
-    moved = (affine(part, None, mode, padding, randomize=False) for part, (mode, padding) in zip(parts, modes))
-    return [convert_to_tensor(part).to(before.dtype) for part, before in zip(moved, parts)]
 
 
 def _box(start: np.ndarray, sides: np.ndarray) -> tuple[slice, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
+from monai.utils import ensure_tuple_rep
 
 from dinomix_monai.keys import BatchKeys
 from dinomix_monai.transforms.pic_cutmix import PICCutMix
@@ -29,6 +30,7 @@ class PICCutMixd(Randomizable, MapTransform):
         weight_key: weight of each voxel.
         labeled_key: for each patch, whether its label is ground truth.
         position_key: offset of each patch in its volume; may be missing from the batch unless placement is anatomical.
+        mode: ``"bilinear"`` or ``"nearest"``, how a deformation interpolates each key; one for all or a sequence.
         allow_missing_keys: whether a key may be missing from the batch.
         **kwargs: see :class:`PICCutMix`.
     """
@@ -41,12 +43,14 @@ class PICCutMixd(Randomizable, MapTransform):
         weight_key: str = BatchKeys.WEIGHT,
         labeled_key: str = BatchKeys.LABELED,
         position_key: str = BatchKeys.POSITION,
+        mode: str | Sequence[str] = "bilinear",
         allow_missing_keys: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.label_key, self.weight_key = label_key, weight_key
         self.labeled_key, self.position_key = labeled_key, position_key
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.mixer = PICCutMix(labeled_counts, **kwargs)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PICCutMixd:
@@ -69,9 +73,13 @@ class PICCutMixd(Randomizable, MapTransform):
         Args:
             data: batch with label, weight and ``keys`` of shape (B, C, H, W[, D]), and the labeled flags.
         """
-        keys = [self.label_key, self.weight_key, *self.key_iterator(data)]
+        images = dict(self.key_iterator(data, self.mode))
+        keys = [self.label_key, self.weight_key, *images]
         mixed = self.mixer(
-            *(data[key] for key in keys), labeled=data[self.labeled_key], positions=data.get(self.position_key)
+            *(data[key] for key in keys),
+            labeled=data[self.labeled_key],
+            positions=data.get(self.position_key),
+            modes=list(images.values()),
         )
         return dict(zip(keys, mixed))
 

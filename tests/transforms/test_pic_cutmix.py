@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from monai.transforms import RandAffine
+from monai.transforms import RandAffineGrid
 from scipy.stats import binomtest, chisquare
 
 from dinomix_monai.transforms import DIRECTIONS, PICCutMix, class_probabilities, imbalance
@@ -416,15 +416,15 @@ def test_anatomical_placement_needs_positions():
         PICCutMix([1, 1], placement="anatomical")(full(1), full(1), labeled=[True])
 
 
-def whole_patch_mixer(affine):
+def whole_patch_mixer(affine_grid):
     """The donor replaces the recipient altogether."""
-    settings = {"num_boxes": 1, "box_fraction": (1.0, 1.0), "blind_share": 1.0, "affine": affine}
+    settings = {"num_boxes": 1, "box_fraction": (1.0, 1.0), "blind_share": 1.0, "affine_grid": affine_grid}
     return PICCutMix([1, 1], {"labeled_to_unlabeled": 1}, **settings).set_random_state(0)
 
 
 @pytest.mark.parametrize("prob", [1.0, 0.0], ids=["donor", "recipient"])
 def test_label_weight_and_images_are_deformed_alike(prob):
-    quarter_turn = RandAffine(prob=1.0, rotate_range=[(0, 0), (0, 0), (math.pi / 2, math.pi / 2)])
+    quarter_turn = RandAffineGrid(rotate_range=[(0, 0), (0, 0), (math.pi / 2, math.pi / 2)])
     label, weight, first, second = torch.randint(1, 9, (4, 2, 1, 8, 8, 8)).float()
     batch = (label.clamp(max=1), weight, torch.cat([first, second], dim=1))
     before = [part.clone() for part in batch]
@@ -437,7 +437,7 @@ def test_label_weight_and_images_are_deformed_alike(prob):
 
 
 def test_what_a_deformation_brings_in_from_beyond_the_patch_has_weight_0():
-    shrink = RandAffine(prob=1.0, scale_range=[(1.0, 1.0)] * 3)
+    shrink = RandAffineGrid(scale_range=[(1.0, 1.0)] * 3)
     _, weight, image = whole_patch_mixer(shrink)(
         batch_of([1, 0], (8, 8, 8)), batch_of([1, 1], (8, 8, 8)), batch_of([5, 0], (8, 8, 8)), labeled=[True, False]
     )
@@ -447,7 +447,7 @@ def test_what_a_deformation_brings_in_from_beyond_the_patch_has_weight_0():
 
 
 def test_donors_and_recipients_are_deformed_anew_for_each_patch():
-    zoom = RandAffine(prob=1.0, scale_range=[(-0.5, 0.5)] * 3)
+    zoom = RandAffineGrid(scale_range=[(-0.5, 0.5)] * 3)
     label = torch.zeros(2, 1, 16, 16, 16)
     label[0, :, 4:12, 4:12, 4:12] = 1
     mixed = whole_patch_mixer(zoom)(label, torch.ones_like(label), labeled=[True, False], num_mixed=30)[0]
@@ -507,7 +507,7 @@ def test_without_randomize_the_last_draw_is_repeated():
 
 def test_without_randomize_deformations_are_repeated_too():
     batch, labeled = noise_batch(0)
-    mixer = noise_mixer(affine=RandAffine(prob=1.0, rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3)))
+    mixer = noise_mixer(affine_grid=RandAffineGrid(rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3)))
     first = mixer(*batch, labeled=labeled)
     assert equal(mixer(*batch, labeled=labeled, randomize=False), first)
     assert not equal(mixer(*batch, labeled=labeled), first)
@@ -517,8 +517,8 @@ def test_without_randomize_deformations_are_repeated_too():
 @pytest.mark.parametrize("affine", [False, True], ids=["as they are", "deformed"])
 def test_a_saved_state_goes_on_exactly_as_the_uninterrupted_run(placement, affine):
     def new(seed):
-        deformation = RandAffine(prob=0.5, rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3)) if affine else None
-        return noise_mixer(placement=placement, bank_size=6, affine=deformation).set_random_state(seed)
+        deformation = RandAffineGrid(rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3)) if affine else None
+        return noise_mixer(placement=placement, bank_size=6, affine_grid=deformation).set_random_state(seed)
 
     def step(mixer, number):
         batch, labeled = noise_batch(number)
