@@ -99,7 +99,10 @@ class RunComparison:
                 f"at least {min(least, 1):.3f}."
             )
         if single := [side for side, runs in (("A", self.runs_a), ("B", self.runs_b)) if len(runs) == 1]:
-            sentences.append(f"One seed of {' and '.join(single)}: how far trainings differ by chance is not covered.")
+            sentences.append(
+                f"One seed of {' and '.join(single)}: this is about these trained models; how far trainings differ by "
+                "chance is not covered."
+            )
         return sentences
 
     def to_dict(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_a_class_that_is_higher_is_named_and_one_that_is_not_is_not(dice):
     assert comparison.conclusions() == [
         "Mean over the classes: A is higher.",
         "Classes: A is higher in liver; no difference shown in the others.",
-        "One seed of A and B: how far trainings differ by chance is not covered.",
+        "One seed of A and B: this is about these trained models; how far trainings differ by chance is not covered.",
     ]
 
 
