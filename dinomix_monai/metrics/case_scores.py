@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from dinomix_monai.metrics.nan_means import nan_mean, with_mean
 from dinomix_monai.metrics.score_rules import Outcome, ScoreRule
+from dinomix_monai.metrics.text_table import number, text_table
 
 __all__ = ["CaseScores"]
 
@@ -63,9 +64,7 @@ class CaseScores:
 
     def mean(self) -> np.ndarray:
         """Mean over the cases, shape (metrics, classes); NaN where no case counts."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return np.nanmean(np.stack(self.scores), axis=0)
+        return nan_mean(np.stack(self.scores), axis=0)
 
     def count(self, *outcomes: Outcome) -> np.ndarray:
         """Number of cases in which each class has one of these outcomes, shape (classes,)."""
@@ -73,35 +72,18 @@ class CaseScores:
 
     def table(self) -> str:
         """The rule and the means of each class as text, with the mean over the classes as last line."""
-        means = self.mean()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            rows = np.concatenate([means, np.nanmean(means, axis=1, keepdims=True)], axis=1).T
-        names = [*self.class_names[1:], "mean"]
-        present, absent = (
-            self.count(*outcomes) for outcomes in ((Outcome.FOUND, Outcome.MISSED), (Outcome.INVENTED, Outcome.ABSENT))
-        )
-        missed, invented = (self.count(outcome) for outcome in (Outcome.MISSED, Outcome.INVENTED))
-        width = max(len(name) for name in ("class", *names))
-        headings = [metric.heading.rjust(7) for metric in self.rule.metrics]
-        lines = [f"{self.rule.name} rule: {self.rule.summary}"]
-        lines.append("  ".join([f"{'class':<{width}}", *headings, " missed in", "invented in"]))
-        for column, (name, values) in enumerate(zip(names, rows)):
-            cells = [
-                _number(value, len(heading), metric.decimals)
-                for value, heading, metric in zip(values, headings, self.rule.metrics)
-            ]
-            if column < len(present):
-                cells.append(_share(missed[column], present[column]).rjust(10))
-                cells.append(_share(invented[column], absent[column]).rjust(11))
-            lines.append("  ".join([f"{name:<{width}}", *cells]).rstrip())
-        return "\n".join(lines)
+        columns = [
+            ["class", *self.class_names[1:], "mean"],
+            *(
+                [metric.heading, *(number(value, metric.decimals) for value in values)]
+                for metric, values in zip(self.rule.metrics, with_mean(self.mean()))
+            ),
+            ["missed in", *self._shares(Outcome.MISSED, Outcome.FOUND), ""],
+            ["invented in", *self._shares(Outcome.INVENTED, Outcome.ABSENT), ""],
+        ]
+        return "\n".join([f"{self.rule.name} rule: {self.rule.summary}", *text_table(list(zip(*columns)))])
 
-
-def _number(value: float, width: int, decimals: int) -> str:
-    return "-".rjust(width) if np.isnan(value) else f"{value:{width}.{decimals}f}"
-
-
-def _share(count: int, cases: int) -> str:
-    """Of the cases in which it could happen, those in which it did; nothing where it could not."""
-    return f"{count} of {cases}" if cases else ""
+    def _shares(self, outcome: Outcome, otherwise: Outcome) -> list[str]:
+        """For each class, in how many of the cases in which an outcome was possible it came about."""
+        counts = zip(self.count(outcome), self.count(outcome, otherwise))
+        return [f"{count} of {cases}" if cases else "" for count, cases in counts]

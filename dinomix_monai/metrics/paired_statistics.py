@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from dinomix_monai.metrics.nan_means import nan_mean, with_mean
 
 __all__ = ["holm", "over_cases", "paired_interval", "signed_rank_p"]
 
@@ -22,7 +22,7 @@ def over_cases(scores: np.ndarray) -> np.ndarray:
     Returns:
         shape (seeds, classes + 1).
     """
-    return _with_mean(_quiet(np.nanmean, scores, axis=1))
+    return with_mean(nan_mean(scores, axis=1))
 
 
 def paired_interval(
@@ -57,7 +57,7 @@ def paired_interval(
             for run in (a, b)
             for seeds in [_draws(generator, len(run), resamples)]
         )
-    differences = _with_mean(drawn_a - drawn_b)
+    differences = with_mean(drawn_a - drawn_b)
     tails = stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, _degrees_of_freedom(a, b)))
     ends = np.full((2, len(tails)), np.nan)
     for column in np.flatnonzero(~np.isnan(tails)):
@@ -96,24 +96,14 @@ def _draws(generator: np.random.Generator, count: int, resamples: int) -> np.nda
 
 def _degrees_of_freedom(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """After Welch and Satterthwaite, from the variance over cases and over the seeds of each run."""
-    differences = _with_mean(a.mean(0) - b.mean(0))
+    differences = with_mean(a.mean(0) - b.mean(0))
     cases = np.count_nonzero(~np.isnan(differences), axis=0)
-    parts = [(_quiet(np.nanvar, differences, axis=0, ddof=1) / cases, cases - 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the variance of one case, which is NaN
+        parts = [(np.nanvar(differences, axis=0, ddof=1) / cases, cases - 1)]
     parts += [(over_cases(run).var(axis=0, ddof=1) / len(run), len(run) - 1) for run in (a, b) if len(run) > 1]
     total = sum(variance for variance, _ in parts)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
     # Without any variance there is nothing to weigh, and with one case nothing to tell: t has no 0 degrees.
     return np.where(total > 0, freedom, cases - 1)
-
-
-def _with_mean(values: np.ndarray) -> np.ndarray:
-    """Values (n, classes) with their mean over the classes behind them."""
-    return np.concatenate([values, _quiet(np.nanmean, values, axis=1, keepdims=True)], axis=1)
-
-
-def _quiet(function: Callable[..., np.ndarray], *args: Any, **kwargs: Any) -> np.ndarray:
-    """A NaN function of numpy without its warning of empty slices, whose NaN is meant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return function(*args, **kwargs)

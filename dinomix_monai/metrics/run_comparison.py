@@ -12,6 +12,7 @@ import numpy as np
 from dinomix_monai.metrics.case_scores import CaseScores
 from dinomix_monai.metrics.paired_statistics import holm, over_cases, paired_interval, signed_rank_p
 from dinomix_monai.metrics.score_rules import Metric, Outcome
+from dinomix_monai.metrics.text_table import number, text_table
 
 __all__ = ["ComparedClass", "RunComparison", "compare_runs"]
 
@@ -73,11 +74,7 @@ class RunComparison:
         lines = [f"{self.metric.heading} by the {self.rule} rule, {self.cases} cases"]
         lines += [f"{side}: {', '.join(runs)}" for side, runs in (("A", self.runs_a), ("B", self.runs_b))]
         headings = ("class", "cases", "A", "B", "A - B", f"{self.confidence:.0%} interval", "p", "p (Holm)")
-        cells = [headings, *(self._cells(row) for row in (*self.classes, self.mean))]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        for name, *others in cells:
-            aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
-            lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+        lines += text_table([headings, *(self._cells(row) for row in (*self.classes, self.mean))])
         return "\n".join([*lines, "", *self.conclusions()])
 
     def conclusions(self) -> list[str]:
@@ -132,12 +129,12 @@ class RunComparison:
     def _cells(self, row: ComparedClass) -> tuple[str, ...]:
         decimals = self.metric.decimals
         runs = (
-            _number(mean, decimals) + ("" if math.isnan(spread) else f" ± {spread:.{decimals}f}")
+            number(mean, decimals) + ("" if math.isnan(spread) else f" ± {spread:.{decimals}f}")
             for mean, spread in ((row.mean_a, row.spread_a), (row.mean_b, row.spread_b))
         )
         interval = "-" if math.isnan(row.low) else f"{row.low:+.{decimals}f} to {row.high:+.{decimals}f}"
-        p_values = (_number(p, 3) for p in (row.p, row.p_holm))
-        return (row.name, str(row.cases), *runs, _number(row.difference, decimals, "+"), interval, *p_values)
+        p_values = (number(p, 3) for p in (row.p, row.p_holm))
+        return (row.name, str(row.cases), *runs, number(row.difference, decimals, "+"), interval, *p_values)
 
 
 def compare_runs(
@@ -248,7 +245,3 @@ def _in_label(scores: CaseScores) -> set[tuple[str, str]]:
         for name, outcome in zip(scores.class_names[1:], outcomes)
         if outcome in (Outcome.FOUND, Outcome.MISSED)
     }
-
-
-def _number(value: float, decimals: int, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.{decimals}f}"

@@ -117,10 +117,10 @@ class TestSoundRule:
         assert scores(SoundRule(), prediction, label, (1, 2))[:, 0] == pytest.approx(expected)
 
     def test_a_missed_class_has_the_worst_scores_and_the_diagonal_of_the_image(self):
-        label = cube(8, 8, 8)
+        label = cube(8, 8, 8, size=(16, 12, 20))
         outcomes, found = SoundRule()(torch.zeros_like(label), label, (1, 2, 3), 2)
         assert outcomes == [Outcome.MISSED]
-        diagonal_mm = math.sqrt(16**2 + 32**2 + 48**2)
+        diagonal_mm = math.sqrt(16**2 + 24**2 + 60**2)
         assert found[:, 0] == pytest.approx([0, 0, diagonal_mm, diagonal_mm])
 
     def test_no_distance_exceeds_what_a_miss_costs(self):
