@@ -60,6 +60,14 @@ def test_the_variance_of_few_draws_is_not_too_small():
     assert (high[0] - low[0]) / 2 == pytest.approx(error, rel=0.04)
 
 
+def test_few_seeds_have_the_degrees_of_freedom_of_welch():
+    # Three seeds a run, of equal variance and nothing else: 4 degrees, so the tail is that of 2.78 deviations, 0.0027.
+    # Of 81 equally likely draws, two seeds of either run, one has the worst seed of A twice and the best of B twice.
+    run = np.array([0.0, 1.0, 2.0])[:, None, None].repeat(50, axis=1)
+    low, high = paired_interval(run, run)
+    assert (low[0], high[0]) == (-2, 2)
+
+
 def test_how_hard_a_case_is_cancels():
     hardness = np.random.default_rng(0).normal(0, 100, (1, 10, 1))
     low, high = paired_interval(hardness + 1, hardness)
