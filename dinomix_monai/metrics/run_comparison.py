@@ -39,9 +39,11 @@ class ComparedClass:
     p: float
     p_holm: float
 
-    def differs(self, alpha: float) -> bool:
-        """Whether both say so: the interval, which must not include 0, and the corrected test."""
-        return not self.low <= 0 <= self.high and self.p_holm < alpha
+    def higher(self, alpha: float) -> str | None:
+        """The run that is higher, "A" or "B", if both say so: the interval without 0 in it, and the corrected test."""
+        if self.low <= 0 <= self.high or not self.p_holm < alpha:
+            return None
+        return "A" if self.difference > 0 else "B"
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,15 @@ class RunComparison:
     def conclusions(self) -> list[str]:
         """What the numbers support, in words."""
         alpha = 1 - self.confidence
-        higher = {
-            side: [row.name for row in self.classes if row.differs(alpha) and (row.difference > 0) == (side == "A")]
-            for side in "AB"
-        }
-        parts = [f"{side} is higher in {', '.join(names)}" for side, names in higher.items() if names]
-        if sum(map(len, higher.values())) < len(self.classes):
+        higher = {side: [row.name for row in self.classes if row.higher(alpha) == side] for side in ("A", "B", None)}
+        parts = [f"{side} is higher in {', '.join(higher[side])}" for side in ("A", "B") if higher[side]]
+        if higher[None]:
             parts.append(f"no difference shown in {'the others' if parts else 'any'}")
-        sentences = [f"Mean over the classes: {self._side(self.mean, alpha)}.", f"Classes: {'; '.join(parts)}."]
+        mean = self.mean.higher(alpha)
+        sentences = [
+            f"Mean over the classes: {f'{mean} is higher' if mean else 'no difference shown'}.",
+            f"Classes: {'; '.join(parts)}.",
+        ]
         tested = [row.cases for row in self.classes if not math.isnan(row.p)]
         least = len(tested) * 2 / 2 ** max(tested, default=0)
         if tested and least >= alpha:
@@ -107,7 +110,7 @@ class RunComparison:
         alpha = 1 - self.confidence
         rows = [
             {name: None if value != value else value for name, value in asdict(row).items()}
-            | {"differs": row.differs(alpha)}
+            | {"higher": row.higher(alpha)}
             for row in (*self.classes, self.mean)
         ]
         return {
@@ -121,10 +124,6 @@ class RunComparison:
             "mean": rows[-1],
             "conclusions": self.conclusions(),
         }
-
-    def _side(self, row: ComparedClass, alpha: float) -> str:
-        side = ("A" if row.difference > 0 else "B") + " is higher"
-        return side if row.differs(alpha) else "no difference shown"
 
     def _cells(self, row: ComparedClass) -> tuple[str, ...]:
         decimals = self.metric.decimals

@@ -56,7 +56,7 @@ def test_the_test_is_of_the_cases_with_their_seeds_averaged(dice):
 
 def test_a_class_that_is_higher_is_named_and_one_that_is_not_is_not(dice):
     comparison = compare_runs({"a": run(better(dice))}, {"b": run(dice)})
-    assert [row.differs(0.05) for row in comparison.classes] == [True, False]
+    assert [row.higher(0.05) for row in comparison.classes] == ["A", None]
     assert comparison.conclusions() == [
         "Mean over the classes: A is higher.",
         "Classes: A is higher in liver; no difference shown in the others.",
@@ -160,7 +160,7 @@ def test_the_dictionary_is_json_and_has_all_of_it(dice):
     assert (found["rule"], found["metric"], found["cases"]) == ("sound", "nsd_2mm", 12)
     assert (found["runs_a"], found["runs_b"]) == (["a"], ["b"])
     assert [row["name"] for row in (*found["classes"], found["mean"])] == ["liver", "gallbladder", "mean"]
-    assert [row["differs"] for row in found["classes"]] == [True, False]
+    assert [row["higher"] for row in found["classes"]] == ["A", None]
     assert found["mean"]["spread_a"] is None
     assert found["conclusions"] == comparison.conclusions()
 
