@@ -9,11 +9,13 @@ from json import dumps
 from typing import Any
 
 import fire
+from fire.decorators import SetParseFn
 from monai.bundle import ConfigParser
 
 from dinomix_monai.data import check_dataset, findings_table, make_phantom
+from dinomix_monai.metrics import compare_runs, read_scores
 
-__all__ = ["atlas", "check", "phantom"]
+__all__ = ["atlas", "check", "compare", "phantom"]
 
 
 def check(
@@ -49,6 +51,24 @@ def check(
     else:
         print(findings_table(findings) if findings else "No problem found.")
     sys.exit(1 if counts["errors"] else 0)
+
+
+# As typed: fire would take 1,2 for numbers, and those are folders too.
+@SetParseFn(str, "run_a", "run_b")
+def compare(run_a: str, run_b: str, rule: str = "sound", metric: str | None = None, json: bool = False) -> None:
+    """
+    Compares two runs on the same cases: means, spread over seeds, intervals, tests, and in words what they support.
+
+    Args:
+        run_a: folder with a metrics.csv, or several separated by commas, one for each seed.
+        run_b: the same for the run to compare with.
+        rule: rule of scoring to compare by.
+        metric: column of metrics.csv to compare; the rule's Dice if not given.
+        json: print one JSON object instead of the table.
+    """
+    a, b = ({folder: read_scores(folder, rule) for folder in run.split(",")} for run in (run_a, run_b))
+    comparison = compare_runs(a, b, metric)
+    print(dumps(comparison.to_dict(), indent=1) if json else comparison.table())
 
 
 def phantom(dataset_dir: str, seed: int = 0) -> None:
@@ -100,4 +120,4 @@ def atlas(
 
 
 if __name__ == "__main__":
-    fire.Fire({"atlas": atlas, "check": check, "phantom": phantom}, name="dinomix_monai")
+    fire.Fire({"atlas": atlas, "check": check, "compare": compare, "phantom": phantom}, name="dinomix_monai")

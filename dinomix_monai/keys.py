@@ -37,9 +37,16 @@ class LossKeys(StrEnum):
 
 
 class MetricKeys(StrEnum):
-    """Metric names. ``KEY`` is the one that chooses the best model, here and in a federation."""
+    """
+    Metric names. ``KEY`` is the one that chooses the best model, here and in a federation.
+
+    The others are columns of ``metrics.csv``, with their units; each rule of scoring has its own.
+    """
 
     KEY = "val_mean_dice"
     DICE = "dice"
-    ASD = "asd_mm"
+    NSD = "nsd_2mm"
+    ASSD = "assd_mm"
     HD95 = "hd95_mm"
+    DICE_PERCENT = "dice_percent"
+    ASD_VOXELS = "asd_voxels"

@@ -20,41 +20,46 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.keys import MetricKeys
-from dinomix_monai.metrics import CaseScores
+from dinomix_monai.metrics import CaseScores, score_rule, write_scores
 
 __all__ = ["ReportHandler"]
 
 
 class ReportHandler:
     """
-    Scores each case of an evaluator, prints the table per class, and writes ``metrics.csv`` and ``report/``.
+    Scores each case of an evaluator, prints a table for each rule, and writes ``metrics.csv`` and ``report/``.
 
     ``report/`` has the Dice of each class, the training curves if there is a ``history.csv``, three orthogonal slices
     of the worst and the median case, and ``index.html`` with all of it. Predictions and labels must be label maps when
-    the iteration has completed, that is, ``postprocessing`` has taken the argmax.
+    the iteration has completed, that is, ``postprocessing`` has taken the argmax. Pictures go by the first rule.
 
     Args:
         class_names: names by label value, background first.
         output_dir: folder for ``metrics.csv`` and ``report/``.
+        rules: names of the rules to score by, as ``score_rule`` knows them.
         title: what was evaluated, for the headings.
         notes: sentences for the report, such as which teacher it was.
         written: other files of the run to list with these, by what they are; those that do not exist are left out.
 
     Raises:
         TypeError: When an image is not a ``MetaTensor`` and so has no spacing.
-        ValueError: When the evaluation had no case.
+        ValueError: When there is no such rule, none at all, or the evaluation had no case.
     """
 
     def __init__(
         self,
         class_names: Sequence[str],
         output_dir: str | Path,
+        rules: Sequence[str] | str = "sound",
         title: str = "Evaluation",
         notes: Sequence[str] | str = (),
         written: dict[str, str] | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
+        self.rules = [score_rule(name) for name in ensure_tuple(rules)]
+        if not self.rules:
+            raise ValueError("rules must name at least one rule to score by, got none.")
         self.title = title
         self.notes = ensure_tuple(notes)
         self.written = dict(written or {})
@@ -66,7 +71,7 @@ class ReportHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _start(self) -> None:
-        self.scores = CaseScores(self.class_names)
+        self.scores = [CaseScores(self.class_names, rule) for rule in self.rules]
         self._views: list[list[_View]] = []
 
     def _score(self, engine: Workflow) -> None:
@@ -76,32 +81,35 @@ class ReportHandler:
                 raise TypeError(
                     f"{Keys.IMAGE} must be a MetaTensor, whose affine tells the spacing, got {type(image).__name__}."
                 )
-            name = Path(image.meta.get("filename_or_obj", f"case {len(self.scores.cases) + 1}")).name
+            name = Path(image.meta.get("filename_or_obj", f"case {len(self._views) + 1}")).name
             prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
-            self.scores.add(name, prediction, label, affine_to_spacing(image.affine, r=label.ndim - 1).tolist())
+            spacing_mm = affine_to_spacing(image.affine, r=label.ndim - 1).tolist()
+            for scores in self.scores:
+                scores.add(name, prediction, label, spacing_mm)
             self._views.append(_orthogonal_views(image, prediction, label))
 
     def __call__(self, engine: Engine) -> None:
-        """Prints the table and writes the files."""
-        if not self.scores.cases:
+        """Prints the tables and writes the files."""
+        scores, metric = self.scores[0], self.rules[0].metrics[0]
+        if not scores.cases:
             raise ValueError("The evaluation must have at least one case to report, got none.")
         folder = self.output_dir / "report"
         folder.mkdir(parents=True, exist_ok=True)
-        written: dict[str, str | Path] = {
-            "scores per case and class": self.scores.write_csv(self.output_dir / "metrics.csv")
-        }
-        dice = [np.nanmean(case[0]) if np.isfinite(case[0]).any() else math.nan for case in self.scores.scores]
+        written: dict[str, str | Path] = {"scores per case and class": write_scores(self.output_dir, self.scores)}
+        dice = [np.nanmean(case[0]) if np.isfinite(case[0]).any() else math.nan for case in scores.scores]
         # A case without any class has no score and stands for nothing, unless there is no other.
         order = [i for i in np.argsort(dice) if not math.isnan(dice[i])] or [0]
         chosen = {"worst": order[0], "median": order[len(order) // 2]}
         made = [self._draw_bars(folder / "dice.png")]
         made += [self._draw_curves(folder / "curves.png")] if (self.output_dir / "history.csv").is_file() else []
         for kind, index in chosen.items():
-            caption = f"{kind} case, {self.scores.cases[index]}: mean Dice {dice[index]:.3f}"
+            caption = f"{kind} case, {scores.cases[index]}: mean {metric.heading} {dice[index]:.{metric.decimals}f}"
             made.append(self._draw_case(folder / f"{kind}_case.png", self._views[index], caption))
         (folder / "index.html").write_text(self._page(made), encoding="utf-8")
         written["report"] = folder / "index.html"
-        print(f"\n{self.title}\n{self.scores.table()}\n")
+        print(f"\n{self.title}")
+        for one in self.scores:
+            print(f"{one.table()}\n")
         for note in self.notes:
             print(note)
         print("Written:")
@@ -110,14 +118,15 @@ class ReportHandler:
                 print(f"  {path}  ({what})")
 
     def _draw_bars(self, path: Path) -> Path:
-        names, means = self.class_names[1:], self.scores.mean()[MetricKeys.DICE]
+        names, scores, rule = self.class_names[1:], self.scores[0], self.rules[0]
         figure, axes = _figure(7, 0.3 * len(names) + 1)
-        axes.barh(names, np.nan_to_num(means), color="#4477aa")
-        points = np.stack(self.scores.scores)[:, 0]
+        axes.barh(names, np.nan_to_num(scores.mean()[0]), color="#4477aa")
+        points = np.stack(scores.scores)[:, 0]
         for row, values in enumerate(points.T):
             axes.plot(values, np.full(len(values), row), ".", color="black", markersize=3)
         axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel="Dice (bar: mean, points: cases)")
+        label = f"{rule.metrics[0].heading} by the {rule.name} rule (bar: mean, points: cases)"
+        axes.set(xlim=(0, rule.full_dice), xlabel=label)
         return _save(figure, path)
 
     def _draw_curves(self, path: Path) -> Path:
@@ -158,7 +167,7 @@ class ReportHandler:
     def _page(self, pictures: Sequence[Path]) -> str:
         body = [f"<h1>{escape(self.title)}</h1>", *(f"<p>{escape(note)}</p>" for note in self.notes)]
         body += [
-            f"<pre>{escape(self.scores.table())}</pre>",
+            *(f"<pre>{escape(scores.table())}</pre>" for scores in self.scores),
             *(f'<p><img src="{path.name}" alt="{path.stem}"></p>' for path in pictures),
         ]
         style = "body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}"

@@ -1,7 +1,36 @@
-"""Scores and their tables."""
+"""Scores, their file and their comparison."""
 
 from __future__ import annotations
 
 from dinomix_monai.metrics.case_scores import CaseScores
+from dinomix_monai.metrics.paired_statistics import holm, paired_interval, signed_rank_p
+from dinomix_monai.metrics.run_comparison import ComparedClass, RunComparison, compare_runs
+from dinomix_monai.metrics.score_file import read_scores, write_scores
+from dinomix_monai.metrics.score_rules import (
+    GALossRule,
+    Metric,
+    Outcome,
+    PublishedRule,
+    ScoreRule,
+    SoundRule,
+    score_rule,
+)
 
-__all__ = ["CaseScores"]
+__all__ = [
+    "CaseScores",
+    "ComparedClass",
+    "GALossRule",
+    "Metric",
+    "Outcome",
+    "PublishedRule",
+    "RunComparison",
+    "ScoreRule",
+    "SoundRule",
+    "compare_runs",
+    "holm",
+    "paired_interval",
+    "read_scores",
+    "score_rule",
+    "signed_rank_p",
+    "write_scores",
+]

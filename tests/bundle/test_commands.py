@@ -57,7 +57,7 @@ def test_training_prints_its_table_and_what_it_wrote(trained: tuple[Path, str]) 
     output_dir, printed = trained
     table, written = printed.split("Written:")
     assert "left adrenal gland" in table
-    assert all(column in table for column in ("Dice", "ASD mm", "HD95 mm"))
+    assert all(column in table for column in ("Dice", "NSD 2mm", "ASSD mm", "HD95 mm"))
     for name in ("models/model.pt", "models/last/state.pt", "metrics.csv", "report/index.html"):
         assert str(output_dir / name) in written
         assert (output_dir / name).is_file()

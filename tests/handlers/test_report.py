@@ -78,12 +78,13 @@ def test_the_table_has_the_means_of_each_class_by_hand(tmp_path, capsys):
     report(tmp_path, three_cases(), title="Validation")
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("Validation")
-    assert lines[start + 1].split() == ["class", "Dice", "ASD", "mm", "HD95", "mm", "missed", "in"]
-    for line, name in zip(lines[start + 2 :], NAMES[1:]):
+    assert lines[start + 1].startswith("sound rule: ")
+    assert lines[start + 2].split()[:2] == ["class", "Dice"]
+    for line, name in zip(lines[start + 3 :], NAMES[1:]):
         assert line.startswith(name)
         assert line[len("left kidney") :].split()[0] == "0.500"
         assert line.endswith("1 of 3")
-    assert lines[start + 5].split()[:2] == ["mean", "0.500"]
+    assert lines[start + 6].split()[:2] == ["mean", "0.500"]
 
 
 def test_the_csv_file_has_a_row_for_each_case_and_class(tmp_path):
@@ -94,8 +95,8 @@ def test_the_csv_file_has_a_row_for_each_case_and_class(tmp_path):
         (f"{case}.nii.gz", name) for case in ("good", "fair", "bad") for name in NAMES[1:]
     ]
     assert [float(row["dice"]) for row in rows] == [1, 1, 1, 0.5, 0.5, 0.5, 0, 0, 0]
-    assert {row["hd95_mm"] for row in rows[3:6]} == {"1.0000"}  # moved by a voxel along the axis of 1 mm
-    assert {row["hd95_mm"] for row in rows[6:]} == {""}
+    assert {row["hd95_mm"] for row in rows[3:6]} == {"1"}  # moved by a voxel along the axis of 1 mm
+    assert {row["outcome"] for row in rows[6:]} == {"missed"}
 
 
 def test_distances_are_in_mm_along_each_axis(tmp_path):
@@ -103,6 +104,36 @@ def test_distances_are_in_mm_along_each_axis(tmp_path):
     report(tmp_path, [make_case("a", cubes((1,)), moved)])
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert float(next(csv.DictReader(file))["hd95_mm"]) == SPACING[2]
+
+
+def test_each_rule_has_its_table_its_rows_and_its_name(tmp_path, capsys):
+    folder = report(tmp_path, three_cases()[::2], rules=["published", "sound"])
+    lines = capsys.readouterr().out.splitlines()
+    tables = [i for i, line in enumerate(lines) if " rule: " in line]
+    assert [lines[i].split()[0] for i in tables] == ["published", "sound"]
+    assert [lines[i + 5].split()[:2] for i in tables] == [["mean", "50.00"], ["mean", "0.500"]]
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rule"] for row in rows] == ["published"] * 6 + ["sound"] * 6
+    assert {row["asd_voxels"] for row in rows[3:6]} == {"128"}
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "published rule: " in page
+    assert "sound rule: " in page
+
+
+def test_pictures_go_by_the_first_rule(tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        ReportHandler, "_draw_case", lambda self, path, views, caption: captions.append(caption) or path
+    )
+    folder = report(tmp_path, three_cases()[::2], rules=["published", "sound"])
+    assert captions[0] == "worst case, bad.nii.gz: mean Dice % 0.00"
+    # Half of the width of the axes is filled: the bars of Dice 50 reach as far as those of 0.5 do.
+    bars = [imread(folder / "dice.png")]
+    report(tmp_path, three_cases()[::2])
+    bars.append(imread(folder / "dice.png"))
+    blue = [np.argwhere(pixels[..., 2] > pixels[..., 0] + 0.3) for pixels in bars]
+    assert np.ptp(blue[0][:, 1]) == pytest.approx(np.ptp(blue[1][:, 1]), abs=3)
 
 
 def test_the_report_has_its_pictures_and_a_page_with_all_of_them(tmp_path):
@@ -197,7 +228,7 @@ def test_one_case_is_enough(tmp_path):
 def test_a_class_that_no_label_has_is_left_out(tmp_path, capsys):
     report(tmp_path, [make_case("a", cubes((1, 2))), make_case("b", cubes((1,)), cubes(()))])
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["gland"].split() == ["gland", "-", "-", "-"]
+    assert lines["gland"].split() == ["gland", "-", "-", "-", "-", "0", "of", "2"]
     assert lines["spleen"].split()[1] == "0.500"
     assert lines["mean"].split()[1] == "0.750"  # of spleen 0.5 and kidney 1
 
@@ -237,12 +268,19 @@ def test_a_second_evaluation_begins_anew(tmp_path):
     )
     evaluator.run()
     evaluator.run()
-    assert len(handler.scores.cases) == 3
+    assert len(handler.scores[0].cases) == 3
 
 
 def test_an_evaluation_without_a_case_is_refused(tmp_path):
     with pytest.raises(ValueError, match="The evaluation must have at least one case to report, got none"):
         report(tmp_path, [])
+
+
+def test_rules_are_checked_at_once(tmp_path):
+    with pytest.raises(ValueError, match="score rule must be one of sound, published, galoss, got 'fair'"):
+        ReportHandler(NAMES, tmp_path, rules=["sound", "fair"])
+    with pytest.raises(ValueError, match="rules must name at least one rule to score by, got none"):
+        ReportHandler(NAMES, tmp_path, rules=[])
 
 
 def test_an_image_without_a_spacing_is_refused(tmp_path):

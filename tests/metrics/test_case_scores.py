@@ -1,182 +1,100 @@
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
-from dinomix_monai.keys import MetricKeys
-from dinomix_monai.metrics import CaseScores
+from dinomix_monai.metrics import CaseScores, Outcome, score_rule
 
 NAMES = ("background", "liver", "gallbladder")
+DIAGONAL_MM = math.sqrt(16**2 + 16**2 + 40**2)  # of 16 voxels of 1 x 1 x 2.5 mm along each axis
 
 
 def cube(*corner, side=4, size=(16, 16, 16), value=1):
-    """A label map (1, H, W[, D]) with a cube from a corner on."""
+    """A label map (1, H, W, D) with a cube from a corner on."""
     label = torch.zeros(1, *size, dtype=torch.int64)
     label[(0, *(slice(at, at + side) for at in corner))] = value
     return label
 
 
-def score(prediction, label, spacing_mm=(1, 1, 1), names=("background", "liver")):
-    """Dice, ASD and HD95 of each foreground class, shape (3, classes)."""
-    scores = CaseScores(names)
-    scores.add("case", prediction, label, spacing_mm)
-    return scores.scores[0]
-
-
-def surface_distances(mask, other, spacing_mm):
-    """Distance in mm of each surface voxel of a mask to the surface of another."""
-    surfaces = [m & ~ndimage.binary_erosion(m) for m in (mask, other)]
-    return ndimage.distance_transform_edt(~surfaces[1], sampling=spacing_mm)[surfaces[0]]
-
-
-def test_dice_is_that_of_voxels_counted_by_hand():
-    label = cube(2, 2, 2, side=8)  # 512 voxels
-    prediction = cube(2, 2, 4, side=8)  # 512 voxels, 8 * 8 * 6 of them inside
-    assert score(prediction, label)[0, 0] == pytest.approx(2 * 384 / (512 + 512))
-
-
-def test_a_perfect_prediction_has_dice_1_and_distance_0():
-    np.testing.assert_array_equal(score(cube(3, 3, 3), cube(3, 3, 3)), [[1], [0], [0]])
-
-
-@pytest.mark.parametrize(("axis", "distance_mm"), [(0, 3 * 0.5), (1, 3 * 2.0), (2, 3 * 5.0)])
-def test_parallel_planes_are_their_distance_in_mm_apart(axis, distance_mm):
-    label, prediction = torch.zeros(2, 1, 10, 10, 10, dtype=torch.int64)
-    label.movedim(axis + 1, 0)[2] = 1
-    prediction.movedim(axis + 1, 0)[5] = 1
-    dice, asd, hd95 = score(prediction, label, (0.5, 2.0, 5.0))[:, 0]
-    assert dice == 0
-    assert asd == pytest.approx(distance_mm)
-    assert hd95 == pytest.approx(distance_mm)
-
-
-@pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (0.7, 1.3, 5)], ids=["isotropic", "anisotropic"])
-@pytest.mark.parametrize("corner", [(5, 4, 6), (9, 2, 4), (4, 4, 12)], ids=["overlapping", "beside", "at the rim"])
-def test_distances_are_those_of_scipy(corner, spacing_mm):
-    # A bigger prediction, so that the two directions differ.
-    label, prediction = cube(4, 4, 4), cube(*corner, side=6)
-    masks = [x[0].numpy() == 1 for x in (prediction, label)]
-    there, back = surface_distances(*masks, spacing_mm), surface_distances(*masks[::-1], spacing_mm)
-    _, asd, hd95 = score(prediction, label, spacing_mm)[:, 0]
-    assert asd == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
-    assert hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
-
-
-def test_slices_are_scored_too():
-    label, prediction = cube(2, 2, size=(8, 8)), cube(2, 3, size=(8, 8))
-    there, back = (
-        surface_distances(a[0].numpy() == 1, b[0].numpy() == 1, (1, 2))
-        for a, b in ((prediction, label), (label, prediction))
-    )
-    dice, asd, hd95 = score(prediction, label, (1, 2))[:, 0]
-    assert dice == pytest.approx(0.75)
-    assert asd == pytest.approx(np.concatenate([there, back]).mean())
-    assert hd95 == pytest.approx(2)
-
-
-def test_each_class_is_scored_on_its_own():
-    label = cube(1, 1, 1) + cube(8, 8, 8, value=2)
-    prediction = cube(1, 1, 1) + cube(8, 8, 10, value=2)
-    scores = score(prediction, label, names=NAMES)
-    np.testing.assert_allclose(scores[:, 0], [1, 0, 0])
-    assert scores[0, 1] == pytest.approx(0.5)
-    assert scores[2, 1] == pytest.approx(2)
-
-
-def test_a_class_that_the_label_lacks_is_left_out():
-    found = cube(1, 1, 1) + cube(8, 8, 8, value=2)
-    for prediction in (cube(1, 1, 1), found):
-        assert np.isnan(score(prediction, cube(1, 1, 1), names=NAMES)[:, 1]).all()
-    scores = CaseScores(NAMES)
-    scores.add("without", found, cube(1, 1, 1), (1, 1, 1))
-    scores.add("with", found, found, (1, 1, 1))
-    assert [scores.mean()[metric][1] for metric in (MetricKeys.DICE, MetricKeys.ASD, MetricKeys.HD95)] == [1, 0, 0]
-    assert scores.missed().tolist() == [0, 0]
-
-
-def test_a_missed_class_has_dice_0_no_distance_and_is_counted():
-    label = cube(1, 1, 1) + cube(8, 8, 8, value=2)
-    np.testing.assert_array_equal(score(cube(1, 1, 1), label, names=NAMES)[:, 1], [0, math.nan, math.nan])
-    scores = CaseScores(NAMES)
-    scores.add("missed", cube(1, 1, 1), label, (1, 1, 1))
-    scores.add("found", label, label, (1, 1, 1))
-    means = scores.mean()
-    assert means[MetricKeys.DICE].tolist() == [1, 0.5]
-    assert means[MetricKeys.HD95].tolist() == [0, 0]
-    assert scores.missed().tolist() == [0, 1]
-
-
-def test_a_class_found_in_the_wrong_place_has_distances_and_is_not_missed():
-    scores = CaseScores(("background", "liver"))
-    scores.add("beside", cube(1, 1, 1), cube(1, 1, 9), (1, 1, 1))
-    assert scores.scores[0][0, 0] == 0
-    assert scores.scores[0][2, 0] == 8
-    assert scores.missed().tolist() == [0]
-
-
-def test_a_class_of_no_case_is_nan_without_a_warning():
-    scores = CaseScores(NAMES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores.add("case", cube(1, 1, 1), cube(1, 1, 1), (1, 1, 1))
-        assert np.isnan(scores.mean()[MetricKeys.DICE][1])
-        scores.table()
+def case_scores(*cases, names=NAMES, rule="sound"):
+    scores = CaseScores(names, score_rule(rule))
+    for case in cases:
+        scores.add(*case, spacing_mm=(1, 1, 2.5))
+    return scores
 
 
 @pytest.fixture
 def two_cases():
-    """Both livers found, one of them shifted; one gallbladder missed, the other absent."""
-    scores = CaseScores((*NAMES, "spleen"))
-    both = cube(1, 1, 1) + cube(8, 8, 8, value=2)
-    scores.add("first.nii", cube(1, 1, 1), both, (1, 1, 2.5))
-    scores.add("second.nii", cube(1, 1, 3), cube(1, 1, 1), (1, 1, 2.5))
-    return scores
+    """Liver found twice, once shifted by two slices; gallbladder once missed and once invented; spleen in neither."""
+    gallbladder = cube(8, 8, 8, value=2)
+    return case_scores(
+        ("first.nii", cube(1, 1, 1), cube(1, 1, 1) + gallbladder),
+        ("second.nii", cube(1, 1, 3) + gallbladder, cube(1, 1, 1)),
+        names=(*NAMES, "spleen"),
+    )
 
 
-def test_the_table_has_the_means_over_cases_and_over_classes(two_cases):
-    means = two_cases.mean()
-    asd = means[MetricKeys.ASD][0]
-    assert means[MetricKeys.DICE].tolist()[:2] == [0.75, 0]
-    assert means[MetricKeys.HD95][0] == 2.5  # 0 mm and 2 slices of 2.5 mm
+def test_means_are_over_the_cases_that_have_a_class(two_cases):
+    dice, nsd, assd, hd95 = two_cases.mean()
+    np.testing.assert_array_equal(dice, [0.75, 0, math.nan])
+    assert nsd[1] == 0
+    assert assd[1] == pytest.approx(DIAGONAL_MM)
+    assert hd95[:2] == pytest.approx([2.5, DIAGONAL_MM])  # 0 mm and 2 slices of 2.5 mm
+
+
+def test_outcomes_are_counted_by_class(two_cases):
+    assert two_cases.count(Outcome.FOUND).tolist() == [2, 0, 0]
+    assert two_cases.count(Outcome.MISSED).tolist() == [0, 1, 0]
+    assert two_cases.count(Outcome.INVENTED).tolist() == [0, 1, 0]
+    assert two_cases.count(Outcome.INVENTED, Outcome.ABSENT).tolist() == [0, 1, 2]
+
+
+def test_the_table_names_its_rule_and_has_the_means_over_cases_and_over_classes(two_cases):
+    nsd, assd = two_cases.mean()[1:3, 0]
     assert two_cases.table().splitlines() == [
-        "class         Dice   ASD mm  HD95 mm   missed in",
-        f"liver        0.750  {asd:7.2f}     2.50",
-        "gallbladder  0.000        -        -   1 of 1",
-        "spleen           -        -        -",
-        f"mean         0.375  {asd:7.2f}     2.50",
+        "sound rule: on each label's own grid, in mm; absent classes left out, missed ones at Dice 0 and the image's "
+        "diagonal",
+        "class         Dice  NSD 2mm  ASSD mm  HD95 mm  missed in  invented in",
+        f"liver        0.750    {nsd:.3f}     {assd:.2f}     2.50     0 of 2",
+        "gallbladder  0.000    0.000    45.96    45.96     1 of 1       1 of 1",
+        "spleen           -        -        -        -                  0 of 2",
+        f"mean         0.375    {nsd / 2:.3f}    {(assd + DIAGONAL_MM) / 2:.2f}    {(2.5 + DIAGONAL_MM) / 2:.2f}",
     ]
+
+
+def test_a_rule_without_holes_averages_over_all_cases():
+    scores = case_scores(("a", cube(1, 1, 1), cube(1, 1, 1)), ("b", cube(1, 1, 1), cube(1, 1, 1)), rule="published")
+    assert scores.mean().tolist() == [[100, 1], [0, 0]]
+    assert scores.table().splitlines()[-1].split() == ["mean", "50.50", "0.00"]
 
 
 def test_columns_are_in_line_for_short_names():
-    scores = CaseScores(("bg", "a"))
-    scores.add("case", cube(1, 1, 1), cube(1, 1, 1), (1, 1, 1))
-    header, row, mean = scores.table().splitlines()
-    assert header.index("Dice") + 4 == row.index("1.000") + 5 == mean.index("1.000") + 5
+    header, row, mean = case_scores(("case", *[cube(1, 1, 1)] * 2), names=("bg", "a")).table().splitlines()[1:]
+    assert header.index("NSD 2mm") + 7 == row.rindex("1.000") + 5 == mean.rindex("1.000") + 5
 
 
-def test_the_csv_has_a_row_for_each_case_and_class(two_cases, tmp_path):
-    path = two_cases.write_csv(tmp_path / "new folder" / "metrics.csv")
-    with path.open() as file:
-        rows = list(csv.reader(file))
-    asd = two_cases.scores[1][1, 0]
-    assert rows == [
-        ["case", "class", "dice", "asd_mm", "hd95_mm"],
-        ["first.nii", "liver", "1.0000", "0.0000", "0.0000"],
-        ["first.nii", "gallbladder", "0.0000", "", ""],
-        ["first.nii", "spleen", "", "", ""],
-        ["second.nii", "liver", "0.5000", f"{asd:.4f}", "5.0000"],
-        ["second.nii", "gallbladder", "", "", ""],
-        ["second.nii", "spleen", "", "", ""],
-    ]
+def test_a_class_of_no_case_is_nan_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = case_scores(("case", cube(1, 1, 1), cube(1, 1, 1)))
+        assert np.isnan(scores.mean()[:, 1]).all()
+        scores.table()
 
 
 def test_different_shapes_are_refused():
     message = r"prediction must have the shape of label \(1, 16, 16, 16\), got \(1, 8, 16, 16\) \(case_7\)"
     with pytest.raises(ValueError, match=message):
-        CaseScores(NAMES).add("case_7", cube(1, 1, 1, size=(8, 16, 16)), cube(1, 1, 1), (1, 1, 1))
+        case_scores(("case_7", cube(1, 1, 1, size=(8, 16, 16)), cube(1, 1, 1)))
+
+
+@pytest.mark.parametrize(("value", "found"), [(3, "0 to 3"), (-1, "-1 to 0")])
+def test_a_value_of_no_class_is_refused(value, found):
+    odd, label = cube(1, 1, 1, value=value), cube(1, 1, 1)
+    with pytest.raises(ValueError, match=f"prediction must have values from 0 to 2, got {found} \\(case_7\\)"):
+        case_scores(("case_7", odd, label))
+    with pytest.raises(ValueError, match=f"label must have values from 0 to 2, got {found} \\(case_7\\)"):
+        case_scores(("case_7", label, odd))
