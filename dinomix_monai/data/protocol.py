@@ -12,8 +12,6 @@ __all__ = ["DATASETS", "Protocol", "read_protocol"]
 DATASETS = ("synapse", "amos", "acdc", "la")
 """Data sets of which the package has protocols."""
 
-_ALL = 100
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -66,7 +64,7 @@ class Protocol:
         Raises:
             ValueError: When the protocol has no such share.
         """
-        shares = {**self.labeled, str(_ALL): self.train}
+        shares = {**self.labeled, "100": self.train}
         if str(labeled) not in shares:
             raise ValueError(
                 f"labeled must be one of {', '.join(shares)} (percent) in protocol {self.name} of {self.dataset}, "

@@ -27,7 +27,8 @@ def resize_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
     Resizes a label map of shape (x, y, z): voxel ``i`` becomes that of index ``floor(i * old / new)``.
 
     This is PyTorch's ``nearest``, which the protocols are scored with. It takes the voxel at the lower corner of each
-    new one and not at its center, so labels lie up to half a new voxel beside the image of :func:`resize_image`.
+    new one and not at its center, so labels lie up to half a new and half an old voxel beside the image of
+    :func:`resize_image`.
     """
     return _interpolate(label, size, mode="nearest").astype(np.uint8)
 

@@ -142,12 +142,14 @@ def test_a_file_of_another_kind_is_a_problem(tmp_path, name):
     assert problem.startswith(f"{tmp_path / name} must hold a readable image, got ")
 
 
-def test_a_truncated_label_is_a_problem(tmp_path):
+def test_a_damaged_label_is_a_problem(tmp_path):
     volume = np.random.default_rng(0).integers(0, 14, (32, 32, 8)).astype(np.int16)
     case = RawCase("a", {key: save(tmp_path / f"{key}.nii.gz", volume) for key in ("image", "label")})
     content = case.files["label"].read_bytes()
-    case.files["label"].write_bytes(content[: len(content) // 2])
-    assert case.problem(14).startswith(f"{case.files['label']} must hold a readable label, got EOFError: ")
+    damages = {content[: len(content) // 2]: "EOFError", content[:20] + b"\xff" * 64 + content[84:]: "error"}
+    for damaged, error in damages.items():
+        case.files["label"].write_bytes(damaged)
+        assert case.problem(14).startswith(f"{case.files['label']} must hold a readable label, got {error}: ")
 
 
 def test_an_h5_file_without_a_label_is_a_problem(tmp_path):

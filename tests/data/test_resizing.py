@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import Resize
 
@@ -46,6 +47,13 @@ def test_image_and_affine_are_those_of_monai():
     expected = Resize(SIZE, mode="trilinear", align_corners=False)(volume)
     np.testing.assert_allclose(resize_image(image, SIZE), expected[0].numpy(), atol=1e-5)
     np.testing.assert_allclose(resized_affine(AFFINE, SHAPE, SIZE), expected.affine.numpy(), atol=1e-6)
+
+
+def test_voxels_are_bit_for_bit_those_of_an_interpolation_in_the_order_of_the_publications():
+    hu = np.random.default_rng(0).integers(-1000, 1000, size=SHAPE).astype(np.int16)
+    zyx = torch.FloatTensor(hu.transpose(2, 1, 0).astype(np.float32))[None, None]
+    expected = F.interpolate(zyx, size=SIZE[::-1], mode="trilinear", align_corners=False)[0, 0].numpy()
+    assert (resize_image(hu, SIZE) == expected.transpose(2, 1, 0)).all()
 
 
 def test_the_same_size_changes_nothing():
