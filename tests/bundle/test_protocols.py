@@ -96,16 +96,24 @@ def test_the_student_is_the_v_net_of_the_literature(overlay: str) -> None:
     assert network.dropout.p == 0.5
 
 
-@pytest.mark.parametrize(("overlap", "windows"), [(None, 8), ([0.875, 0.875, 0.9375], 45)], ids=["SKCDF", "GenericSSL"])
-def test_a_volume_is_seen_in_as_many_windows_as_published(overlay: str, overlap: list | None, windows: int) -> None:
+@pytest.mark.parametrize(
+    ("overlap", "size", "windows"),
+    # A volume longer by one step has one more window along each axis.
+    [(None, (160, 160, 80), 8), (None, (192, 192, 96), 27), ([0.875, 0.875, 0.9375], (160, 160, 80), 45)],
+    ids=["SKCDF", "SKCDF, one step more", "GenericSSL"],
+)
+def test_a_volume_is_seen_in_as_many_windows_as_published(
+    overlay: str, overlap: list | None, size: tuple[int, ...], windows: int
+) -> None:
     parser = read_with_train(overlay)
     if overlap is not None:
         parser["validate#inferer#overlap"] = overlap
     seen = []
     inferer = parser.get_parsed_content("validate#inferer")
-    inferer(torch.zeros(1, 1, 160, 160, 80), lambda patch: seen.append(len(patch)) or patch)
+    inferer(torch.zeros(1, 1, *size), lambda patch: seen.append(len(patch)) or patch)
     assert sum(seen) == windows
     assert tuple(inferer.roi_size) == (128, 128, 64)
+    assert inferer.mode == "constant"
 
 
 def test_a_run_is_as_long_as_that_of_skcdf(overlay: str) -> None:
