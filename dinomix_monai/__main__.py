@@ -12,10 +12,10 @@ import fire
 from fire.decorators import SetParseFn
 from monai.bundle import ConfigParser
 
-from dinomix_monai.data import check_dataset, findings_table, make_phantom
+from dinomix_monai.data import check_dataset, findings_table, make_phantom, prepare_dataset, read_protocol
 from dinomix_monai.metrics import compare_runs, read_scores
 
-__all__ = ["atlas", "check", "compare", "phantom"]
+__all__ = ["atlas", "check", "compare", "phantom", "prepare"]
 
 
 def check(
@@ -119,5 +119,27 @@ def atlas(
     print(parser.get_parsed_content("atlas").describe())
 
 
+def prepare(
+    dataset: str, raw_dir: str, out_dir: str, labeled: int | None = None, protocol: str | None = None, workers: int = 4
+) -> None:
+    """
+    Makes the data set of a published protocol from the raw folder of its publisher.
+
+    Args:
+        dataset: synapse, amos, acdc or la.
+        raw_dir: folder of the raw data set.
+        out_dir: folder to make; it appears when it is complete.
+        labeled: share of labeled training cases in percent, by default the one that the protocol is known for.
+        protocol: name of the split; synapse has skcdf, dhc and genericssl, the others one each.
+        workers: processes; each holds one case at a time.
+    """
+    chosen = read_protocol(dataset, protocol)
+    labeled = chosen.default_labeled if labeled is None else labeled
+    counts = ", ".join(f"{len(cases)} {section}" for section, cases in chosen.sections(labeled).items())
+    print(f"{chosen.title}, protocol {chosen.name}, {labeled} % labeled: {counts}.", flush=True)
+    print(prepare_dataset(chosen, raw_dir, out_dir, labeled, workers))
+
+
 if __name__ == "__main__":
-    fire.Fire({"atlas": atlas, "check": check, "compare": compare, "phantom": phantom}, name="dinomix_monai")
+    commands = {"atlas": atlas, "check": check, "compare": compare, "phantom": phantom, "prepare": prepare}
+    fire.Fire(commands, name="dinomix_monai")

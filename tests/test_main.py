@@ -19,6 +19,8 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 
     def run(*arguments: object) -> object:
         monkeypatch.setattr(sys, "argv", ["dinomix_monai", *map(str, arguments)])
+        # Another test may have imported it, of which runpy would warn.
+        monkeypatch.delitem(sys.modules, "dinomix_monai.__main__", raising=False)
         with pytest.raises(SystemExit) as end:
             runpy.run_module("dinomix_monai", run_name="__main__")
         return end.value.code

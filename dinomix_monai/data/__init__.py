@@ -1,4 +1,4 @@
-"""Data sets: datalists, their check and the procedural phantom."""
+"""Data sets: datalists, their check, the procedural phantom and published protocols."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dinomix_monai.data.dataset_check import check_dataset, scaling_window, veri
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
 from dinomix_monai.data.phantom import make_phantom
+from dinomix_monai.data.preparation import prepare_dataset
+from dinomix_monai.data.protocol import Protocol, read_protocol
 from dinomix_monai.data.streams import PatchStream, patch_stream
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Datalist",
     "Finding",
     "PatchStream",
+    "Protocol",
     "check_dataset",
     "check_model_file",
     "findings_table",
@@ -23,8 +26,10 @@ __all__ = [
     "make_phantom",
     "open_datalist",
     "patch_stream",
+    "prepare_dataset",
     "read_datalist",
     "read_labels",
+    "read_protocol",
     "scaling_window",
     "verify_dataset",
     "write_labels",

@@ -76,13 +76,14 @@ class CaseCheck:
     Args:
         num_classes: labels are whole numbers from 0 to below this.
         patch_size: voxels of a patch along the axes R, A and S; ``None`` for any.
-        spacing_mm: voxel size that volumes are resampled to, along the same axes; ``None`` for their own.
+        spacing_mm: voxel size that volumes are resampled to, along the same axes; ``None`` for their own, and so is,
+            as in MONAI's ``Spacingd``, what is not above 0.
         intensity_window: least and greatest of the intensities that scaling maps to [0, 1]; ``None`` where scaling
             adapts to each image.
 
     Raises:
-        ValueError: When ``patch_size`` or ``spacing_mm`` does not have three numbers above 0, or ``intensity_window``
-            two in ascending order.
+        ValueError: When ``patch_size`` does not have three numbers above 0, ``spacing_mm`` three numbers, or
+            ``intensity_window`` two in ascending order.
     """
 
     num_classes: int
@@ -91,10 +92,11 @@ class CaseCheck:
     intensity_window: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "spacing_mm"):
-            value = getattr(self, name)
-            if value is not None and (np.shape(value) != (3,) or min(value) <= 0):
-                raise ValueError(f"{name} must have three numbers above 0, got {value}.")
+        patch, spacing = self.patch_size, self.spacing_mm
+        if patch is not None and (np.shape(patch) != (3,) or min(patch) <= 0):
+            raise ValueError(f"patch_size must have three numbers above 0, got {patch}.")
+        if spacing is not None and np.shape(spacing) != (3,):
+            raise ValueError(f"spacing_mm must have three numbers, got {spacing}.")
         window = self.intensity_window
         if window is not None and (np.shape(window) != (2,) or window[0] >= window[1]):
             raise ValueError(f"intensity_window must have two numbers in ascending order, got {window}.")
@@ -198,7 +200,7 @@ def _resampled_shape(image: nib.Nifti1Pair, spacing_mm: Sequence[float] | None) 
     # For each axis of the body, the axis of the file.
     axes = np.argsort(io_orientation(image.affine)[:, 0])
     lengths, spacing = np.array(image.shape[:3])[axes], voxel_sizes(image.affine)[axes]
-    target = spacing if spacing_mm is None else np.array(spacing_mm)
+    target = spacing if spacing_mm is None else np.where(np.array(spacing_mm) > 0, spacing_mm, spacing)
     return np.round((lengths - 1) * spacing / target + 1).astype(int).tolist()
 
 

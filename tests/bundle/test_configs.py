@@ -212,7 +212,7 @@ def test_no_config_knows_a_place_on_disk(name: str) -> None:
     assert [text for text in strings(read(name)) if absolute.search(text)] == []
 
 
-@pytest.mark.parametrize("overlay", ["acdc", *ARMS])
+@pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos", *ARMS])
 def test_overlay_changes_what_is_there(overlay: str) -> None:
     # An overlay for training and inference may have settings of training alone, so train.json is what it is held to.
     parser = ConfigParser(read("train"))

@@ -205,7 +205,7 @@ def test_a_volume_that_is_hardly_turned_or_whose_axes_are_in_another_order_is_no
     assert found(save("image.nii", noise(), affine=affine), section="unlabeled") == []
 
 
-@pytest.mark.parametrize("spacing_mm", [(2, 2, 2), (1.3, 2.4, 3.7), (0.8, 5, 4.1)])
+@pytest.mark.parametrize("spacing_mm", [(2, 2, 2), (1.3, 2.4, 3.7), (0.8, 5, 4.1), (-1, -1, -1)])
 @pytest.mark.parametrize("degrees", [0, 7, 90])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_a_volume_smaller_than_the_patch_is_found_on_the_grid_that_monai_resamples_it_to(
@@ -288,11 +288,16 @@ def test_no_byte_of_a_header_makes_the_check_fail_and_no_cut_is_overlooked(save,
     assert all(report(*cut).digest is None for cut in cuts)
 
 
-@pytest.mark.parametrize("name", ["patch_size", "spacing_mm"])
 @pytest.mark.parametrize("value", [(1, 2), 64, (64, 64, 0), (-1, 64, 64)])
-def test_sizes_must_be_three_numbers_above_0(name, value):
-    with pytest.raises(ValueError, match=f"{name} must have three numbers above 0, got "):
-        CaseCheck(3, **{name: value})
+def test_a_patch_must_have_three_numbers_above_0(value):
+    with pytest.raises(ValueError, match="patch_size must have three numbers above 0, got "):
+        CaseCheck(3, patch_size=value)
+
+
+@pytest.mark.parametrize("value", [(1, 2), 4.5, (1, 2, 3, 4)])
+def test_a_spacing_must_have_three_numbers(value):
+    with pytest.raises(ValueError, match="spacing_mm must have three numbers, got "):
+        CaseCheck(3, spacing_mm=value)
 
 
 @pytest.mark.parametrize("value", [(240, -160), (0, 0), 240, (0, 1, 2)])

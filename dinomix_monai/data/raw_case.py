@@ -1,0 +1,136 @@
+"""Cases as a data set's publisher distributes them: NIfTI pairs, or h5 files of image and label."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from dinomix_monai.data.protocol import Protocol
+
+__all__ = ["RawCase", "find_cases"]
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """
+    Files of a case, and how they are read. Arrays have the order of axes of NIfTI files, (x, y, z).
+
+    Args:
+        id: its name in the protocol.
+        files: its ``image`` and, unless it is unlabeled, its ``label``; the same file twice for h5.
+        axes: order of the axes in an h5 file, ``xyz`` or ``zyx``.
+        spacing_mm: voxel size in x, y and z of an h5 file, which holds none.
+    """
+
+    id: str
+    files: dict[str, Path]
+    axes: str = "xyz"
+    spacing_mm: Sequence[float] | None = None
+
+    @property
+    def affine(self) -> np.ndarray:
+        """From voxels to mm: that of the NIfTI image, or nothing but the voxel size."""
+        if self.spacing_mm is None:
+            return nib.load(self.files["image"]).affine  # type: ignore[attr-defined]  # of every image format
+        return np.diag([*self.spacing_mm, 1.0])
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of ``image`` or ``label``; reads the header alone."""
+        with _voxels(self.files[key], key) as voxels:
+            return tuple(voxels.shape if self.axes == "xyz" else reversed(voxels.shape))
+
+    def read(self, key: str) -> np.ndarray:
+        """
+        All voxels of ``image`` or ``label``, scaled as the file says.
+
+        Raises:
+            ValueError: When the file cannot be read.
+        """
+        with _voxels(self.files[key], key) as voxels:
+            return np.asanyarray(voxels) if self.axes == "xyz" else np.asanyarray(voxels).T
+
+    def problem(self, num_classes: int) -> str | None:
+        """What is wrong with the case, in a sentence. Reads the label, if it has one, and the header of the image."""
+        try:
+            shape = self.shape("image")
+            label = self.read("label") if "label" in self.files else None
+        except ValueError as error:
+            return str(error)
+        if len(shape) != 3:
+            return f"image must be one volume of three axes, got shape {shape}."
+        if label is None:
+            return None
+        if label.shape != shape:
+            return f"label must have the shape of the image, {shape}, got {label.shape}."
+        low, high = label.min(), label.max()
+        if low < 0 or high >= num_classes or (label != np.rint(label)).any():
+            return f"label must have whole values from 0 to {num_classes - 1}, got {low} to {high}."
+        return None
+
+
+def find_cases(protocol: Protocol, raw_dir: str | Path, sections: Mapping[str, Sequence[str]]) -> list[RawCase]:
+    """
+    Finds the cases of all sections in a raw folder. The labels of unlabeled cases are not looked for.
+
+    Raises:
+        FileNotFoundError: When files are missing; names all of them.
+    """
+    root = Path(raw_dir).expanduser().absolute()
+    cases = []
+    missing: dict[str, list[str]] = {}
+    for section, ids in sections.items():
+        keys = ("image",) if section == "unlabeled" else ("image", "label")
+        for case in ids:
+            files = _files(root, protocol, case, keys)
+            for key in keys if files else ("image",):
+                if key not in files:
+                    missing.setdefault(key, []).append(case)
+            cases.append(RawCase(case, files, protocol.axes, protocol.spacing_mm))
+    if missing:
+        lost = " and ".join(f"the {key} of {', '.join(sorted(ids))}" for key, ids in missing.items())
+        raise FileNotFoundError(
+            f"raw_dir must hold every case of protocol {protocol.name} of {protocol.dataset}, got {root} without "
+            f"{lost}. Looked for {' or '.join(' with '.join(place.values()) for place in protocol.files)}."
+        )
+    return cases
+
+
+def _files(root: Path, protocol: Protocol, case: str, keys: Sequence[str]) -> dict[str, Path]:
+    """Files of a case that exist, from the first place that has its image."""
+    for place in protocol.files:
+        # An h5 file holds the label, too.
+        files = {key: root / place.get(key, place["image"]).format(id=case) for key in keys}
+        if files["image"].is_file():
+            return {key: file for key, file in files.items() if file.is_file()}
+    return {}
+
+
+@contextmanager
+def _voxels(path: Path, key: str) -> Iterator[Any]:
+    """What has the shape of a volume and turns into an array of it, as long as the file is open."""
+    try:
+        if path.suffix == ".h5":
+            with _h5py().File(path) as file:
+                yield file[key]
+        else:
+            yield nib.load(path).dataobj  # type: ignore[attr-defined]  # of every image format
+    except (OSError, EOFError, KeyError, zlib.error, ImageFileError) as error:
+        raise ValueError(f"{path} must hold a readable {key}, got {type(error).__name__}: {error}") from error
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            "The `h5py` package is required to read h5 files. Install it with `pip install dinomix-monai[h5]`."
+        ) from error
+    return h5py
