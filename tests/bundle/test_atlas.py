@@ -29,7 +29,7 @@ def test_the_command_computes_what_training_then_finds(
 
 def test_a_configuration_without_an_atlas_is_refused(phantom: Path, tmp_path: Path) -> None:
     online = str(Path(CONFIG).with_name("online_teacher.json"))
-    with pytest.raises(ValueError, match=r"config_file must have teacher_key .* got 'image' and 0.1: training"):
+    with pytest.raises(ValueError, match=r"config_file must have teacher_key .* got 'image' and 0.05: training"):
         atlas(str(phantom), weights="none", config_file=[CONFIG, online], atlas_dir=str(tmp_path))
 
 
