@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.transforms import Randomizable
 from torch import nn
+from torch.nn import functional as F
 
 from dinomix_monai.losses import FeatureDistillationLoss
 from dinomix_monai.networks import FeatureTap, ProjectionHead
@@ -57,10 +58,10 @@ class FeatureDistiller(nn.Module, Randomizable):
             raise ValueError(f"interval and layers must be >= 1, got {interval} and {layers}.")
         self.tap = FeatureTap(network, modules)
         device = next(network.parameters()).device
-        shapes = self.tap.measure(network, torch.zeros(1, in_channels, *patch_size, device=device))
+        features = self.tap.look(network, torch.zeros(1, in_channels, *patch_size, device=device))
         self.heads = nn.ModuleList(
-            ProjectionHead(shape[1], teacher.embed_dim, hidden_channels, spatial_dims=len(patch_size))
-            for shape in shapes
+            ProjectionHead(tapped.shape[1], teacher.embed_dim, hidden_channels, spatial_dims=len(patch_size))
+            for tapped in features
         ).to(device)
         self.loss_function = FeatureDistillationLoss() if loss_function is None else loss_function
         self.layers, self.interval = layers, interval
@@ -100,3 +101,22 @@ class FeatureDistiller(nn.Module, Randomizable):
             target = self.teacher(volume, grid, cells).to(features.device)
             losses.append(self.loss_function(head(features), target))
         return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def agreement(
+        self, network: nn.Module, image: torch.Tensor, volume: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What teacher and student say of an image, at the first of the modules and in evaluation mode.
+
+        Args:
+            network: the student.
+            image: its input, shape (B, C, H, W, D).
+            volume: what the teacher sees of it, as in :meth:`forward`.
+
+        Returns:
+            Teacher features, shape (B, E, h, w, d), and their cosine with the student's projected ones, (B, h, w, d).
+        """
+        features = self.tap.look(network, image)[0]
+        target = self.teacher(volume, tuple(features.shape[2:])).to(features.device)
+        return target, F.cosine_similarity(self.heads[0](features), target, dim=1)

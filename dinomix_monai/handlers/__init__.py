@@ -9,6 +9,7 @@ from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
 from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
 from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler
+from dinomix_monai.handlers.teacher_view import TeacherViewHandler
 
 __all__ = [
     "BestModelHandler",
@@ -23,4 +24,5 @@ __all__ = [
     "ReportHandler",
     "RunStateLoader",
     "RunStateSaver",
+    "TeacherViewHandler",
 ]

@@ -19,6 +19,7 @@ from monai.transforms import Orientation
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.handlers.pictures import class_colors, new_figure, save_figure
 from dinomix_monai.keys import MetricKeys
 from dinomix_monai.metrics import CaseScores, score_rule, write_scores
 
@@ -40,6 +41,7 @@ class ReportHandler:
         title: what was evaluated, for the headings.
         notes: sentences for the report, such as which teacher it was.
         written: other files of the run to list with these, by what they are; those that do not exist are left out.
+        pictures: files in ``report/`` that others draw, to show on the page; those that do not exist are left out.
 
     Raises:
         TypeError: When an image is not a ``MetaTensor`` and so has no spacing.
@@ -54,6 +56,7 @@ class ReportHandler:
         title: str = "Evaluation",
         notes: Sequence[str] | str = (),
         written: dict[str, str] | None = None,
+        pictures: Sequence[str] = (),
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
@@ -63,6 +66,7 @@ class ReportHandler:
         self.title = title
         self.notes = ensure_tuple(notes)
         self.written = dict(written or {})
+        self.pictures = tuple(pictures)
 
     def attach(self, engine: Engine) -> None:
         """Attaches to start, cases and end of an evaluation."""
@@ -105,6 +109,7 @@ class ReportHandler:
         for kind, index in chosen.items():
             caption = f"{kind} case, {scores.cases[index]}: mean {metric.heading} {dice[index]:.{metric.decimals}f}"
             made.append(self._draw_case(folder / f"{kind}_case.png", self._views[index], caption))
+        made += [folder / name for name in self.pictures if (folder / name).is_file()]
         (folder / "index.html").write_text(self._page(made), encoding="utf-8")
         written["report"] = folder / "index.html"
         print(f"\n{self.title}")
@@ -119,7 +124,7 @@ class ReportHandler:
 
     def _draw_bars(self, path: Path) -> Path:
         names, scores, rule = self.class_names[1:], self.scores[0], self.rules[0]
-        figure, axes = _figure(7, 0.3 * len(names) + 1)
+        figure, axes = new_figure(7, 0.3 * len(names) + 1)
         axes.barh(names, np.nan_to_num(scores.mean()[0]), color="#4477aa")
         points = np.stack(scores.scores)[:, 0]
         for row, values in enumerate(points.T):
@@ -127,12 +132,12 @@ class ReportHandler:
         axes.invert_yaxis()
         label = f"{rule.metrics[0].heading} by the {rule.name} rule (bar: mean, points: cases)"
         axes.set(xlim=(0, rule.full_dice), xlabel=label)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
     def _draw_curves(self, path: Path) -> Path:
         with (self.output_dir / "history.csv").open() as file:
             rows = list(csv.DictReader(file))
-        figure, axes = _figure(7, 3.5)
+        figure, axes = new_figure(7, 3.5)
         right = axes.twinx()
         for column in rows[0] if rows else ():
             points = [(int(row["epoch"]), float(row[column])) for row in rows if row[column]]
@@ -144,11 +149,11 @@ class ReportHandler:
         right.set(ylabel=str(MetricKeys.KEY), ylim=(0, 1))
         handles = axes.get_legend_handles_labels(), right.get_legend_handles_labels()
         axes.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="center right", fontsize="small")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
     def _draw_case(self, path: Path, views: list[_View], caption: str) -> Path:
-        figure, axes = _figure(9, 7, rows=2, columns=len(views))
-        colors = _class_colors(len(self.class_names))
+        figure, axes = new_figure(9, 7, rows=2, columns=len(views))
+        colors = class_colors(len(self.class_names))
         for column, view in enumerate(views):
             for row, (name, classes) in enumerate((("prediction", view.prediction), ("ground truth", view.label))):
                 ax = np.reshape(axes, (2, -1))[row][column]
@@ -162,7 +167,7 @@ class ReportHandler:
         marks = [Patch(color=color[:3], label=name) for color, name in zip(colors[1:], self.class_names[1:])]
         figure.legend(handles=marks, loc="outside lower center", ncols=5, fontsize="x-small", frameon=False)
         figure.suptitle(caption, fontsize="medium")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
     def _page(self, pictures: Sequence[Path]) -> str:
         body = [f"<h1>{escape(self.title)}</h1>", *(f"<p>{escape(note)}</p>" for note in self.notes)]
@@ -205,27 +210,3 @@ def _orthogonal_views(image: MetaTensor, prediction: torch.Tensor, label: torch.
         cut_image, cut_prediction, cut_label = (np.take(array, best, axis).T[::-1] for array in arrays)
         views.append(_View(cut_image, cut_prediction, cut_label, height / width))
     return views
-
-
-def _class_colors(num_classes: int) -> np.ndarray:
-    """A color and an opacity for each class, background clear; shape (num_classes, 4)."""
-    from matplotlib import colormaps
-
-    # Twenty colors of one map and twenty of another; with more classes they come again.
-    maps = [colormaps[name](np.arange(20)) for name in ("tab20", "tab20b")]
-    colors = np.resize(np.concatenate(maps), (num_classes, 4))
-    colors[:, 3] = 0.6
-    return np.concatenate([np.zeros((1, 4)), colors[:-1]])
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    # Imported here, because it takes a second and only an evaluation needs it.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
-    return path

@@ -67,12 +67,16 @@ class FeatureTap:
         self._features.clear()
         return features
 
-    def measure(self, network: nn.Module, image: torch.Tensor) -> list[torch.Size]:
-        """Shapes of the features for an image of shape (1, C, H, W[, D]), without any trace in the network."""
-        shapes: dict[str, torch.Size] = {}
+    def look(self, network: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+        """
+        Features of images (B, C, H, W[, D]) in evaluation mode, in the order of ``modules``, without gradient.
+
+        No trace of it stays in the network.
+        """
+        features: dict[str, torch.Tensor] = {}
         modules = dict(network.named_modules())
         handles = [
-            modules[name].register_forward_hook(lambda _, __, output, name=name: shapes.update({name: output.shape}))
+            modules[name].register_forward_hook(lambda _, __, output, name=name: features.update({name: output}))
             for name in self.modules
         ]
         modes = {module: module.training for module in network.modules()}
@@ -84,4 +88,4 @@ class FeatureTap:
                 module.training = mode
             for handle in handles:
                 handle.remove()
-        return [shapes[name] for name in self.modules]
+        return [features[name] for name in self.modules]

@@ -223,3 +223,15 @@ def test_numbers_below_1_are_refused(student, numbers):
     message = f"interval and layers must be >= 1, got {shown['interval']} and {shown['layers']}"
     with pytest.raises(ValueError, match=message):
         FeatureDistiller(student, ["coarse"], Teacher(), PATCH, **numbers)
+
+
+def test_agreement_is_the_cosine_at_each_cell_of_the_first_module(student, volume):
+    distiller = FeatureDistiller(student, ["coarse", "fine"], Teacher(), PATCH)
+    target, cosine = distiller.agreement(student, volume, volume)
+    torch.testing.assert_close(target, Teacher()(volume, (4, 4, 4)))
+    projected = distiller.heads[0](student(volume))
+    for cell in ((0, 0, 0, 0), (1, 3, 2, 1)):
+        b, *place = cell
+        a, t = projected[(b, slice(None), *place)], target[(b, slice(None), *place)]
+        torch.testing.assert_close(cosine[cell], a @ t / (a.norm() * t.norm()))
+    assert not cosine.requires_grad

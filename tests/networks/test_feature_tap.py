@@ -90,15 +90,23 @@ def test_a_copy_of_the_network_does_not_feed_the_tap(network, make_copy):
         tap.take()
 
 
-def test_measuring_gives_the_shapes(network):
-    assert FeatureTap(network, ["block", "norm"]).measure(network, image()[:1]) == [(1, 2, 2, 2), (1, 3, 4, 4)]
+def test_looking_gives_the_features_in_evaluation_mode(network):
+    x = image()
+    network.norm.running_mean += 3
+    block, norm = FeatureTap(network, ["block", "norm"]).look(network, x)
+    network.eval()
+    with torch.no_grad():
+        expected = network.norm(network.first(x))
+        torch.testing.assert_close(norm, expected)
+        torch.testing.assert_close(block, network.block(expected))
+    assert not block.requires_grad
 
 
-def test_measuring_leaves_no_trace(network):
+def test_looking_leaves_no_trace(network):
     tap = FeatureTap(network, ["first"])
     network.norm.eval()  # frozen on purpose
     state = copy.deepcopy(network.state_dict())
-    tap.measure(network, image())
+    tap.look(network, image())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert network.training
     assert network.first.training
@@ -108,10 +116,10 @@ def test_measuring_leaves_no_trace(network):
         tap.take()
 
 
-def test_measuring_leaves_no_trace_if_the_network_fails(network):
+def test_looking_leaves_no_trace_if_the_network_fails(network):
     tap = FeatureTap(network, ["first"])
     with pytest.raises(RuntimeError, match="channels"):
-        tap.measure(network, torch.rand(1, 5, 4, 4))
+        tap.look(network, torch.rand(1, 5, 4, 4))
     assert network.training
     assert len(network.first._forward_hooks) == 1
 
