@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from monai.data import MetaTensor
 from torch.nn import functional as F
 
-from dinomix_monai.teacher.principal_components import PrincipalComponents
 from dinomix_monai.teacher.slices import SliceTokens
+from dinomix_monai.teacher.token_files import TokenFiles, sha256
 
 __all__ = ["TokenAtlas"]
 
@@ -66,8 +64,8 @@ class TokenAtlas:
         device: where the teacher is, and where tokens are sampled. On a GPU the tokens are held there.
 
     Attributes:
-        folder: of this teacher and recipe.
         recipe: all that the tokens depend on beside the volumes.
+        files: the tokens of this teacher and recipe on disk.
         kept: share of the variance that the components keep, once they are there.
 
     Raises:
@@ -107,7 +105,7 @@ class TokenAtlas:
             "max_anisotropy": max_anisotropy,
         }
         self.kept = 1.0
-        self.folder = Path(folder) / _sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16]
+        self.files = TokenFiles(Path(folder) / sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16])
         self._volumes: dict[int, _Volume] = {}
         self._tokens: dict[int, torch.Tensor] = {}
 
@@ -140,14 +138,12 @@ class TokenAtlas:
         if volume.ndim != 4 or len(volume) != 1:
             raise ValueError(f"volume must have shape (1, H, W, D), got {tuple(volume.shape)}.")
         voxels, affine = volume.as_subclass(torch.Tensor).float(), volume.affine.double().cpu()
-        name = _sha256(voxels.cpu().numpy().tobytes(), affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
-            number = self._number(name)
-            file = self.folder / f"{name}.npy"
-            if not file.is_file():
+        name = sha256(voxels.cpu().numpy().tobytes(), affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
+        with self.files.lock():
+            number = self.files.number(name)
+            if not self.files.path(name).is_file():
                 logger.info("Teacher tokens of a volume of shape %s, once and for all.", tuple(voxels.shape[1:]))
-                _write(file, self._compute(voxels, volume.pixdim.tolist()))
+                self.files.write(name, self._compute(voxels, volume.pixdim.tolist()))
         self._volumes[number] = _Volume(name, torch.tensor(voxels.shape[1:]), torch.linalg.inv(affine).float())
         self._tokens.clear()
         return number
@@ -159,13 +155,13 @@ class TokenAtlas:
         Makes the reduction if it has not been made.
         """
         self._open()
-        size = sum((self.folder / f"{volume.name}.npy").stat().st_size for volume in self._volumes.values()) / 1e6
+        size = sum(self.files.path(volume.name).stat().st_size for volume in self._volumes.values()) / 1e6
         largest = max((tuple(tokens.shape[:3]) for tokens in self._tokens.values()), default=(0, 0, 0))
         text = f"{len(self._volumes)} volumes, up to {' x '.join(map(str, largest))} tokens each, {size:.1f} MB"
         if self.components is not None:
             size = sum(tokens.numel() * tokens.element_size() for tokens in self._tokens.values()) / 1e6
             text += f"; {self.components} components keep {100 * self.kept:.1f} % of the variance in {size:.1f} MB"
-        return f"{text}; in {self.folder}"
+        return f"{text}; in {self.files.folder}"
 
     def __call__(self, origin: torch.Tensor, grid: Sequence[int], cells: Iterable[int] | None = None) -> torch.Tensor:
         """
@@ -201,16 +197,6 @@ class TokenAtlas:
             tokens[here] = self._look_up(number, exact[here], rough[here])
         return tokens.movedim(-1, 1)
 
-    def _number(self, name: str) -> int:
-        file = self.folder / "volumes.json"
-        names: list[str] = json.loads(file.read_text()) if file.is_file() else []
-        if name not in names:
-            names.append(name)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(names))
-            partial.replace(file)
-        return names.index(name) + 1
-
     @torch.no_grad()
     def _compute(self, voxels: torch.Tensor, spacing: Sequence[float]) -> np.ndarray:
         """Tokens of one volume, (h, w, d, C) in half precision, h = ceil(H / cell) and so on."""
@@ -230,41 +216,11 @@ class TokenAtlas:
     def _open(self) -> None:
         if len(self._tokens) == len(self._volumes):
             return
-        folder = self.folder if self.components is None else self._reduced(self.components)
+        if self.components is not None:
+            self.kept = self.files.reduce([volume.name for volume in self._volumes.values()], self.components)
+            logger.info("Teacher tokens: %d components keep %.1f %% of the variance.", self.components, 100 * self.kept)
         for number, volume in self._volumes.items():
-            # Copy on write: PyTorch warns of memory that it must not write to, and nothing here writes.
-            tokens = np.load(folder / f"{volume.name}.npy", mmap_mode="c")
-            self._tokens[number] = torch.from_numpy(tokens).to(self.device)
-
-    def _reduced(self, k: int) -> Path:
-        """Folder of the reduced tokens, made if need be; named after the volumes that the components were fitted to."""
-        names = sorted(volume.name for volume in self._volumes.values())
-        folder = self.folder / f"{k}-components-{_sha256(*(name.encode() for name in names))[:16]}"
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / "lock"):
-            basis = folder / "components.npz"
-            if not basis.is_file():
-                mean, directions, kept = self._principal_components(names, k)
-                partial = basis.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    np.savez(file, mean=mean, directions=directions, kept=kept)
-                partial.replace(basis)
-            with np.load(basis) as content:
-                mean, directions, self.kept = content["mean"], content["directions"], float(content["kept"])
-            logger.info("Teacher tokens: %d components keep %.1f %% of the variance.", k, 100 * self.kept)
-            for name in names:
-                if not (folder / f"{name}.npy").is_file():
-                    tokens = np.load(self.folder / f"{name}.npy", mmap_mode="r").astype(np.float32)
-                    _write(folder / f"{name}.npy", ((tokens - mean) @ directions).astype(np.float16))
-        return folder
-
-    def _principal_components(self, names: Iterable[str], k: int) -> tuple[np.ndarray, np.ndarray, float]:
-        components = PrincipalComponents(self.slice_tokens.embed_dim)
-        for name in names:
-            tokens = np.load(self.folder / f"{name}.npy", mmap_mode="r").astype(np.float32)
-            components.update(torch.from_numpy(tokens).flatten(0, 2))
-        mean, directions, kept = components.solve(k)
-        return mean.numpy(), directions.numpy(), kept
+            self._tokens[number] = torch.from_numpy(self.files.read(volume.name, self.components)).to(self.device)
 
     def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:
         """Tokens (N, C) of one volume, 0 where there are none, at N places (number, x, y, z)."""
@@ -284,17 +240,3 @@ class TokenAtlas:
         found = F.grid_sample(field, unit.flip(-1).view(1, 1, 1, -1, 3), padding_mode="border", align_corners=False)
         # (1, C, 1, 1, N) -> (N, C)
         return found[0, :, 0, 0].T * (inside & whole)[:, None]
-
-
-def _sha256(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _write(file: Path, array: np.ndarray) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        np.save(stream, array)
-    partial.replace(file)
