@@ -145,7 +145,6 @@ class TokenAtlas:
                 logger.info("Teacher tokens of a volume of shape %s, once and for all.", tuple(voxels.shape[1:]))
                 self.files.write(name, self._compute(voxels, volume.pixdim.tolist()))
         self._volumes[number] = _Volume(name, torch.tensor(voxels.shape[1:]), torch.linalg.inv(affine).float())
-        self._tokens.clear()
         return number
 
     def describe(self) -> str:

@@ -174,6 +174,14 @@ def test_deformed_patches_have_the_tokens_of_where_their_voxels_come_from(tmp_pa
     assert error[:, counted].median() < 0.01
 
 
+def test_a_number_that_interpolation_has_moved_a_little_still_counts(atlas):
+    volume = scan()
+    places = origin(volume, atlas.add(volume))
+    moved = places.clone()
+    moved[:, 0, ::2] -= 1e-4
+    torch.testing.assert_close(atlas(moved, GRID), atlas(places, GRID))
+
+
 def test_a_center_that_an_edge_runs_through_has_no_token(atlas):
     numbers = [atlas.add(scan(0)), atlas.add(scan(1))]
     mixed = origin(scan(0), numbers[0])

@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import RandAffineGrid
 
 from dinomix_monai.transforms import PICCutMix, PICCutMixD, PICCutMixd, PICCutMixDict
 
@@ -45,6 +46,16 @@ def test_the_array_gives_the_same_as_the_dictionary(placement, shape):
 
 def test_the_mixed_batch_has_the_mixed_entries_and_no_other():
     assert PICCutMixd("image", **SETTINGS)(make_batch(0)).keys() == {"image", "label", "weight"}
+
+
+@pytest.mark.parametrize("mode", ["nearest", ["bilinear", "nearest"]], ids=["one for all", "one for each"])
+def test_what_is_not_to_be_interpolated_keeps_its_values(mode):
+    affine_grid = RandAffineGrid(rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3))
+    mixer = PICCutMixd(["image", "content"], **SETTINGS, mode=mode, affine_grid=affine_grid).set_random_state(0)
+    batch = make_batch(0)
+    mixed = mixer(batch)
+    for key, is_kept in (("content", True), ("image", mode == "nearest")):
+        assert torch.isin(mixed[key], batch[key]).all() == is_kept
 
 
 def test_image_and_label_change_at_the_same_voxels():
