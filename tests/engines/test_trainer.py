@@ -361,6 +361,17 @@ def test_distillation_is_left_out_between_its_intervals(make_trainer, make_disti
     assert len(trainer.distiller.teacher.volumes) == 2
 
 
+def test_what_the_teacher_looks_at_is_mixed_in_every_step_because_donors_outlive_theirs(make_trainer, make_distiller):
+    mix = Mix()
+    trainer = make_trainer(max_epochs=1, teacher_key="content", mix=mix)
+    trainer.distiller = make_distiller(trainer.network, interval=3)
+    for batch in (*trainer.data_loader, *trainer.unlabeled_data_loader):
+        batch["content"] = batch["image"]
+    trainer.run()
+    assert len(trainer.distiller.teacher.volumes) == 1
+    assert ["content" in batch for batch in mix.batches] == [True] * 3
+
+
 def test_the_ema_teacher_of_another_network_labels_the_patches(make_trainer):
     """Its labels, not the student's, are learned: a teacher that says class 2 everywhere is heard."""
     trainer = make_trainer(max_epochs=1, unlabeled_loss_function=lambda logits, label, weight: label.float().mean())
