@@ -61,7 +61,8 @@ def test_the_student_is_taught_the_tokens_of_what_its_patches_are_mixed_of(workf
     built = workflow("train", warm_up=0.0, distillation_interval=1)
     built.initialize()
     built.parser.get_parsed_content("train#trainer").run()
-    # Two labeled patches and a mixed one in each step, the last with boxes from other volumes.
-    assert {origin.shape[0] for origin in asked} == {3}
-    assert any(origin[2, 0].unique().numel() > 1 for origin in asked)
-    assert all(origin[i, 0].unique().numel() == 1 for origin in asked for i in (0, 1))
+    # The teacher view at start and end; two labeled patches and a mixed one in each step.
+    assert [len(origin) for origin in asked] == [1, *[3] * 6, 1]
+    steps = asked[1:-1]
+    assert any(origin[2, 0].unique().numel() > 1 for origin in steps)  # with boxes from another volume
+    assert all(origin[i, 0].unique().numel() == 1 for origin in steps for i in (0, 1))
