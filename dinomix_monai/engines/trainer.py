@@ -31,6 +31,9 @@ class DinoMixTrainer(SupervisedTrainer):
     unsupervised_weight * unsupervised + distillation_weight * distillation``. Where a weight is 0 its part is not
     computed at all, and with both at 0 a step is exactly ``SupervisedTrainer``'s.
 
+    The frozen teacher needs no label and no confidence, so it teaches the unlabeled patches from the first step on: as
+    they are while pseudo-labels have no weight, and mixed afterwards.
+
     Without labeled images (a site of a federation that has none) an epoch goes over the unlabeled ones: the student
     sees the mixed patches, or what it distills from while they have no weight. A step in which it has nothing to learn
     leaves everything as it is and fires no ``MODEL_COMPLETED``.
@@ -52,6 +55,8 @@ class DinoMixTrainer(SupervisedTrainer):
             kinds of batches, which must then be among the keys of ``mix``.
         unsupervised_weight: weight of the mixed patches' loss.
         distillation_weight: weight of the distillation loss.
+        distill_mixed: whether mixed patches are taught, too, with tokens that were mixed by the same boxes; else only
+            patches that were not mixed are.
         **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1, and ``train_data_loader`` may be
             ``None`` or empty when there are no labeled images.
 
@@ -72,6 +77,7 @@ class DinoMixTrainer(SupervisedTrainer):
         teacher_key: str = BatchKeys.IMAGE,
         unsupervised_weight: float = 1.0,
         distillation_weight: float = 1.0,
+        distill_mixed: bool = True,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("accumulation_steps", 1) != 1:
@@ -103,6 +109,7 @@ class DinoMixTrainer(SupervisedTrainer):
         self.teacher_key = teacher_key
         self.unsupervised_weight = unsupervised_weight
         self.distillation_weight = distillation_weight
+        self.distill_mixed = distill_mixed
         self.progress = 0.0
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
         # Last, because it attaches the handlers, and they look for the attributes above.
@@ -146,12 +153,14 @@ class DinoMixTrainer(SupervisedTrainer):
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
             unlabeled = None
-            if use_unlabeled or labeled is None:
+            if self.unlabeled_data_loader is not None:
                 batch = batchdata if labeled is None else self.next_unlabeled()
                 unlabeled = self._unlabeled(batch, use_teacher)
                 if use_unlabeled:
                     unlabeled = self._mixed(unlabeled, batch, labeled, batchdata)
             parts = [part for part in (labeled, unlabeled) if part is not None]
+            # Labeled patches come first, so what is taught is the beginning of what the student sees.
+            taught = parts if self.distill_mixed or not use_unlabeled else parts[: labeled is not None]
             logits = self.inferer(torch.cat([part[BatchKeys.IMAGE] for part in parts]), self.network)
             size = len(parts[0][BatchKeys.IMAGE])
             output: dict[str, Any] = {key: parts[0][key] for key in (Keys.IMAGE, Keys.LABEL) if key in parts[0]}
@@ -167,8 +176,8 @@ class DinoMixTrainer(SupervisedTrainer):
                 term = self.unlabeled_loss_function(logits, unlabeled[BatchKeys.LABEL], unlabeled[BatchKeys.WEIGHT])
                 output[LossKeys.UNSUPERVISED] = term
                 loss = loss + self.unsupervised_weight * term
-            if distiller is not None:
-                term = output[LossKeys.DISTILLATION] = distiller(torch.cat([part[self.teacher_key] for part in parts]))
+            if distiller is not None and taught:
+                term = output[LossKeys.DISTILLATION] = distiller(torch.cat([part[self.teacher_key] for part in taught]))
                 loss = loss + self.distillation_weight * term
             output[Keys.LOSS] = loss
         self.fire_event(IterationEvents.LOSS_COMPLETED)

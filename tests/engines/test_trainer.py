@@ -327,12 +327,41 @@ def weighted_by_hand(logits, target, weight):
     return -(logits.log_softmax(1).gather(1, target) * weight).mean()
 
 
-def test_distillation_alone_teaches_the_labeled_patches(make_trainer, make_distiller):
-    trainer = make_trainer(unsupervised_weight=0, max_epochs=1)
+def test_distillation_alone_teaches_labeled_and_unlabeled_patches_as_they_are(make_trainer, make_distiller):
+    trainer = make_trainer(unsupervised_weight=0, max_epochs=1, mix=Mix())
     trainer.distiller = make_distiller(trainer.network)
     rows = losses(trainer, "loss", "supervised", "distillation")
-    assert same(trainer.distiller.teacher.volumes, [batch["image"] for batch in trainer.data_loader])
+    pairs = zip(trainer.data_loader, trainer.unlabeled_data_loader)
+    expected = [torch.cat([labeled["image"], unlabeled["strong"]]) for labeled, unlabeled in pairs]
+    assert same(trainer.distiller.teacher.volumes, expected)
     assert all(loss == pytest.approx(a + b, rel=1e-5) for loss, a, b in rows)
+    assert not trainer.mix.batches
+
+
+def test_distillation_does_without_unlabeled_patches_where_there_are_none(make_trainer, make_distiller):
+    with pytest.warns(UserWarning, match="There are no unlabeled images"):
+        trainer = make_trainer(unlabeled_data_loader=None, max_epochs=1)
+    trainer.distiller = make_distiller(trainer.network)
+    assert all(term >= 0 for (term,) in losses(trainer, "distillation"))
+    assert same(trainer.distiller.teacher.volumes, [batch["image"] for batch in trainer.data_loader])
+
+
+@pytest.mark.parametrize(("weight", "taught"), [(0.0, 3), (1.0, 2)], ids=["as they are", "mixed"])
+def test_without_distill_mixed_only_patches_that_were_not_mixed_are_taught(
+    make_trainer, make_distiller, weight, taught
+):
+    trainer = make_trainer(unsupervised_weight=weight, distill_mixed=False, max_epochs=1)
+    trainer.distiller = make_distiller(trainer.network)
+    assert all(term >= 0 for (term,) in losses(trainer, "distillation"))
+    assert [len(volume) for volume in trainer.distiller.teacher.volumes] == [taught] * 3
+    first = next(iter(trainer.data_loader))["image"]
+    assert torch.equal(trainer.distiller.teacher.volumes[0][:2], first)
+
+
+def test_without_labels_and_distill_mixed_nothing_is_left_to_teach(make_trainer, make_distiller):
+    trainer = make_trainer(train_data_loader=None, distill_mixed=False, max_epochs=1)
+    trainer.distiller = make_distiller(trainer.network)
+    assert all(math.isnan(term) for (term,) in losses(trainer, "distillation"))
 
 
 def test_the_frozen_teacher_sees_what_the_student_sees(make_trainer, make_distiller):
