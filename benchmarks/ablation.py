@@ -138,9 +138,10 @@ def _workflow(
     from monai.bundle import ConfigWorkflow
 
     sys.path.insert(0, str(ROOT))
-    names = ["train", *([overlay] if overlay else []), f"ablation/{arm}", *patches]
+    files = [CONFIGS / f"{name}.json" for name in ("train", *([overlay] if overlay else []))]
+    files += [next(CONFIGS.glob(f"*/{arm}.json")), *(CONFIGS / f"{name}.json" for name in patches)]
     workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / f"{name}.json") for name in names],
+        config_file=[str(file) for file in files],
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=False,
         workflow_type="train",
