@@ -9,6 +9,7 @@ from dinomix_monai.engines.prepare_batch import PlainPrepareBatch
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.engines.trainer import DinoMixTrainer
+from dinomix_monai.engines.training_plan import TrainingPlan, plan_training
 
 __all__ = [
     "CrossTrainer",
@@ -19,4 +20,6 @@ __all__ = [
     "PlainPrepareBatch",
     "PseudoLabeler",
     "SemiSupervisedTrainer",
+    "TrainingPlan",
+    "plan_training",
 ]
