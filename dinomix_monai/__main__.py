@@ -13,9 +13,10 @@ from fire.decorators import SetParseFn
 from monai.bundle import ConfigParser
 
 from dinomix_monai.data import check_dataset, findings_table, make_phantom, prepare_dataset, read_protocol
+from dinomix_monai.engines import plan_training
 from dinomix_monai.metrics import compare_runs, read_scores
 
-__all__ = ["atlas", "check", "compare", "phantom", "prepare"]
+__all__ = ["atlas", "check", "compare", "phantom", "plan", "prepare"]
 
 
 def check(
@@ -119,6 +120,27 @@ def atlas(
     print(parser.get_parsed_content("atlas").describe())
 
 
+def plan(
+    dataset_dir: str | None = None,
+    config_file: str | Sequence[str] = "bundle/configs/train.json",
+    repetitions: int = 6,
+    **settings: Any,
+) -> None:
+    """
+    Prints what a training will do and take, from a few steps on this machine, and trains nothing.
+
+    Args:
+        dataset_dir: folder of the data set, the built-in phantom if not given.
+        config_file: the bundle's training configuration and its overlays, as training is given them.
+        repetitions: steps of each kind to time.
+        **settings: ids of the configuration with other values, as training is given them.
+    """
+    parser = ConfigParser()
+    parser.read_config(config_file)
+    parser.update({**({"dataset_dir": dataset_dir} if dataset_dir else {}), **settings})
+    print(plan_training(parser, repetitions))
+
+
 def prepare(
     dataset: str, raw_dir: str, out_dir: str, labeled: int | None = None, protocol: str | None = None, workers: int = 4
 ) -> None:
@@ -141,5 +163,12 @@ def prepare(
 
 
 if __name__ == "__main__":
-    commands = {"atlas": atlas, "check": check, "compare": compare, "phantom": phantom, "prepare": prepare}
+    commands = {
+        "atlas": atlas,
+        "check": check,
+        "compare": compare,
+        "phantom": phantom,
+        "plan": plan,
+        "prepare": prepare,
+    }
     fire.Fire(commands, name="dinomix_monai")

@@ -7,6 +7,7 @@ from dinomix_monai.data.datalist import Datalist, class_weights, image_files, op
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
+from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
@@ -17,6 +18,7 @@ __all__ = [
     "CaseReport",
     "Datalist",
     "Finding",
+    "OriginalScans",
     "PatchStream",
     "Protocol",
     "check_dataset",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from ignite.engine import Events
-from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.engines.feature_distiller import FeatureDistiller
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
+from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.keys import BatchKeys, LossKeys
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.transforms import PICCutMixd
@@ -22,7 +20,7 @@ from dinomix_monai.transforms import PICCutMixd
 __all__ = ["DinoMixTrainer"]
 
 
-class DinoMixTrainer(SupervisedTrainer):
+class DinoMixTrainer(SemiSupervisedTrainer):
     """
     ``monai.engines.SupervisedTrainer`` that also learns from unlabeled images and from a frozen teacher.
 
@@ -80,64 +78,28 @@ class DinoMixTrainer(SupervisedTrainer):
         distill_mixed: bool = True,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("accumulation_steps", 1) != 1:
-            raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
-        if _is_empty(unlabeled_data_loader):
-            unlabeled_data_loader = None
-        self.has_labels = not ("train_data_loader" in kwargs and _is_empty(kwargs["train_data_loader"]))
-        if not self.has_labels:
-            if unlabeled_data_loader is None:
-                raise ValueError("train_data_loader or unlabeled_data_loader must yield batches, got none of either.")
-            kwargs["train_data_loader"] = unlabeled_data_loader
-        if unlabeled_data_loader is None:
-            warnings.warn("There are no unlabeled images: training is supervised.", stacklevel=2)
-        else:
-            needed = {
-                "ema_teacher": ema_teacher,
-                "pseudo_labeler": pseudo_labeler,
-                "unlabeled_loss_function": unlabeled_loss_function,
-            }
-            if missing := [name for name, part in needed.items() if part is None]:
-                raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
-        self.unlabeled_data_loader = unlabeled_data_loader
-        # Any: where they are used they are not None, as made sure of above.
-        self.ema_teacher: Any = ema_teacher
+        # Any: where they are used they are not None, as made sure of below.
         self.pseudo_labeler: Any = pseudo_labeler
         self.unlabeled_loss_function: Any = unlabeled_loss_function
         self.mix = mix
         self.distiller = distiller
         self.teacher_key = teacher_key
-        self.unsupervised_weight = unsupervised_weight
         self.distillation_weight = distillation_weight
         self.distill_mixed = distill_mixed
-        self.progress = 0.0
-        self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
-        # Last, because it attaches the handlers, and they look for the attributes above.
-        super().__init__(*args, **kwargs)
-        # With the labeled one, so that what an epoch draws does not depend on the epochs before it.
-        self.add_event_handler(Events.EPOCH_STARTED, self._restart_unlabeled)
-
-    def _restart_unlabeled(self) -> None:
-        self._unlabeled_batches = None
-
-    def next_unlabeled(self) -> dict[str, Any]:
-        """
-        The next batch of the unlabeled stream, which starts over in each epoch and when it is exhausted.
-
-        Raises:
-            RuntimeError: When the stream has no batch at all.
-        """
-        for _ in range(2):
-            if self._unlabeled_batches is None:
-                self._unlabeled_batches = iter(self.unlabeled_data_loader or ())
-            batch = next(self._unlabeled_batches, None)
-            if batch is not None:
-                return batch
-            self._restart_unlabeled()
-        raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
+        super().__init__(
+            *args,
+            unlabeled_data_loader=unlabeled_data_loader,
+            ema_teacher=ema_teacher,
+            unsupervised_weight=unsupervised_weight,
+            **kwargs,
+        )
+        needed = ("ema_teacher", "pseudo_labeler", "unlabeled_loss_function")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.unlabeled_data_loader is not None and missing:
+            raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
-        use_unlabeled = self.unlabeled_data_loader is not None and self.unsupervised_weight > 0
+        use_unlabeled = self.uses_unlabeled
         distiller = self.distiller if self.distillation_weight > 0 else None
         use_teacher = distiller is not None
         if distiller is not None and not distiller.is_due(self.state.iteration):
@@ -180,20 +142,7 @@ class DinoMixTrainer(SupervisedTrainer):
                 term = output[LossKeys.DISTILLATION] = distiller(torch.cat([part[self.teacher_key] for part in taught]))
                 loss = loss + self.distillation_weight * term
             output[Keys.LOSS] = loss
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
-
-        if self.amp and self.scaler is not None:
-            self.scaler.scale(loss).backward()
-            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            loss.backward()
-            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-            self.optimizer.step()
-        self.fire_event(IterationEvents.MODEL_COMPLETED)
-        # Not the output from above: decollation and postprocessing have replaced it by now.
-        return self.state.output
+        return self._descend(loss)
 
     def _labeled(self, batch: dict[str, Any], use_teacher: bool) -> dict[Any, torch.Tensor]:
         image, label = self.prepare_batch(batch, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
@@ -236,15 +185,3 @@ class DinoMixTrainer(SupervisedTrainer):
             both[BatchKeys.POSITION] = torch.cat([each[BatchKeys.POSITION] for each in batches])
         both[BatchKeys.LABELED] = [True] * (len(both[BatchKeys.IMAGE]) - len(weak)) + [False] * len(weak)
         return self.mix(both)
-
-    def _to_device(self, value: torch.Tensor) -> torch.Tensor:
-        return convert_to_tensor(value).to(self.state.device, non_blocking=self.non_blocking)
-
-
-def _is_empty(loader: Any) -> bool:
-    if loader is None:
-        return True
-    try:
-        return len(loader) == 0
-    except TypeError:  # as MONAI's Workflow: a stream without a length
-        return False

@@ -21,7 +21,7 @@ from dinomix_monai.keys import MetricKeys
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
 # Attributes of the trainer whose state belongs to a run, and the name of each in the file.
-_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "scaler")
+_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "weightings", "scaler")
 
 
 class BestModelHandler:
