@@ -93,6 +93,7 @@ class DinoMixTrainer(SupervisedTrainer):
         self.unsupervised_weight = unsupervised_weight
         self.distillation_weight = distillation_weight
         self.progress = 0.0
+        self.unlabeled_batch: dict[str, Any] | None = None
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
         # Last, because it attaches the handlers, and they look for the attributes above.
         super().__init__(*args, **kwargs)
@@ -119,6 +120,7 @@ class DinoMixTrainer(SupervisedTrainer):
         raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        self.unlabeled_batch = None
         use_unlabeled = self.unlabeled_data_loader is not None and self.unsupervised_weight > 0
         distiller = self.distiller if self.distillation_weight > 0 else None
         use_teacher = distiller is not None
@@ -177,7 +179,7 @@ class DinoMixTrainer(SupervisedTrainer):
 
     def _mixed(self, labeled: dict[str, torch.Tensor], labeled_batch: dict[str, Any]) -> dict[Any, torch.Tensor]:
         """The mixed patches: what the student learns from beside the labeled ones."""
-        batch = self.next_unlabeled()
+        batch = self.unlabeled_batch = self.next_unlabeled()
         weak = self._to_device(batch[BatchKeys.IMAGE])
         unlabeled: dict[Any, torch.Tensor] = {BatchKeys.IMAGE: self._to_device(batch.get(BatchKeys.STRONG, weak))}
         if self.teacher_key in labeled and self.teacher_key not in unlabeled:

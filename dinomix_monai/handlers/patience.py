@@ -20,8 +20,8 @@ class PatienceHandler:
     Ends the training when the key metric has not been higher than ever before for some validations in a row.
 
     It is Ignite's ``EarlyStopping`` with a state that a resumed run goes on with, and it is attached to the trainer:
-    MONAI's ``EarlyStopHandler`` is attached to the validator and given the trainer, which no configuration can do, since
-    the trainer is given the validator. A metric that is NaN is worse than any number.
+    MONAI's ``EarlyStopHandler`` is attached to the validator and given the trainer, which no configuration can do,
+    since the trainer is given the validator. A metric that is NaN is worse than any number.
 
     Args:
         validator: evaluator that computes the metric.

@@ -91,7 +91,7 @@ def _log_to(handler: _RunLog) -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     # Ignite says so for each engine on the way out, before the message that the user gets.
-    return not str(record.msg).startswith("Engine run is terminating due to exception")
+    return "run is terminating due to exception" not in str(record.msg)
 
 
 def _check_settings(config: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -129,3 +131,15 @@ def test_aligned_probabilities_change_by_a_bounded_factor():
 def test_alignment_needs_the_labeled_counts(arguments, message):
     with pytest.raises(ValueError, match=message):
         PseudoLabeler(3, **arguments)
+
+
+def test_logits_that_are_not_finite_leave_the_averages_as_they_are():
+    labeler = PseudoLabeler(2, alignment=1.0, labeled_counts=[6, 2])
+    labeler(torch.tensor([[2.0, 0.0], [0.0, 3.0]])[..., None, None])
+    before = {name: value.clone() for name, value in labeler.state_dict().items()}
+    label, weight = labeler(torch.tensor([[math.nan, 0.0], [0.0, 3.0]])[..., None, None])
+    assert (label.shape, weight.shape) == ((2, 1, 1, 1),) * 2
+    after = labeler.state_dict()
+    assert before.keys() == after.keys()
+    assert torch.equal(before["predicted_shares"], after["predicted_shares"])
+    assert after["status"].isfinite().all()
