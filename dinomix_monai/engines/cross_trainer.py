@@ -74,6 +74,7 @@ class CrossTrainer(SemiSupervisedTrainer):
             raise ValueError("train_data_loader must yield labeled batches, got none: two students need some labels.")
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        self.unlabeled_batch = None
         image, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
         inputs = [image]
         if self.uses_unlabeled:

@@ -33,6 +33,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     Attributes:
         has_labels: whether there are labeled images.
+        unlabeled_batch: what the present step took from the unlabeled stream, ``None`` for nothing.
 
     Raises:
         ValueError: When there are images of neither kind, or ``accumulation_steps`` is not 1.
@@ -62,6 +63,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.ema_teacher: Any = ema_teacher
         self.unsupervised_weight = unsupervised_weight
         self.progress = 0.0
+        self.unlabeled_batch: dict[str, Any] | None = None
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
         # Last, because it attaches the handlers, and they look for the attributes above.
         super().__init__(*args, **kwargs)
@@ -88,6 +90,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 self._unlabeled_batches = iter(self.unlabeled_data_loader or ())
             batch = next(self._unlabeled_batches, None)
             if batch is not None:
+                self.unlabeled_batch = batch
                 return batch
             self._restart_unlabeled()
         raise RuntimeError("unlabeled_data_loader must yield batches, got none.")

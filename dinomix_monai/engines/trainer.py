@@ -99,6 +99,7 @@ class DinoMixTrainer(SemiSupervisedTrainer):
             raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        self.unlabeled_batch = None
         use_unlabeled = self.uses_unlabeled
         distiller = self.distiller if self.distillation_weight > 0 else None
         use_teacher = distiller is not None
