@@ -63,8 +63,10 @@ class DinoMixTrainTask(TrainTask):
             epochs, seed, share = int(wanted["max_epochs"]), int(wanted["seed"]), float(wanted["val_split"])
         except (TypeError, ValueError) as error:
             raise Refusal(f"max_epochs, seed and val_split must be numbers. {error}.") from error
-        labeled = [{key: case[key] for key in ("image", "label")} for case in datastore.datalist()]
-        unlabeled = [datastore.get_image_uri(name) for name in datastore.get_unlabeled_images()]
+        # By name, because a datastore lists scans as the disk happens to.
+        cases = sorted(datastore.datalist(), key=lambda case: case["image"])
+        labeled = [{key: case[key] for key in ("image", "label")} for case in cases]
+        unlabeled = sorted(datastore.get_image_uri(name) for name in datastore.get_unlabeled_images())
         logger.info("Training on %d labeled and %d unlabeled scans", len(labeled), len(unlabeled))
         run = TrainingRun(self.folder, labeled, unlabeled, share)
         result = run(epochs, strtobool(wanted["pretrained"]), name_to_device(wanted["device"]), seed)

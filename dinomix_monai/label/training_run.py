@@ -127,12 +127,14 @@ class TrainingRun:
         workflow.initialize()
         best: BestModelHandler = parser.get_parsed_content("best_model_handler")
         before = self._score_before(current, parser.get_parsed_content("validate#evaluator"), best)
-        workflow.run()
+        # Without the bundle's report at the end, for which an annotator would have to wait.
+        trainer = parser.get_parsed_content("train#trainer")
+        trainer.run()
         # Without validation the handler has no score, and has written the last model.
         replaced = before is None or (best.best is not None and best.best > before)
         if replaced:
             student = BestModelHandler(self.path / "models" / "student.pt", self.folder.class_names)
-            student.write(parser.get_parsed_content("train#trainer").network)
+            student.write(trainer.network)
             self._publish()
         shutil.rmtree(self.path / "models")
         result = TrainingResult(
