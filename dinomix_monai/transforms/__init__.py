@@ -6,6 +6,7 @@ from dinomix_monai.transforms.donor_bank import DonorBank
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms.safe_spacing import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
 from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
 
@@ -19,6 +20,9 @@ __all__ = [
     "PatchPositionD",
     "PatchPositionDict",
     "PatchPositiond",
+    "SafeSpacingD",
+    "SafeSpacingDict",
+    "SafeSpacingd",
     "TokenAtlasD",
     "TokenAtlasDict",
     "TokenAtlasd",
