@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dinomix_monai.transforms.donor_bank import DonorBank
+from dinomix_monai.transforms.invert_to_label import (
+    InvertToLabelD,
+    InvertToLabeld,
+    InvertToLabelDict,
+    interpolated_argmax,
+)
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
@@ -13,6 +19,9 @@ from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, Vo
 __all__ = [
     "DIRECTIONS",
     "DonorBank",
+    "InvertToLabelD",
+    "InvertToLabelDict",
+    "InvertToLabeld",
     "PICCutMix",
     "PICCutMixD",
     "PICCutMixDict",
@@ -31,4 +40,5 @@ __all__ = [
     "VoxelOrigind",
     "class_probabilities",
     "imbalance",
+    "interpolated_argmax",
 ]
