@@ -5,7 +5,9 @@ from __future__ import annotations
 from dinomix_monai.handlers.checkpoint import BestModelHandler, LastModelHandler, RunStateLoader, RunStateSaver
 from dinomix_monai.handlers.ema import EMAUpdateHandler
 from dinomix_monai.handlers.gradients import ClipGradientHandler
+from dinomix_monai.handlers.mix_history import MixHistoryHandler
 from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
+from dinomix_monai.handlers.provenance import provenance, read_run
 from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
 from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler
@@ -19,10 +21,13 @@ __all__ = [
     "EpochSeedHandler",
     "HistoryHandler",
     "LastModelHandler",
+    "MixHistoryHandler",
     "ProgressLineHandler",
     "RampUpHandler",
     "ReportHandler",
     "RunStateLoader",
     "RunStateSaver",
     "TeacherViewHandler",
+    "provenance",
+    "read_run",
 ]
