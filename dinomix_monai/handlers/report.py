@@ -155,9 +155,9 @@ class ReportHandler:
             if (self.output_dir / file).is_file():
                 made[draw(folder / f"{draw.__name__.removeprefix('draw_')}.png", self.output_dir / file)] = caption
         for kind, index in chosen.items():
-            caption = f"{kind} case, {scores.cases[index]}: mean {metric.heading} {dice[index]:.{metric.decimals}f}"
+            caption = f"{kind.capitalize()} case, {scores.cases[index]}: mean {metric.heading} {dice[index]:.{metric.decimals}f}"
             path = folder / f"{kind}_case.png"
-            made[draw_case(path, self._views[index], self.class_names, caption)] = caption.capitalize()
+            made[draw_case(path, self._views[index], self.class_names, caption)] = caption
         others = [folder / name for name in self.pictures if (folder / name).is_file()]
         return made | {path: path.stem.capitalize() for path in others}
 

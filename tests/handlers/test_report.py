@@ -140,7 +140,7 @@ def test_each_rule_has_its_table_its_rows_and_its_name(tmp_path, capsys):
 
 def test_pictures_go_by_the_first_rule(tmp_path, drawn):
     folder = report(tmp_path, three_cases()[::2], rules=["published", "sound"])
-    assert drawn[0][1] == "worst case, bad.nii.gz: mean Dice % 0.00"
+    assert drawn[0][1] == "Worst case, bad.nii.gz: mean Dice % 0.00"
     # Half of the width of the axes is filled: the bars of Dice 50 reach as far as those of 0.5 do.
     bars = [imread(folder / "dice.png")]
     report(tmp_path, three_cases()[::2])
@@ -258,8 +258,8 @@ def test_a_history_that_has_hardly_begun_is_drawn(tmp_path, text):
 def test_worst_and_median_case_are_the_ones_with_that_dice(tmp_path, drawn):
     report(tmp_path, three_cases())
     assert [caption for _, caption in drawn] == [
-        "worst case, bad.nii.gz: mean Dice 0.000",
-        "median case, fair.nii.gz: mean Dice 0.500",
+        "Worst case, bad.nii.gz: mean Dice 0.000",
+        "Median case, fair.nii.gz: mean Dice 0.500",
     ]
 
 
