@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
-from dinomix_monai.data.datalist import Datalist, image_files, open_datalist, read_datalist
+from dinomix_monai.data.datalist import Datalist, class_weights, image_files, open_datalist, read_datalist
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
@@ -23,6 +23,7 @@ __all__ = [
     "Protocol",
     "check_dataset",
     "check_model_file",
+    "class_weights",
     "findings_table",
     "image_files",
     "make_phantom",

@@ -10,6 +10,7 @@ from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.engines.trainer import DinoMixTrainer
 from dinomix_monai.engines.training_plan import TrainingPlan, plan_training
+from dinomix_monai.engines.window_inferer import WindowInferer
 
 __all__ = [
     "CrossTrainer",
@@ -21,5 +22,6 @@ __all__ = [
     "PseudoLabeler",
     "SemiSupervisedTrainer",
     "TrainingPlan",
+    "WindowInferer",
     "plan_training",
 ]

@@ -42,7 +42,7 @@ class CrossTrainer(SemiSupervisedTrainer):
 
     Raises:
         TypeError: When ``network`` is not a pair.
-        ValueError: When there are not two weightings.
+        ValueError: When there are not two weightings, or no labeled images.
     """
 
     def __init__(
@@ -70,8 +70,11 @@ class CrossTrainer(SemiSupervisedTrainer):
             unsupervised_weight=unsupervised_weight,
             **kwargs,
         )
+        if not self.has_labels:
+            raise ValueError("train_data_loader must yield labeled batches, got none: two students need some labels.")
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        self.unlabeled_batch = None
         image, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
         inputs = [image]
         if self.uses_unlabeled:

@@ -110,7 +110,9 @@ class PseudoLabeler(nn.Module):
 
     def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
         found = probabilities.mean(dim=[0, *range(2, probabilities.ndim)])
-        self.predicted_shares = self.decay * self.predicted_shares + (1 - self.decay) * found
+        followed = self.decay * self.predicted_shares + (1 - self.decay) * found
+        # An average that has once been NaN would be so for ever.
+        self.predicted_shares = torch.where(found.isfinite().all(), followed, self.predicted_shares)
         ratio = (self.labeled_shares / self.predicted_shares).clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
         aligned = probabilities * (ratio**self.alignment).view(1, -1, *[1] * (probabilities.ndim - 2))
         return aligned / aligned.sum(dim=1, keepdim=True)
@@ -119,4 +121,5 @@ class PseudoLabeler(nn.Module):
         zeros = torch.zeros_like(self.status)
         voxels = zeros.index_add(0, label, torch.ones_like(confidence))
         mean = zeros.index_add(0, label, confidence) / voxels.clamp_min(1)
-        self.status = torch.where(voxels > 0, self.decay * self.status + (1 - self.decay) * mean, self.status)
+        is_seen = (voxels > 0) & mean.isfinite()
+        self.status = torch.where(is_seen, self.decay * self.status + (1 - self.decay) * mean, self.status)

@@ -28,10 +28,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         unlabeled_data_loader: batches without labels; ``None`` or empty for supervised training.
         ema_teacher: moving average of the network, which is what validation scores.
         unsupervised_weight: weight of what is learned from unlabeled images.
-        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1.
+        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1, and ``train_data_loader`` may be
+            ``None`` or empty when there are no labeled images: an epoch then goes over the unlabeled ones.
+
+    Attributes:
+        has_labels: whether there are labeled images.
+        unlabeled_batch: what the present step took from the unlabeled stream, ``None`` for nothing.
 
     Raises:
-        ValueError: When ``accumulation_steps`` is not 1.
+        ValueError: When there are images of neither kind, or ``accumulation_steps`` is not 1.
     """
 
     def __init__(
@@ -46,6 +51,11 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
         if _is_empty(unlabeled_data_loader):
             unlabeled_data_loader = None
+        self.has_labels = not ("train_data_loader" in kwargs and _is_empty(kwargs["train_data_loader"]))
+        if not self.has_labels:
+            if unlabeled_data_loader is None:
+                raise ValueError("train_data_loader or unlabeled_data_loader must yield batches, got none of either.")
+            kwargs["train_data_loader"] = unlabeled_data_loader
         if unlabeled_data_loader is None:
             warnings.warn("There are no unlabeled images: training is supervised.", stacklevel=3)
         self.unlabeled_data_loader = unlabeled_data_loader
@@ -53,6 +63,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.ema_teacher: Any = ema_teacher
         self.unsupervised_weight = unsupervised_weight
         self.progress = 0.0
+        self.unlabeled_batch: dict[str, Any] | None = None
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
         # Last, because it attaches the handlers, and they look for the attributes above.
         super().__init__(*args, **kwargs)
@@ -79,6 +90,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 self._unlabeled_batches = iter(self.unlabeled_data_loader or ())
             batch = next(self._unlabeled_batches, None)
             if batch is not None:
+                self.unlabeled_batch = batch
                 return batch
             self._restart_unlabeled()
         raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
@@ -104,6 +116,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
 
 def _is_empty(loader: Any) -> bool:
+    if loader is None:
+        return True
     try:
         return len(loader) == 0
     except TypeError:  # as MONAI's Workflow: a stream without a length

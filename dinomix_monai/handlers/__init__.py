@@ -6,6 +6,7 @@ from dinomix_monai.handlers.checkpoint import BestModelHandler, LastModelHandler
 from dinomix_monai.handlers.ema import EMAUpdateHandler
 from dinomix_monai.handlers.gradients import ClipGradientHandler
 from dinomix_monai.handlers.mix_history import MixHistoryHandler
+from dinomix_monai.handlers.patience import PatienceHandler
 from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
 from dinomix_monai.handlers.provenance import provenance, read_run
 from dinomix_monai.handlers.random_state import EpochSeedHandler
@@ -22,6 +23,7 @@ __all__ = [
     "HistoryHandler",
     "LastModelHandler",
     "MixHistoryHandler",
+    "PatienceHandler",
     "ProgressLineHandler",
     "RampUpHandler",
     "ReportHandler",

@@ -155,7 +155,8 @@ class ReportHandler:
             if (self.output_dir / file).is_file():
                 made[draw(folder / f"{draw.__name__.removeprefix('draw_')}.png", self.output_dir / file)] = caption
         for kind, index in chosen.items():
-            caption = f"{kind.capitalize()} case, {scores.cases[index]}: mean {metric.heading} {dice[index]:.{metric.decimals}f}"
+            value = f"mean {metric.heading} {dice[index]:.{metric.decimals}f}"
+            caption = f"{kind.capitalize()} case, {scores.cases[index]}: {value}"
             path = folder / f"{kind}_case.png"
             made[draw_case(path, self._views[index], self.class_names, caption)] = caption
         others = [folder / name for name in self.pictures if (folder / name).is_file()]

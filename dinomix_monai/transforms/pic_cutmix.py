@@ -201,7 +201,9 @@ class PICCutMix(Randomizable, Transform):
             labeled: for each of them, whether its label is ground truth.
         """
         for patch, is_labeled in zip(patches, labeled):
-            label, weight = patch[:2]
+            label, weight, *rest = patch
+            if not all(part.isfinite().all() for part in rest):
+                continue  # It would come back in other steps.
             voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts)).cpu().numpy()
             self.bank.add(patch, np.flatnonzero(voxels), is_labeled)
             if not is_labeled:

@@ -128,3 +128,8 @@ def test_a_single_network_and_a_wrong_number_of_weightings_are_refused(make_cros
         make_cross_trainer(network=toy_network())
     with pytest.raises(ValueError, match="weightings must be one for each of two students, got 1"):
         make_cross_trainer(weightings=nn.ModuleList([ByNumber([1.0] * 3)]))
+
+
+def test_labeled_images_are_needed(make_cross_trainer):
+    with pytest.raises(ValueError, match="train_data_loader must yield labeled batches, got none"):
+        make_cross_trainer(train_data_loader=[])

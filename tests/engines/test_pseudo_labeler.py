@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from monai.transforms import KeepLargestConnectedComponent
@@ -149,3 +151,15 @@ def test_labels_are_cleaned_patch_by_patch_and_weights_are_not():
     assert label.flatten(1).tolist() == [[0, 0, 1, 1, 2, 0], [0, 2, 1, 1, 0, 0]]
     assert label.dtype == torch.long
     assert weight.all()
+
+
+def test_logits_that_are_not_finite_leave_the_averages_as_they_are():
+    labeler = PseudoLabeler(2, alignment=1.0, labeled_counts=[6, 2])
+    labeler(torch.tensor([[2.0, 0.0], [0.0, 3.0]])[..., None, None])
+    before = {name: value.clone() for name, value in labeler.state_dict().items()}
+    label, weight = labeler(torch.tensor([[math.nan, 0.0], [0.0, 3.0]])[..., None, None])
+    assert (label.shape, weight.shape) == ((2, 1, 1, 1),) * 2
+    after = labeler.state_dict()
+    assert before.keys() == after.keys()
+    assert torch.equal(before["predicted_shares"], after["predicted_shares"])
+    assert after["status"].isfinite().all()
