@@ -41,12 +41,17 @@ def in_a_process(command: str, threads: int, **arguments: Any) -> None:
 
 
 def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[str] = (), **settings: Any) -> None:
-    """Trains one arm, scores its best model once on the test cases, and writes ``result.json``."""
+    """
+    Trains one arm, scores its best model once on the test cases, and writes ``result.json``.
+
+    A run that was stopped goes on where its last epoch ended; its wall time is then that of the last piece.
+    """
     folder = Path(output_dir)
     settings = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8), **settings}
     # What the teacher says of the volumes is the same in every run.
     atlas = {"atlas_dir": str(folder.parents[1] / "atlas")}
-    workflow = _workflow(arm, folder, overlays, **atlas, **settings)
+    is_resumed = (folder / "models/last/state.pt").is_file()
+    workflow = _workflow(arm, folder, overlays, *(["resume"] if is_resumed else []), **atlas, **settings)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     start = time.perf_counter()
     trainer.run()
@@ -54,14 +59,14 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     datalist = workflow.parser.get_parsed_content("datalist")
     split = "test" if datalist.test else "validation"
     patch = {"split": split, "report_dir": str(folder / "test")}
-    _workflow(arm, folder, [*overlays, "evaluate"], **patch, **settings).run()
+    _workflow(arm, folder, overlays, "evaluate", **patch, **settings).run()
     with (folder / "test" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["rule"] == "sound" and row["dice"]]
     dice: dict[str, list[float]] = {}
     for row in rows:
         dice.setdefault(row["class"], []).append(float(row["dice"]))
     result = {
-        **settings, "split": split, "wall_s": wall, "steps": trainer.state.iteration,
+        **settings, "split": split, "wall_s": wall, "resumed": is_resumed, "steps": trainer.state.iteration,
         "learning_rate": workflow.parser.get_parsed_content("learning_rate"),
         "validation": workflow.parser.get_parsed_content("best_model_handler").best,
         "dice": {name: statistics.mean(values) for name, values in dice.items()},
@@ -113,15 +118,14 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     (Path(output_dir) / "pilot.json").write_text(json.dumps(timing, indent=1) + "\n")
 
 
-def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], **settings: Any) -> Any:
+def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], *patches: str, **settings: Any) -> Any:
     # Imported here: the process that only starts others needs none of it.
     from monai.bundle import ConfigWorkflow
 
     sys.path.insert(0, str(ROOT))
-    patch = ["evaluate"] if "evaluate" in overlays else []
     # An arm goes by its name, whatever its folder; the method itself is the bundle as it is.
     arms = [str(file) for file in CONFIGS.glob(f"*/{arm}.json")]
-    names = ["train", *(name for name in overlays if name not in patch), *arms, *patch]
+    names = ["train", *overlays, *arms, *patches]
     workflow = ConfigWorkflow(
         config_file=[name if name.endswith(".json") else str(CONFIGS / f"{name}.json") for name in names],
         meta_file=str(CONFIGS / "metadata.json"),

@@ -39,6 +39,7 @@ class Datalist:
         validation: labeled cases that choose the best model.
         test: labeled cases that nothing is chosen by.
         is_phantom: whether this is the built-in procedural phantom.
+        protocol: the published protocol that it was prepared by, with its source, or ``None``.
     """
 
     class_names: tuple[str, ...]
@@ -47,11 +48,16 @@ class Datalist:
     validation: list[dict[str, str]]
     test: list[dict[str, str]]
     is_phantom: bool = False
+    protocol: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes, background included."""
         return len(self.class_names)
+
+    def describe(self) -> str:
+        """How many cases each list has."""
+        return ", ".join(f"{len(getattr(self, section))} {section}" for section in SECTIONS)
 
     def cases(self) -> Iterator[tuple[str, dict[str, str]]]:
         """All cases, each with the name of its section."""
@@ -157,7 +163,12 @@ def read_datalist(
         if not isinstance(entries, list):
             raise ValueError(f"`{name}` of {path} must be a list of cases, got a {type(entries).__name__}.")
         sections[name] = [_case(root, entry, name) for entry in entries]
-    return Datalist(_class_names(path, content["labels"]), **sections, is_phantom="phantom_seed" in content)
+    return Datalist(
+        _class_names(path, content["labels"]),
+        **sections,
+        is_phantom="phantom_seed" in content,
+        protocol=content.get("protocol"),
+    )
 
 
 def image_files(path: str | Path) -> list[dict[str, str]]:

@@ -156,11 +156,10 @@ _SECTIONS = {"dataset": "training", "unlabeled_dataset": "unlabeled"}
 def _what(parser: ConfigParser) -> dict[str, str]:
     get = parser.get_parsed_content
     datalist, network = get("datalist"), get("network")
-    counts = (f"{len(getattr(datalist, name))} {name}" for name in ("training", "unlabeled", "validation", "test"))
     spacing = "the files' own spacing" if min(get("spacing_mm")) <= 0 else f"{_by(get('spacing_mm'))} mm"
     parameters = sum(parameter.numel() for parameter in network.parameters())
     what = {
-        "data": f"{', '.join(counts)} cases in {get('dataset_dir')}",
+        "data": f"{datalist.describe()} cases in {get('dataset_dir')}",
         "a batch": f"{get('labeled_batch_size')} labeled and {get('unlabeled_batch_size')} unlabeled patches of "
         f"{_by(get('patch_size'))} voxels of {spacing}",
         "network": f"{type(network).__name__}, {parameters / 1e6:.3g} M parameters",

@@ -73,8 +73,13 @@ class CaseScores:
         """Number of cases in which each class has one of these outcomes, shape (classes,)."""
         return np.isin(np.array(self.outcomes), outcomes).sum(0)
 
-    def table(self) -> str:
-        """The rule and the means of each class as text, with the mean over the classes as last line."""
+    def heading(self) -> str:
+        """The rule in a line, and where the grids are others than those of the files."""
+        grid = " (the grids are those of the original scans)" if self.grid == "scan" else ""
+        return f"{self.rule.name} rule: {self.rule.summary}{grid}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Headings, the means of each class, and the mean over the classes, as text."""
         columns = [
             ["class", *self.class_names[1:], "mean"],
             *(
@@ -84,8 +89,24 @@ class CaseScores:
             ["missed in", *self._shares(Outcome.MISSED, Outcome.FOUND), ""],
             ["invented in", *self._shares(Outcome.INVENTED, Outcome.ABSENT), ""],
         ]
-        grid = " (the grids are those of the original scans)" if self.grid == "scan" else ""
-        return "\n".join([f"{self.rule.name} rule: {self.rule.summary}{grid}", *text_table(list(zip(*columns)))])
+        return list(zip(*columns))
+
+    def table(self) -> str:
+        """Heading and rows as text."""
+        return "\n".join([self.heading(), *text_table(self.rows())])
+
+    def failures(self) -> list[str]:
+        """A sentence for each class that was missed or invented, with the cases, missed ones first."""
+        sentences = []
+        for outcome, shares in (
+            (Outcome.MISSED, self._shares(Outcome.MISSED, Outcome.FOUND)),
+            (Outcome.INVENTED, self._shares(Outcome.INVENTED, Outcome.ABSENT)),
+        ):
+            for number_of, (name, share) in enumerate(zip(self.class_names[1:], shares)):
+                cases = [case for case, row in zip(self.cases, self.outcomes) if row[number_of] is outcome]
+                if cases:
+                    sentences.append(f"{name.capitalize()} was {outcome} in {share} cases: {', '.join(cases)}.")
+        return sentences
 
     def _shares(self, outcome: Outcome, otherwise: Outcome) -> list[str]:
         """For each class, in how many of the cases in which an outcome was possible it came about."""
