@@ -27,6 +27,7 @@ def check_dataset(
     patch_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
     intensity_window: Sequence[float] | None = None,
+    allow_outside: bool = False,
 ) -> list[Finding]:
     """
     Reads every header and every voxel of a data set once and reports all that is wrong with it.
@@ -41,6 +42,7 @@ def check_dataset(
         patch_size: see :class:`CaseCheck`.
         spacing_mm: see :class:`CaseCheck`.
         intensity_window: see :class:`CaseCheck`.
+        allow_outside: see :func:`open_datalist`.
 
     Returns:
         Errors, then warnings, each in the order of the list; paths are relative to ``dataset_dir`` where they
@@ -51,7 +53,7 @@ def check_dataset(
     """
     root = Path(dataset_dir).expanduser().absolute()
     try:
-        datalist = read_datalist(root, phantom_dir, file)
+        datalist = read_datalist(root, phantom_dir, file, allow_outside)
     except (FileNotFoundError, ValueError) as error:
         return [Finding("error", file, f"cannot be used: {error}", "Correct the list.")]
     check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window)
