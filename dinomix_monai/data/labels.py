@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dinomix_monai.data.anatomy import ORGANS
 from dinomix_monai.data.tensor_file import read_tensor_file
@@ -46,13 +47,17 @@ def read_labels(model_file: str | Path) -> list[str]:
         ) from error
 
 
-def check_model_file(model_file: str | Path) -> None:
+def check_model_file(model_file: str | Path, network: nn.Module | None = None) -> None:
     """
     Makes sure that there is a model before any work is done.
 
+    Args:
+        model_file: its weights.
+        network: the network that they are for; ``None`` to leave that open.
+
     Raises:
         FileNotFoundError: When there is none.
-        ValueError: When the file is not the weights of a model.
+        ValueError: When the file is not the weights of a model, or those of another network.
     """
     if not Path(model_file).is_file():
         raise FileNotFoundError(
@@ -65,3 +70,13 @@ def check_model_file(model_file: str | Path) -> None:
             f"model_file must be the weights of a trained model, got {model_file} with something else than tensors. "
             "The model of a training is models/model.pt in its output_dir."
         )
+    if network is not None:
+        found, needed = (
+            {name: tuple(value.shape) for name, value in state.items()} for state in (weights, network.state_dict())
+        )
+        if different := sorted(name for name, _ in found.items() ^ needed.items()):
+            raise ValueError(
+                f"model_file must be the weights of the configured network, got {model_file}, of which {different[0]} "
+                f"has the shape {found.get(different[0])} and not {needed.get(different[0])}. Pass the overlay and the "
+                "settings of network_def and patch_size that the model was trained with."
+            )

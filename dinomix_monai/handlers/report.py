@@ -21,7 +21,7 @@ from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.handlers.pictures import class_colors, new_figure, save_figure
 from dinomix_monai.keys import MetricKeys
-from dinomix_monai.metrics import CaseScores, score_rule, write_scores
+from dinomix_monai.metrics import CaseScores, chosen_rules, write_scores
 
 __all__ = ["ReportHandler"]
 
@@ -60,9 +60,7 @@ class ReportHandler:
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
-        self.rules = [score_rule(name) for name in ensure_tuple(rules)]
-        if not self.rules:
-            raise ValueError("rules must name at least one rule to score by, got none.")
+        self.rules = chosen_rules(rules)
         self.title = title
         self.notes = ensure_tuple(notes)
         self.written = dict(written or {})

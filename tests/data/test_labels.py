@@ -72,3 +72,19 @@ def test_names_that_cannot_be_read_are_refused(tmp_path, content):
     (tmp_path / "labels.json").write_text(content)
     with pytest.raises(ValueError, match=r"labels.json must name the classes"):
         read_labels(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (torch.nn.Linear(2, 1), r"of which weight has the shape \(1, 2\) and not \(1, 1\)"),
+        (torch.nn.Linear(1, 1, bias=False), r"of which bias has the shape None and not \(1,\)"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, other, message):
+    network = torch.nn.Linear(1, 1)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    check_model_file(tmp_path / "model.pt", network)
+    torch.save(other.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=rf"the weights of the configured network, got .*model.pt, {message}"):
+        check_model_file(tmp_path / "model.pt", network)
