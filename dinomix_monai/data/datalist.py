@@ -204,6 +204,8 @@ def image_files(path: str | Path) -> list[dict[str, str]]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        # Half a character can be escaped, and then neither be a path nor be printed.
+        json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}.") from error
     except UnicodeDecodeError as error:

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 __all__ = ["read_tensor_file"]
-
-# What zipfile and torch raise on bytes that are not what they should be; found by benchmarks/fuzz.py.
-_DAMAGE = (
-    *(zipfile.BadZipFile, UnpicklingError, EOFError, OSError, RuntimeError, LookupError, ValueError),
-    *(TypeError, AttributeError, AssertionError, NotImplementedError, OverflowError, MemoryError),
-)
 
 
 def read_tensor_file(path: str | Path, name: str, what: str) -> dict[str, Any]:
@@ -40,7 +33,7 @@ def read_tensor_file(path: str | Path, name: str, what: str) -> dict[str, Any]:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError("a packed archive")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
+    except Exception as error:  # Of any kind: unpickling bytes that have been changed may raise whatever it likes.
         raise ValueError(
             f"{name} must be {what}, got {path}, which is damaged, incomplete or holds something else "
             f"({type(error).__name__}). Compare its size with the original, or make it anew."

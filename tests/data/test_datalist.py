@@ -356,7 +356,11 @@ def test_labels_of_another_form_are_refused(folder, labels, message):
         read_datalist(write(folder, labels=labels))
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"labels": ' + "9" * 5000 + "}"], ids=["brackets", "digits"])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"labels": ' + "9" * 5000 + "}", '{"labels": ["\\ud800"]}'],
+    ids=["brackets", "digits", "half a character"],
+)
 def test_json_that_python_cannot_hold_is_refused(folder, content):
     with pytest.raises(ValueError, match=r"dataset.json must be JSON of a datalist, got what cannot be read"):
         read_datalist(write(folder, content))

@@ -56,6 +56,14 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
         read(tmp_path / "a.pt")
 
 
+def test_a_pickle_that_ends_within_a_number_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02X\x01")
+        archive.writestr("archive/version", b"3\n")
+    with pytest.raises(ValueError, match=r"a\.pt, which is damaged"):
+        read(tmp_path / "a.pt")
+
+
 def test_half_a_file_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pt")
     content = (tmp_path / "a.pt").read_bytes()
