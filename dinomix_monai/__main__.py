@@ -17,6 +17,7 @@ from dinomix_monai.data import check_dataset, findings_table, make_phantom, prep
 from dinomix_monai.engines import plan_training
 from dinomix_monai.label import prepare_app_folder, serve
 from dinomix_monai.metrics import compare_runs, read_scores
+from dinomix_monai.run import report_failures
 
 __all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare"]
 
@@ -28,6 +29,7 @@ def check(
     spacing_mm: Sequence[float] | None = None,
     intensity_window: Sequence[float] | None = None,
     json: bool = False,
+    allow_outside: bool = False,
 ) -> None:
     """
     Reads a data set once and prints all that is wrong with it; the exit code is 1 where training must not begin.
@@ -39,6 +41,7 @@ def check(
         spacing_mm: voxel size that it will be trained at.
         intensity_window: intensities that will be mapped to [0, 1], to warn of images that do not fit them.
         json: print one JSON object instead of a table.
+        allow_outside: accept a list that names files outside of its folder.
     """
     findings = check_dataset(
         dataset_dir,
@@ -46,6 +49,7 @@ def check(
         patch_size=patch_size,
         spacing_mm=spacing_mm,
         intensity_window=intensity_window,
+        allow_outside=allow_outside,
     )
     severities = [finding.severity for finding in findings]
     counts = {"errors": severities.count("error"), "warnings": severities.count("warning")}
@@ -199,6 +203,7 @@ def label(
 
 
 if __name__ == "__main__":
+    report_failures()
     commands = {
         "atlas": atlas,
         "check": check,

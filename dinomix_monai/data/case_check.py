@@ -22,6 +22,9 @@ __all__ = ["CaseCheck", "CaseReport"]
 _SPACING_MM = (0.05, 50.0)
 """Beyond this a voxel size is in another unit, or was never measured."""
 
+_MOST_VOXELS = 2**31
+"""Beyond this, 8 GiB of a resampled volume, a header lies about its voxels or their size."""
+
 _OBLIQUE_DEGREES = 10.0
 """A patient who was meant to lie straight lies straighter than this."""
 
@@ -137,6 +140,10 @@ class CaseCheck:
             report.error(report.image, f"has voxels of {_times(spacing)} mm", "Write their size in mm into its header.")
             return
         shape = _resampled_shape(image, self.spacing_mm)
+        if math.prod(shape) > _MOST_VOXELS:
+            problem = f"is {_times(shape)} voxels when resampled"
+            report.error(report.image, problem, "Correct the voxel size in its header, or set a coarser spacing_mm.")
+            return
         if self.patch_size is not None and any(length < side for length, side in zip(shape, self.patch_size)):
             problem = f"is {_times(shape)} voxels when resampled, less than a patch of {_times(self.patch_size)}"
             report.warn(report.image, problem, "It will be padded; a smaller patch_size wastes less.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +13,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from dinomix_monai.data.phantom import make_phantom
-from dinomix_monai.data.volume import is_single_volume
+from dinomix_monai.data.volume import VolumeError, open_volume
 
 __all__ = ["SECTIONS", "Datalist", "class_weights", "image_files", "open_datalist", "read_datalist"]
 
@@ -99,7 +100,10 @@ def class_weights(voxels: Sequence[float], power: float) -> list[float]:
 
 
 def open_datalist(
-    dataset_dir: str | Path, phantom_dir: str | Path | None = None, file: str = "dataset.json"
+    dataset_dir: str | Path,
+    phantom_dir: str | Path | None = None,
+    file: str = "dataset.json",
+    allow_outside: bool = False,
 ) -> Datalist:
     """
     Reads ``dataset.json`` of a folder, and makes sure that every case is complete and its files are there.
@@ -108,12 +112,13 @@ def open_datalist(
         dataset_dir: see :func:`read_datalist`.
         phantom_dir: see :func:`read_datalist`.
         file: see :func:`read_datalist`.
+        allow_outside: see :func:`read_datalist`.
 
     Raises:
         FileNotFoundError: When there is no such list, or a file that it names is missing.
         ValueError: When a case has no label and is not under ``unlabeled``, or as :func:`read_datalist` does.
     """
-    datalist = read_datalist(dataset_dir, phantom_dir, file)
+    datalist = read_datalist(dataset_dir, phantom_dir, file, allow_outside)
     for section, case in datalist.cases():
         if missing := [key for key in SECTIONS[section] if key not in case]:
             raise _incomplete(section, case, missing[0])
@@ -124,7 +129,10 @@ def open_datalist(
 
 
 def read_datalist(
-    dataset_dir: str | Path, phantom_dir: str | Path | None = None, file: str = "dataset.json"
+    dataset_dir: str | Path,
+    phantom_dir: str | Path | None = None,
+    file: str = "dataset.json",
+    allow_outside: bool = False,
 ) -> Datalist:
     """
     Reads ``dataset.json`` of a folder, in the form that ``monai.data.load_decathlon_datalist`` reads.
@@ -136,11 +144,13 @@ def read_datalist(
         dataset_dir: folder of the data set; paths in the list are relative to it.
         phantom_dir: when ``dataset_dir`` is this folder and holds no data set yet, the phantom is made in it.
         file: name of the list.
+        allow_outside: whether the list may name files that are not in ``dataset_dir``. A list that comes from others
+            could name any file of this machine. A link in the folder is in it, wherever it leads.
 
     Raises:
         FileNotFoundError: When there is no such list.
         ValueError: When the list is not JSON, lacks ``labels``, or lists no case under ``training`` or ``unlabeled``, a
-            case has no image, or the labels are not 0, 1, 2, ...
+            case has no image or names a file outside, or the labels are not 0, 1, 2, ...
     """
     root = Path(dataset_dir).expanduser().absolute()
     path = root / file
@@ -163,6 +173,12 @@ def read_datalist(
         if not isinstance(entries, list):
             raise ValueError(f"`{name}` of {path} must be a list of cases, got a {type(entries).__name__}.")
         sections[name] = [_case(root, entry, name) for entry in entries]
+        outside = [file for case in sections[name] for file in case.values() if not Path(file).is_relative_to(root)]
+        if outside and not allow_outside:
+            raise ValueError(
+                f"`{name}` of {path} must name files in its folder, got {outside[0]}. If you trust the list, set "
+                "allow_outside."
+            )
     return Datalist(
         _class_names(path, content["labels"]),
         **sections,
@@ -179,7 +195,8 @@ def image_files(path: str | Path) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: When there is no such file or folder, or no NIfTI in the folder.
-        ValueError: When a file is no NIfTI or not one volume, or when two have the same name but for ``.gz``.
+        ValueError: When a file is no NIfTI, shorter than its header says or not one volume, or when two have the same
+            name but for ``.gz``.
     """
     root = Path(path).expanduser().absolute()
     if not root.exists():
@@ -197,22 +214,25 @@ def image_files(path: str | Path) -> list[dict[str, str]]:
         if image.with_name(f"{image.name}.gz") in images:
             raise ValueError(f"Images must differ in name, got {image} with and without .gz.")
         try:
-            volume: Any = nib.load(image)
-        except ImageFileError as error:
-            raise ValueError(f"Images must be NIfTI, got {image}: {error}.") from error
-        shape = volume.shape
-        if not is_single_volume(shape):
-            raise ValueError(f"Images must be single volumes of three axes, got shape {shape} in {image}.")
+            open_volume(image)
+        except VolumeError as error:
+            raise ValueError(
+                f"Images must be NIfTI of one volume, got {image}, which {error.problem}. {error.remedy}"
+            ) from error
     return [{"image": str(file)} for file in images]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        # Half a character can be escaped, and then neither be a path nor be printed.
+        json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be JSON in UTF-8, got an error at byte {error.start}.") from error
+    except (RecursionError, ValueError) as error:  # of brackets in brackets, and of a number with thousands of digits
+        raise ValueError(f"{path} must be JSON of a datalist, got what cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object with labels and training, got a {type(content).__name__}.")
     return content
@@ -223,7 +243,9 @@ def _case(root: Path, entry: Any, section: str) -> dict[str, str]:
     entry = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
         raise _incomplete(section, entry, "image")
-    return {key: str(root / entry[key]) for key in SECTIONS[section] if isinstance(entry.get(key), str)}
+    named = {key: entry[key] for key in SECTIONS[section] if isinstance(entry.get(key), str)}
+    # Without `..`, so that it shows where a path leads.
+    return {key: os.path.normpath(root / name) for key, name in named.items()}
 
 
 def _incomplete(section: str, entry: Any, missing: str) -> ValueError:
@@ -231,13 +253,20 @@ def _incomplete(section: str, entry: Any, missing: str) -> ValueError:
     return ValueError(f"Each case under `{section}` must have {keys}, got {entry} without {missing}.")
 
 
-def _class_names(path: Path, labels: dict[str, Any] | Sequence[str]) -> tuple[str, ...]:
+def _class_names(path: Path, labels: Any) -> tuple[str, ...]:
     if not isinstance(labels, dict):
-        labels = {str(value): name for value, name in enumerate(labels)}
+        labels = {str(value): name for value, name in enumerate(labels if isinstance(labels, list) else ())}
     # {"0": "background", ...} as the decathlon writes it, or {"background": 0, ...} as nnU-Net v2 does.
-    is_by_value = all(key.isdigit() for key in labels)
+    is_by_value = all(key.isdecimal() for key in labels)
     pairs = [(int(key), entry) if is_by_value else (entry, key) for key, entry in labels.items()]
     values = [value for value, _ in pairs]
+    # What is no number is a region of several in nnU-Net v2, which is no class.
     if len(values) < 2 or any(value not in values for value in range(len(values))):
-        raise ValueError(f"`labels` of {path} must name the values 0 (background), 1, 2, ..., got {values}.")
-    return tuple(name for _, name in sorted(pairs))
+        raise ValueError(
+            f"`labels` of {path} must name the values 0 (background), 1, 2, ..., got {reprlib.repr(values)}."
+        )
+    # All values are numbers now, and none is there twice.
+    names = [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`labels` of {path} must be names, got {reprlib.repr(names)}.")
+    return tuple(names)

@@ -28,6 +28,7 @@ def check_dataset(
     spacing_mm: Sequence[float] | None = None,
     intensity_window: Sequence[float] | None = None,
     needs_labels: bool = True,
+    allow_outside: bool = False,
 ) -> list[Finding]:
     """
     Reads every header and every voxel of a data set once and reports all that is wrong with it.
@@ -43,6 +44,7 @@ def check_dataset(
         spacing_mm: see :class:`CaseCheck`.
         intensity_window: see :class:`CaseCheck`.
         needs_labels: whether a list without any labeled training case is an error; at a site of a federation it is not.
+        allow_outside: see :func:`open_datalist`.
 
     Returns:
         Errors, then warnings, each in the order of the list; paths are relative to ``dataset_dir`` where they
@@ -53,7 +55,7 @@ def check_dataset(
     """
     root = Path(dataset_dir).expanduser().absolute()
     try:
-        datalist = read_datalist(root, phantom_dir, file)
+        datalist = read_datalist(root, phantom_dir, file, allow_outside)
     except (FileNotFoundError, ValueError) as error:
         return [Finding("error", file, f"cannot be used: {error}", "Correct the list.")]
     check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window)

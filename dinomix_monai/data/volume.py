@@ -25,6 +25,9 @@ __all__ = [
     "open_volume",
 ]
 
+_DEFLATE_RATIO = 1032
+"""Bytes that one byte of a gzip file can stand for at most."""
+
 _PIECE = 2**18
 """Voxels that are held in memory at a time."""
 
@@ -94,7 +97,7 @@ def open_volume(path: str | Path) -> nib.Nifti1Pair:
 
     Raises:
         VolumeError: When it is no such file, or shorter than its header says; what is gzipped shows that when it is
-            read.
+            read, and here if it could not be so long however well it is packed.
     """
     path = Path(path)
     if path.is_dir():
@@ -114,8 +117,11 @@ def open_volume(path: str | Path) -> nib.Nifti1Pair:
     proxy: Any = volume.dataobj
     _check_shape(volume.shape, proxy.dtype)
     needed = proxy.offset + math.prod(volume.shape) * proxy.dtype.itemsize
-    if path.suffix == ".nii" and (size := path.stat().st_size) < needed:
+    size = path.stat().st_size
+    if path.suffix == ".nii" and size < needed:
         raise VolumeError(f"is cut short, {size} of {needed} bytes", "Copy or export it anew.")
+    if size * _DEFLATE_RATIO < needed:
+        raise VolumeError(f"is cut short, {size} packed bytes cannot be {needed}", "Copy or export it anew.")
     return volume
 
 

@@ -16,7 +16,7 @@ from monai.engines import SupervisedEvaluator
 from monai.networks.utils import get_state_dict
 from torch import nn
 
-from dinomix_monai.data import write_labels
+from dinomix_monai.data import read_tensor_file, write_labels
 from dinomix_monai.keys import MetricKeys
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
@@ -199,10 +199,10 @@ class RunStateLoader:
         Reads the file.
 
         Raises:
-            ValueError: When the run had another frozen teacher, or the file lacks a part.
+            ValueError: When the file is damaged or lacks a part, or the run had another teacher or other settings.
         """
         # On the CPU, whatever the device: a part moves what it needs, and step counts and random states stay there.
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = read_tensor_file(self.path, "path", "the state of a run")
         if state.get("teacher") != _fingerprint(engine):
             raise ValueError(
                 f"The run in {self.path} had the teacher {state.get('teacher')}, and now it is {_fingerprint(engine)}. "
@@ -215,8 +215,14 @@ class RunStateLoader:
                 f"{self.path} must have the state of {', '.join(needed)}, got none of {', '.join(missing)}."
             )
         for name, part in parts.items():
-            part.load_state_dict(state[name])
-        engine.state.epoch = state["trainer"]["epoch"]
+            try:
+                part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise ValueError(
+                    f"{self.path} must be of a run with the same settings, got another {name}: {_first_line(error)} "
+                    "Pass what the run was started with, which stands in its logs."
+                ) from error
+        engine.state.epoch = int(state["trainer"]["epoch"])
         # From the epochs, so that the next one is whole even if its length has been changed.
         length = engine.state.epoch_length
         engine.state.iteration = engine.state.epoch * length if length else state["trainer"]["iteration"]
@@ -235,6 +241,14 @@ def _parts(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
 def _unwrapped(part: Any) -> Any:
     # So that a run of several GPUs can go on with one.
     return part.module if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else part
+
+
+def _first_line(error: Exception) -> str:
+    # torch lists every tensor that does not fit, of which one is enough.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else "nothing fits").rstrip(
+        "."
+    ) + "."
 
 
 def _fingerprint(engine: Engine) -> str | None:

@@ -21,7 +21,7 @@ from dinomix_monai.handlers.case_views import View, draw_case, orthogonal_views
 from dinomix_monai.handlers.charts import draw_class_scores, draw_losses, draw_mix
 from dinomix_monai.handlers.page import write_page
 from dinomix_monai.handlers.provenance import FILE_NAME, provenance
-from dinomix_monai.metrics import CaseScores, compare_runs, read_scores, score_rule, write_scores
+from dinomix_monai.metrics import CaseScores, chosen_rules, compare_runs, read_scores, write_scores
 
 __all__ = ["ReportHandler"]
 
@@ -69,9 +69,7 @@ class ReportHandler:
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
-        self.rules = [score_rule(name) for name in ensure_tuple(rules)]
-        if not self.rules:
-            raise ValueError("rules must name at least one rule to score by, got none.")
+        self.rules = chosen_rules(rules)
         self.originals = originals
         self.title = title
         self.notes = ensure_tuple(notes)

@@ -13,6 +13,7 @@ from dinomix_monai.metrics.score_rules import (
     PublishedRule,
     ScoreRule,
     SoundRule,
+    chosen_rules,
     score_rule,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "RunComparison",
     "ScoreRule",
     "SoundRule",
+    "chosen_rules",
     "compare_runs",
     "holm",
     "paired_interval",

@@ -17,12 +17,12 @@ from monai.metrics import (
     compute_surface_dice,
 )
 from monai.transforms.utils import generate_spatial_bounding_box
-from monai.utils import StrEnum
+from monai.utils import StrEnum, ensure_tuple
 from torch.nn import functional as F
 
 from dinomix_monai.keys import MetricKeys
 
-__all__ = ["GALossRule", "Metric", "Outcome", "PublishedRule", "ScoreRule", "SoundRule", "score_rule"]
+__all__ = ["GALossRule", "Metric", "Outcome", "PublishedRule", "ScoreRule", "SoundRule", "chosen_rules", "score_rule"]
 
 
 class Outcome(StrEnum):
@@ -222,6 +222,19 @@ def score_rule(name: str) -> ScoreRule:
     if name not in _RULES:
         raise ValueError(f"score rule must be one of {', '.join(_RULES)}, got {name!r}.")
     return _RULES[name]
+
+
+def chosen_rules(names: Sequence[str] | str) -> list[ScoreRule]:
+    """
+    The rules of some names.
+
+    Raises:
+        ValueError: When there is no name, or no such rule.
+    """
+    rules = [score_rule(name) for name in ensure_tuple(names)]
+    if not rules:
+        raise ValueError("rules must name at least one rule to score by, got none.")
+    return rules
 
 
 def _cropped(prediction: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dinomix_monai.run.configuration import idle_settings, present_parser
 from dinomix_monai.run.failure import Terminated, failure_text, report_failures, stop_on_sigterm
 from dinomix_monai.run.record import start_run
+from dinomix_monai.run.settings import check_counts, check_device
 
 __all__ = [
     "Terminated",
+    "check_counts",
+    "check_device",
     "failure_text",
     "idle_settings",
     "present_parser",

@@ -42,6 +42,7 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
         OSError: When ``output_dir`` cannot be written to.
         ValueError: When a setting was typed on the command line that does nothing, as a mistyped one does.
     """
+    report_failures()
     parser = present_parser()
     folder = Path(output_dir).expanduser().absolute() / "logs"
     log_file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

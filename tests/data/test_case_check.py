@@ -304,3 +304,11 @@ def test_a_spacing_must_have_three_numbers(value):
 def test_a_window_must_be_two_numbers_in_ascending_order(value):
     with pytest.raises(ValueError, match="intensity_window must have two numbers in ascending order, got "):
         CaseCheck(3, intensity_window=value)
+
+
+def test_a_volume_that_no_memory_would_hold_when_resampled_is_found(save, noise):
+    image = save("image.nii", noise(), affine=np.diag([50.0, 50.0, 50.0, 1.0]))
+    problem = "is 2501 x 2001 x 1501 voxels when resampled"
+    remedy = "Correct the voxel size in its header, or set a coarser spacing_mm."
+    assert ("error", "image.nii", problem, remedy) in found(image, section="unlabeled", spacing_mm=(0.1, 0.1, 0.1))
+    assert found(image, section="unlabeled", spacing_mm=(1, 1, 1)) == []

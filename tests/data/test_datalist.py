@@ -64,10 +64,9 @@ def test_sections_that_are_not_there_are_empty(folder):
     assert opened.unlabeled == opened.validation == opened.test == []
 
 
-def test_a_path_in_the_list_may_be_absolute(folder, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "c.nii"
-    save(elsewhere, np.zeros((2, 2, 2)))
-    assert open_datalist(write(folder, unlabeled=[str(elsewhere)])).unlabeled == [{"image": str(elsewhere)}]
+def test_a_path_in_the_list_may_be_absolute(folder):
+    image = str(folder / "images/b.nii")
+    assert open_datalist(write(folder, unlabeled=[image])).unlabeled == [{"image": image}]
 
 
 def test_a_list_may_have_another_name(folder):
@@ -266,12 +265,14 @@ def save_volume(path, shape=(2, 3, 4)):
 def test_what_is_no_single_volume_is_refused_before_any_is_segmented(tmp_path):
     save_volume(tmp_path / "a.nii")
     save_volume(tmp_path / "b.nii.gz", (2, 3, 4, 5))
-    with pytest.raises(ValueError, match=r"single volumes of three axes, got shape \(2, 3, 4, 5\) in .*b\.nii\.gz"):
+    with pytest.raises(
+        ValueError, match=r"must be NIfTI of one volume, got .*b\.nii\.gz, which has the shape 2 x 3 x 4 x 5"
+    ):
         image_files(tmp_path)
     save_volume(tmp_path / "b.nii.gz", (2, 3, 4, 1))
     assert len(image_files(tmp_path)) == 2
     (tmp_path / "c.nii").write_text("no image")
-    with pytest.raises(ValueError, match=r"Images must be NIfTI, got .*c\.nii"):
+    with pytest.raises(ValueError, match=r"Images must be NIfTI of one volume, got .*c\.nii, which is not NIfTI"):
         image_files(tmp_path)
 
 
@@ -321,3 +322,54 @@ def test_a_list_of_unlabeled_cases_alone_has_no_labeled_voxels_and_no_class_weig
     assert opened.training_voxels == [0, 0, 0]
     with pytest.raises(ValueError, match=r"voxels must have labeled voxels of some class, got \[0, 0, 0\]"):
         class_weights(opened.training_voxels, 1)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"image": "../secret.nii"},
+        {"image": "images/../../secret.nii"},
+        {"image": "/etc/passwd"},
+        "../secret.nii",
+    ],
+)
+@pytest.mark.parametrize("section", ["training", "unlabeled"])
+def test_a_list_names_files_outside_of_its_folder_only_if_it_may(folder, entry, section):
+    write(folder, **{section: [entry]})
+    with pytest.raises(ValueError, match=f"`{section}` of .* must name files in its folder, got .*set allow_outside"):
+        read_datalist(folder)
+    (case,) = getattr(read_datalist(folder, allow_outside=True), section)
+    assert case["image"] in (str(folder.parent / "secret.nii"), "/etc/passwd")
+
+
+def test_a_way_that_comes_back_and_a_link_are_inside(folder):
+    (folder / "images/link.nii").symlink_to(folder.parent / "elsewhere.nii")
+    write(folder, unlabeled=[{"image": f"../{folder.name}/images/b.nii"}, {"image": "images/link.nii"}])
+    found = [case["image"] for case in read_datalist(folder).unlabeled]
+    assert found == [str(folder / "images/b.nii"), str(folder / "images/link.nii")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("abc", "must name the values 0"),
+        (7, "must name the values 0"),
+        ({"0": "background", "²": "liver"}, "must name the values 0"),
+        ({"0": "background", "1": ["liver"]}, "must be names"),
+        ({"background": 0, "liver": [1, 2]}, "must name the values 0"),
+        ([None, "liver"], "must be names"),
+    ],
+)
+def test_labels_of_another_form_are_refused(folder, labels, message):
+    with pytest.raises(ValueError, match=f"`labels` of .* {message}"):
+        read_datalist(write(folder, labels=labels))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"labels": ' + "9" * 5000 + "}", '{"labels": ["\\ud800"]}'],
+    ids=["brackets", "digits", "half a character"],
+)
+def test_json_that_python_cannot_hold_is_refused(folder, content):
+    with pytest.raises(ValueError, match=r"dataset.json must be JSON of a datalist, got what cannot be read"):
+        read_datalist(write(folder, content))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from dinomix_monai.data import make_phantom, read_labels, write_labels
 from dinomix_monai.data.labels import check_model_file
@@ -49,5 +50,41 @@ def test_a_missing_model_is_refused(tmp_path):
     for model_file in (tmp_path / "model.pt", str(tmp_path / "model.pt")):
         with pytest.raises(FileNotFoundError, match=message):
             check_model_file(model_file)
-    (tmp_path / "model.pt").touch()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
     check_model_file(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [{}, {"network": {"weight": torch.zeros(1)}}])
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"model_file must be the weights .*models/model.pt in its output_dir"):
+        check_model_file(tmp_path / "state.pt")
+
+
+def test_a_damaged_model_is_refused(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"model_file must be the weights .*model.pt, which is damaged"):
+        check_model_file(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", ["{", "[]x", '{"1": "liver"}', "7", "[" * 100_000])
+def test_names_that_cannot_be_read_are_refused(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(ValueError, match=r"labels.json must name the classes"):
+        read_labels(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (torch.nn.Linear(2, 1), r"of which weight has the shape \(1, 2\) and not \(1, 1\)"),
+        (torch.nn.Linear(1, 1, bias=False), r"of which bias has the shape None and not \(1,\)"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, other, message):
+    network = torch.nn.Linear(1, 1)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    check_model_file(tmp_path / "model.pt", network)
+    torch.save(other.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=rf"the weights of the configured network, got .*model.pt, {message}"):
+        check_model_file(tmp_path / "model.pt", network)
