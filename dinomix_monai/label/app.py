@@ -11,11 +11,18 @@ from fastapi import HTTPException
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+from monailabel.utils.async_tasks.utils import processes
 
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.label.scoring import DinoMixScoring
+from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
 
 __all__ = ["NAME", "DinoMixApp"]
@@ -37,6 +44,8 @@ class DinoMixApp(MONAILabelApp):
         HTTPException: From requests that are refused, with the reason.
     """
 
+    _auto_update_scoring: bool
+
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.folder = AppFolder(Path(app_dir).absolute())
         about = {name: self.folder.metadata[name] for name in ("name", "description", "version")}
@@ -49,6 +58,31 @@ class DinoMixApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, TrainTask]:
         """Training."""
         return {NAME: DinoMixTrainTask(self.folder)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """The next case: ours, and two to compare it with."""
+        return {NAME: DinoMixStrategy(self.folder, NAME), "random": Random(), "first": First()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """What the strategy goes by."""
+        return {NAME: DinoMixScoring(self.folder)}
+
+    def on_init_complete(self) -> None:
+        """As MONAI Label, but for the scoring: the first segmentation comes first."""
+        update, self._auto_update_scoring = self._auto_update_scoring, False
+        super().on_init_complete()
+        self._auto_update_scoring = update
+
+    def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
+        """Starts the scoring in a process of its own, if there is something to assess and none is at it."""
+        scoring = self._scoring_methods[NAME]
+        if processes("scoring") or not scoring.is_due(self.datastore()):
+            return {}
+        return super().async_scoring(method, params)
+
+    def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Assesses the scans."""
+        return _answered(super().scoring, request, datastore)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segments a scan of the studies, one that was uploaded with the request, or one of a session."""

@@ -47,6 +47,11 @@ class AppFolder:
         return self.root / "models" / "model.pt"
 
     @property
+    def model_stamp(self) -> int:
+        """Changes with the model; 0 without one."""
+        return self.model_file.stat().st_mtime_ns if self.model_file.is_file() else 0
+
+    @property
     def student_file(self) -> Path:
         """Weights of the student of the training that made the model; missing where that is unknown."""
         return self.root / "models" / "student.pt"

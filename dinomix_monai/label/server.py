@@ -13,27 +13,23 @@ from dinomix_monai.label.app_folder import AppFolder
 __all__ = ["connections", "serve", "server_environment"]
 
 
-def server_environment(folder: AppFolder, host: str, port: int) -> dict[str, str]:
+def server_environment(folder: AppFolder) -> dict[str, str]:
     """
     Settings of MONAI Label for this app, as environment variables.
 
-    Uploads and sessions stay in the app's folder, only NIfTI files count as scans, and pages of other origins may not
-    read answers. A variable that is set already is the user's word and is kept.
+    Uploads and sessions stay in the app's folder, and only NIfTI files count as scans. A variable that is set already
+    is the user's word and is kept, but for the folder of uploads.
 
     Args:
         folder: folder of the app.
-        host: address that the server listens on.
-        port: its port.
     """
-    tmp = str(folder.root / "tmp")
-    origins = [f"http://{name}:{port}" for name in dict.fromkeys((host, "127.0.0.1", "localhost"))]
     defaults = {
         "MONAI_LABEL_SESSION_PATH": str(folder.root / "sessions"),
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii"]),
-        "MONAI_LABEL_CORS_ORIGINS": json.dumps(origins),
         "MONAI_LABEL_TRACKING_ENABLED": "false",
     }
-    return {**defaults, **{name: os.environ[name] for name in defaults if name in os.environ}, "TMPDIR": tmp}
+    given = {name: os.environ[name] for name in defaults if name in os.environ}
+    return {**defaults, **given, "TMPDIR": str(folder.root / "tmp")}
 
 
 def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -58,19 +54,30 @@ def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 
             f"host must be 127.0.0.1 unless MONAI_LABEL_AUTH_ENABLE is true, got {host}. Without authentication "
             "everyone who reaches the server can read the scans and write files."
         )
+    # Taken out of the environment, because MONAI Label 0.8.5 fails on it, and compares origins with a slash at the end.
+    allowed = json.loads(os.environ.pop("MONAI_LABEL_CORS_ORIGINS", "[]"))
+    origins = allowed or [f"http://{name}:{port}" for name in dict.fromkeys((host, "127.0.0.1", "localhost"))]
     # Before MONAI Label is imported, which reads them then.
-    os.environ.update(server_environment(folder, host, port))
+    os.environ.update(server_environment(folder))
     tempfile.tempdir = os.environ["TMPDIR"]
     try:
+        import uvicorn
+        from monailabel.config import settings
         from monailabel.main import Main
+        from monailabel.utils.others.generic import init_log_config
     except ImportError as error:
         raise ImportError(
             'MONAI Label is required for this. Install it with the `label` extra: `pip install "dinomix-monai[label]"`.'
         ) from error
-    print(connections(host, port), flush=True)
     main = Main()
     options = ["--app", str(folder.root), "--studies", studies, "--host", host, "--port", str(port)]
-    main.action_start_server(main.args_parser().parse_args(["start_server", *options]))
+    arguments = main.args_parser().parse_args(["start_server", *options])
+    main.start_server_validate_args(arguments)
+    main.start_server_init_settings(arguments)
+    settings.MONAI_LABEL_CORS_ORIGINS = origins
+    print(connections(host, port), flush=True)
+    log_config = init_log_config(None, str(folder.root), "app.log", "INFO")
+    uvicorn.run("monailabel.app:app", host=host, port=port, log_config=log_config, access_log=False)
 
 
 def connections(host: str, port: int) -> str:

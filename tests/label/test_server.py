@@ -10,15 +10,13 @@ from dinomix_monai.label import AppFolder, connections, serve
 from dinomix_monai.label.server import server_environment
 
 
-def test_uploads_and_sessions_stay_in_the_folder_and_only_own_pages_may_read(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.delenv("MONAI_LABEL_CORS_ORIGINS", raising=False)
-    environment = server_environment(AppFolder(tmp_path), "127.0.0.1", 9000)
+def test_uploads_and_sessions_stay_in_the_folder_and_the_user_has_the_last_word(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("MONAI_LABEL_SESSION_PATH", raising=False)
+    monkeypatch.setenv("MONAI_LABEL_DATASTORE_FILE_EXT", '["*.nrrd"]')
+    environment = server_environment(AppFolder(tmp_path))
     assert environment["TMPDIR"] == str(tmp_path / "tmp")
     assert environment["MONAI_LABEL_SESSION_PATH"] == str(tmp_path / "sessions")
-    assert json.loads(environment["MONAI_LABEL_CORS_ORIGINS"]) == ["http://127.0.0.1:9000", "http://localhost:9000"]
-    monkeypatch.setenv("MONAI_LABEL_CORS_ORIGINS", '["https://viewer.hospital"]')
-    environment = server_environment(AppFolder(tmp_path), "127.0.0.1", 9000)
-    assert environment["MONAI_LABEL_CORS_ORIGINS"] == '["https://viewer.hospital"]'
+    assert json.loads(environment["MONAI_LABEL_DATASTORE_FILE_EXT"]) == ["*.nrrd"]
 
 
 def test_how_to_connect_names_the_address_of_each_viewer() -> None:
@@ -38,7 +36,7 @@ def test_a_missing_folder_and_a_missing_package_are_named(tmp_path: Path, monkey
     with pytest.raises(NotADirectoryError, match=r"studies must be the folder of the scans, got .*nowhere"):
         serve(AppFolder(tmp_path), str(tmp_path / "nowhere"))
     # What it sets for the process of the server is taken back after the test.
-    monkeypatch.setattr("os.environ", dict(server_environment(AppFolder(tmp_path), "127.0.0.1", 1)))
+    monkeypatch.setattr("os.environ", dict(server_environment(AppFolder(tmp_path))))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setitem(sys.modules, "monailabel.main", None)
     with pytest.raises(ImportError, match=r'pip install "dinomix-monai\[label\]"'):
