@@ -10,6 +10,7 @@ from dinomix_monai.data.labels import check_model_file, read_labels, write_label
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
+from dinomix_monai.data.site_split import split_dataset
 from dinomix_monai.data.streams import PatchStream, patch_stream
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "read_labels",
     "read_protocol",
     "scaling_window",
+    "split_dataset",
     "verify_dataset",
     "write_labels",
 ]
