@@ -1,8 +1,8 @@
 """
 Training at several sites with NVFlare.
 
-What needs NVFlare (``pip install "dinomix-monai[flare]"``) is imported from where it is: ``client``, ``controller`` and
-``recipe``. The rest, which these names are, does without.
+What needs NVFlare (``pip install "dinomix-monai[flare]"``) is imported from where it is: ``client``, ``controller``,
+``privacy`` and ``recipe``. The rest, which these names are, does without.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dinomix_monai.federated.bundle_network import bundle_network
 from dinomix_monai.federated.handshake import agree, version_differences
 from dinomix_monai.federated.messages import MetaKeys, Models, Tasks
 from dinomix_monai.federated.plan import RunPlan
+from dinomix_monai.federated.promotion import promote_checkpoint, read_checkpoint
 from dinomix_monai.federated.proximal import ProximalHandler
 from dinomix_monai.federated.server_optimizer import ServerOptimizer
 from dinomix_monai.federated.site import RoundResult, Site
@@ -38,5 +39,7 @@ __all__ = [
     "norm_names",
     "phantom_site",
     "pooled",
+    "promote_checkpoint",
+    "read_checkpoint",
     "version_differences",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nvflare.client as flare
+import torch
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.client.tracking import SummaryWriter
 
@@ -108,7 +109,9 @@ def _handshake(options: argparse.Namespace, plan: RunPlan) -> Any:
     except Exception as error:
         # The server has to hear that this site is not ready. What exactly is wrong may name files, so it stays here.
         logger.exception("This site is not ready.")
-        return flare.FLModel(params={}, meta={str(MetaKeys.ERROR): type(error).__name__})
+        # A bundle wraps what goes wrong in an error of its own.
+        cause = error.__cause__ or error
+        return flare.FLModel(params={}, meta={str(MetaKeys.ERROR): type(cause).__name__})
     return flare.FLModel(params={}, meta={str(MetaKeys.ANSWER): found})
 
 
@@ -116,6 +119,8 @@ def _settings(options: argparse.Namespace) -> SiteSettings:
     name = flare.get_site_name()
     settings = SiteSettings.read(name, Path(options.folder), options.settings_file, options.dataset_dir)
     if "dataset_dir" not in settings.overrides:
+        # All on one machine. With as many threads as it has cores each would wait for the others most of the time.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.phantom_sites))
         shares = (options.phantom_sites, options.unlabeled_sites)
         overrides = {**phantom_site(name, settings.bundle_root, *shares), **settings.overrides}
         settings = SiteSettings(name, settings.folder, settings.bundle_root, overrides)

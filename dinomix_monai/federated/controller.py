@@ -104,7 +104,7 @@ class FederatedController(FedAvg):
         self._optimizer = ServerOptimizer(server_learning_rate, server_momentum)
         self._plan = self._make_plan(())
         self._identity: dict[str, Any] = {}
-        self._initial: FLModel | None = None
+        self._initial: dict[str, np.ndarray] = {}
         self._global: dict[str, np.ndarray] = {}
         self._best: dict[str, np.ndarray] = {}
         self._best_metric: float | None = None
@@ -121,9 +121,12 @@ class FederatedController(FedAvg):
 
     def load_model(self) -> FLModel:
         """The model to begin with, which is remembered."""
-        self._initial = super().load_model()
-        self._global = dict(self._initial.params)
-        return self._initial
+        model = super().load_model()
+        # Copies, because the rounds change this very object.
+        self._initial, self._global = dict(model.params), dict(model.params)
+        # In place, because what has been handed to the persistor is this very dictionary.
+        model.meta.update(self._identity, next_round=self.start_round)
+        return model
 
     def sample_clients(self, num_clients: int | None = None) -> list[str]:
         """All connected sites; ``FedAvg`` would draw ``num_clients`` of them at random."""
@@ -211,7 +214,6 @@ class FederatedController(FedAvg):
         return True
 
     def _finish(self) -> None:
-        assert self._initial is not None
         last = self._ask(Tasks.VALIDATE, self._global)
         self.current_round = self.start_round + self.num_rounds
         self._keep_if_best(
@@ -219,11 +221,11 @@ class FederatedController(FedAvg):
         )
         best = self._best or self._global
         scores = {
-            Models.BEFORE: self._score(Tasks.SCORE, self._initial.params, Models.BEFORE),
+            Models.BEFORE: self._score(Tasks.SCORE, self._initial, Models.BEFORE),
             Models.AFTER: self._score(Tasks.SCORE, best, Models.AFTER),
         }
         if self.compare_alone:
-            scores[Models.ALONE] = self._score(Tasks.ALONE, self._initial.params, Models.ALONE)
+            scores[Models.ALONE] = self._score(Tasks.ALONE, self._initial, Models.ALONE)
         self._write(
             "summary.json", {"best": self._best_metric, "scores": {str(name): of for name, of in scores.items()}}
         )

@@ -164,7 +164,7 @@ class Site:
 
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, add_case)
         evaluator.run()
-        dice = metric.aggregate().cpu().numpy()
+        dice = torch.as_tensor(metric.aggregate()).cpu().numpy()
         named = zip(datalist.class_names[1:], nan_mean(dice, axis=0), np.isfinite(dice).sum(0))
         return {name: [float(mean), int(count)] for name, mean, count in named if count}
 
