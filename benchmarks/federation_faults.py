@@ -34,7 +34,7 @@ TOYS = {
 }
 
 
-def main(faults: str | tuple[str, ...] = ("none", "labels", "nan", "killed"), timeout: int = 300) -> None:
+def main(faults: str | tuple[str, ...] = ("none", "labels", "nan", "killed"), timeout: int = 600) -> None:
     """Runs each fault and prints what became of it."""
     names = faults.split(",") if isinstance(faults, str) else faults
     print("| fault | exit code | seconds | model of the last round | what the log says |\n|---|---|---|---|---|")
@@ -98,15 +98,20 @@ def _simulate(
     start = time.time()
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+            # A group of its own, so that nothing of it is left over where it has to be stopped.
+            start_new_session=True,
         )
         try:
             if watch is not None:
                 watch(workspace)
             code = str(process.wait(timeout))
         except subprocess.TimeoutExpired:
-            process.kill()
-            code = "none: it hangs"
+            os.killpg(process.pid, signal.SIGKILL)
+            code = f"none in {timeout} s"
     text = (folder / "log").read_text()
     said = [line.split(" - ")[-1] for line in text.splitlines() if "Handshake:" in line or "refused" in line]
     said += [line.split(" - ")[-1] for line in text.splitlines() if "gnore" in line and "result from" in line]
