@@ -13,13 +13,21 @@ import fire
 from fire.decorators import SetParseFn
 from monai.bundle import ConfigParser
 
-from dinomix_monai.data import check_dataset, findings_table, make_phantom, prepare_dataset, read_protocol
+from dinomix_monai.data import (
+    check_dataset,
+    findings_table,
+    make_phantom,
+    prepare_dataset,
+    read_protocol,
+    split_dataset,
+)
 from dinomix_monai.engines import plan_training
+from dinomix_monai.federated.promotion import promote_checkpoint, read_checkpoint
 from dinomix_monai.label import prepare_app_folder, serve
 from dinomix_monai.metrics import compare_runs, read_scores
 from dinomix_monai.run import report_failures
 
-__all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare"]
+__all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
 
 
 def check(
@@ -202,6 +210,39 @@ def label(
     serve(folder, studies, host, port)
 
 
+def promote(
+    checkpoint: str,
+    model_file: str = "bundle/models/model.pt",
+    config_file: str | Sequence[str] = "bundle/configs/train.json",
+) -> None:
+    """
+    Makes a global model of a federation the bundle's own, which evaluating and inferring use.
+
+    Args:
+        checkpoint: FL_global_model.pt (the last one) or best_FL_global_model.pt of the server.
+        model_file: file to write.
+        config_file: the bundle's training configuration and the overlays of the run.
+    """
+    path = promote_checkpoint(checkpoint, model_file, config_file)
+    run = read_checkpoint(checkpoint)["meta_props"]
+    print(f"{path}: {len(run['class_names'])} classes, after {run['next_round']} of {run['rounds']} rounds.")
+    print(f"Teacher of the sites: {run['teacher']}.")
+
+
+def split(dataset_dir: str, sites: int, unlabeled_sites: int = 0, datalist_file: str = "dataset.json") -> None:
+    """
+    Writes a datalist for each of several sites beside that of a data set, to try a federation on one machine.
+
+    Args:
+        dataset_dir: folder of the data set.
+        sites: number of sites.
+        unlabeled_sites: how many of them have no labels.
+        datalist_file: name of the list to split.
+    """
+    for path in split_dataset(dataset_dir, sites, unlabeled_sites, file=datalist_file):
+        print(path)
+
+
 if __name__ == "__main__":
     report_failures()
     commands = {
@@ -212,5 +253,7 @@ if __name__ == "__main__":
         "phantom": phantom,
         "plan": plan,
         "prepare": prepare,
+        "promote": promote,
+        "split": split,
     }
     fire.Fire(commands, name="dinomix_monai")

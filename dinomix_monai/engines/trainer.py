@@ -108,7 +108,8 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         if not use_unlabeled and distiller is None:
             if self.has_labels:
                 return super()._iteration(engine, batchdata)
-            self.state.output = {Keys.LOSS: torch.zeros((), device=self.state.device)}
+            # A list, as the output of other steps is when it has been decollated.
+            self.state.output = [{Keys.LOSS: torch.zeros((), device=self.state.device)}]
             return self.state.output
 
         labeled = self._labeled(batchdata, use_teacher) if self.has_labels else None
