@@ -177,6 +177,7 @@ class TrainingRun:
         parser = self.folder.parser("train")
         findings = check_dataset(
             self.path,
+            allow_outside=True,  # the list is ours, and scans stay where the annotator has them
             patch_size=parser.get_parsed_content("patch_size"),
             spacing_mm=parser.get_parsed_content("spacing_mm"),
             intensity_window=scaling_window(parser.get_parsed_content("scale_intensity")),
@@ -193,6 +194,7 @@ class TrainingRun:
             "bundle_root": str(self.folder.root),
             "output_dir": str(self.path),
             "dataset_dir": str(self.path),
+            "allow_outside": True,
             "atlas_dir": str(self.folder.root / "atlas"),
             "start_file": str(self.folder.model_file),
             "check_data": False,
