@@ -4,7 +4,8 @@ How long an annotator waits, and what memory it takes: the real server on a scan
     python benchmarks/label_latency.py
 
 Prints the time from the start of the command to the first segmentation (a scan of 80 x 80 x 56 voxels), then time and
-peak memory of the large scan. The scan is smooth noise and the weights are random: neither matters for the time.
+peak memory of the large scan; beside each time the CPU seconds of the server, which other programs do not change much.
+The scan is smooth noise and the weights are random: neither matters for the time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
+from psutil import Process
 from scipy.ndimage import zoom
 
 ROOT = Path(__file__).parents[1]
@@ -58,13 +60,11 @@ def main(port: int = 8123, repeats: int = 2) -> None:
         try:
             _wait_for(port, server)
             _segment(port, "small")
-            print(f"start to first segmentation: {time.perf_counter() - start:.1f} s, peak {_peak_gb(server):.2f} GB")
+            print(f"start to first segmentation: {_cost(server, start, 0)}")
             for _ in range(repeats):
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), _cpu_seconds(server)
                 _segment(port, "large")
-                print(
-                    f"{' x '.join(map(str, SIZE))}: {time.perf_counter() - start:.1f} s, peak {_peak_gb(server):.2f} GB"
-                )
+                print(f"{' x '.join(map(str, SIZE))}: {_cost(server, start, cpu)}", flush=True)
             for line in (root / "log.txt").read_text().splitlines():
                 if "Latencies" in line:
                     print(line.partition("++ ")[2])
@@ -89,10 +89,16 @@ def _wait_for(port: int, server: subprocess.Popen) -> None:
     raise RuntimeError("The server must start, but it ended.")
 
 
-def _peak_gb(server: subprocess.Popen) -> float:
-    """Largest resident memory of the process so far (Linux)."""
-    status = Path(f"/proc/{server.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
+def _cost(server: subprocess.Popen, start: float, cpu: float) -> str:
+    # The largest resident memory of the process so far (Linux).
+    status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
+    return f"{time.perf_counter() - start:.1f} s, {_cpu_seconds(server) - cpu:.1f} s of CPU, peak {peak:.2f} GB"
+
+
+def _cpu_seconds(server: subprocess.Popen) -> float:
+    times = Process(server.pid).cpu_times()
+    return times.user + times.system
 
 
 if __name__ == "__main__":
