@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.volume import VolumeError, open_volume
 
-__all__ = ["SECTIONS", "Datalist", "image_files", "open_datalist", "read_datalist"]
+__all__ = ["SECTIONS", "Datalist", "class_weights", "image_files", "open_datalist", "read_datalist"]
 
 SECTIONS = {
     "training": ("image", "label"),
@@ -40,6 +40,7 @@ class Datalist:
         validation: labeled cases that choose the best model.
         test: labeled cases that nothing is chosen by.
         is_phantom: whether this is the built-in procedural phantom.
+        protocol: the published protocol that it was prepared by, with its source, or ``None``.
     """
 
     class_names: tuple[str, ...]
@@ -48,11 +49,16 @@ class Datalist:
     validation: list[dict[str, str]]
     test: list[dict[str, str]]
     is_phantom: bool = False
+    protocol: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes, background included."""
         return len(self.class_names)
+
+    def describe(self) -> str:
+        """How many cases each list has."""
+        return ", ".join(f"{len(getattr(self, section))} {section}" for section in SECTIONS)
 
     def cases(self) -> Iterator[tuple[str, dict[str, str]]]:
         """All cases, each with the name of its section."""
@@ -73,15 +79,24 @@ class Datalist:
             counts[values.astype(int)] += voxels
         return counts.tolist()
 
-    def class_weights(self, power: float) -> list[float]:
-        """
-        Weights ``(n_max / n_c) ** power`` of the classes in a cross-entropy, from their voxels ``n_c``.
 
-        A class without labeled voxels gets the weight of the rarest that has some.
-        """
-        counts = np.asarray(self.training_voxels, dtype=float)
-        counts[counts == 0] = counts[counts > 0].min()
-        return ((counts.max() / counts) ** power).tolist()
+def class_weights(voxels: Sequence[float], power: float) -> list[float]:
+    """
+    Weights ``(n_max / n_c) ** power`` of the classes in a cross-entropy, from their labeled voxels ``n_c``.
+
+    A class without labeled voxels gets the weight of the rarest that has some.
+
+    Raises:
+        ValueError: When no class has any.
+    """
+    counts = np.asarray(voxels, dtype=float)
+    if not counts.any():
+        raise ValueError(
+            f"voxels must have labeled voxels of some class, got {list(voxels)}. List labeled cases under `training`; "
+            "scans without any label can be learned from in a federation alone."
+        )
+    counts[counts == 0] = counts[counts > 0].min()
+    return ((counts.max() / counts) ** power).tolist()
 
 
 def open_datalist(
@@ -134,8 +149,8 @@ def read_datalist(
 
     Raises:
         FileNotFoundError: When there is no such list.
-        ValueError: When the list is not JSON or lacks ``labels`` or ``training``, a case has no image or names a file
-            outside, or the labels are not 0, 1, 2, ...
+        ValueError: When the list is not JSON, lacks ``labels``, or lists no case under ``training`` or ``unlabeled``, a
+            case has no image or names a file outside, or the labels are not 0, 1, 2, ...
     """
     root = Path(dataset_dir).expanduser().absolute()
     path = root / file
@@ -149,7 +164,8 @@ def read_datalist(
             "`unlabeled` (image), `validation` and `test`, with paths relative to it."
         )
     content = _read_json(path)
-    if missing := [name for name in ("labels", "training") if not content.get(name)]:
+    needed = {"labels": content.get("labels"), "training": content.get("training") or content.get("unlabeled")}
+    if missing := [name for name, entries in needed.items() if not entries]:
         raise ValueError(f"{path} must have entries under {' and '.join(missing)}, got none.")
     sections = {}
     for name in SECTIONS:
@@ -163,7 +179,12 @@ def read_datalist(
                 f"`{name}` of {path} must name files in its folder, got {outside[0]}. If you trust the list, set "
                 "allow_outside."
             )
-    return Datalist(_class_names(path, content["labels"]), **sections, is_phantom="phantom_seed" in content)
+    return Datalist(
+        _class_names(path, content["labels"]),
+        **sections,
+        is_phantom="phantom_seed" in content,
+        protocol=content.get("protocol"),
+    )
 
 
 def image_files(path: str | Path) -> list[dict[str, str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from monai.utils import convert_to_tensor
 from torch import nn
 
 __all__ = ["PseudoLabeler"]
@@ -22,7 +23,7 @@ class PseudoLabeler(nn.Module):
     predicted probability, so a class that the teacher begins to forget is brought back. It presumes that unlabeled
     patches show the same organs as labeled scans, and about as much of the background.
 
-    *Thresholds*: a voxel counts (weight 1) when the probability of its most probable class reaches the threshold of
+    *Thresholds*: a voxel counts when the probability of its most probable class reaches the threshold of
     that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
     that class: ``threshold * status_c / max_k status_k``, at least ``floor``.
 
@@ -39,10 +40,13 @@ class PseudoLabeler(nn.Module):
         decay: decay of the moving averages.
         alignment: strength of the alignment, 0 for none.
         labeled_counts: voxels of each class over the labeled set, background first; needed for the alignment.
+        weight: weight of a voxel that counts.
+        clean_label: transform of the label map (1, H, W[, D]) of each patch, such as MONAI's
+            ``KeepLargestConnectedComponent``; ``None`` for none.
 
     Raises:
-        ValueError: When not ``0 <= floor <= threshold <= 1``, ``alignment`` is negative, or ``labeled_counts`` is
-            missing or not one number for each class.
+        ValueError: When not ``0 <= floor <= threshold <= 1``, ``alignment`` is negative, ``weight`` is not positive, or
+            ``labeled_counts`` is missing or not one number for each class.
     """
 
     status: torch.Tensor
@@ -57,6 +61,8 @@ class PseudoLabeler(nn.Module):
         decay: float = 0.99,
         alignment: float = 0.0,
         labeled_counts: Sequence[float] | None = None,
+        weight: float = 1.0,
+        clean_label: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= floor <= threshold <= 1:
@@ -67,7 +73,10 @@ class PseudoLabeler(nn.Module):
             raise ValueError(
                 f"labeled_counts must have the voxels of {num_classes} classes for an alignment, got {labeled_counts}."
             )
+        if weight <= 0:
+            raise ValueError(f"weight must be > 0, got {weight}.")
         self.threshold, self.floor, self.decay, self.alignment = threshold, floor, decay, alignment
+        self.weight, self.clean_label = weight, clean_label
         self.register_buffer("status", torch.ones(num_classes))
         if alignment:
             # One voxel more, so that a class without labeled voxels has a share.
@@ -86,7 +95,7 @@ class PseudoLabeler(nn.Module):
             logits: shape (B, C, H, W[, D]).
 
         Returns:
-            Label values and weights in {0, 1}, each of shape (B, 1, H, W[, D]).
+            Label values and weights in {0, ``weight``}, each of shape (B, 1, H, W[, D]).
         """
         self.to(logits.device)
         probabilities = logits.float().softmax(dim=1)
@@ -94,7 +103,10 @@ class PseudoLabeler(nn.Module):
             probabilities = self._aligned(probabilities)
         confidence, label = probabilities.max(dim=1, keepdim=True)
         self._follow(confidence.flatten(), label.flatten())
-        return label, (confidence >= self.thresholds()[label]).to(confidence)
+        weight = self.weight * (confidence >= self.thresholds()[label]).to(confidence)
+        if self.clean_label is not None:
+            label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
+        return label, weight
 
     def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
         found = probabilities.mean(dim=[0, *range(2, probabilities.ndim)])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dinomix_monai.handlers.checkpoint import BestModelHandler, LastModelHandler, RunStateLoader, RunStateSaver
 from dinomix_monai.handlers.ema import EMAUpdateHandler
 from dinomix_monai.handlers.gradients import ClipGradientHandler
+from dinomix_monai.handlers.mix_history import MixHistoryHandler
 from dinomix_monai.handlers.patience import PatienceHandler
 from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
+from dinomix_monai.handlers.provenance import provenance, read_run
 from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
 from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler
@@ -20,6 +22,7 @@ __all__ = [
     "EpochSeedHandler",
     "HistoryHandler",
     "LastModelHandler",
+    "MixHistoryHandler",
     "PatienceHandler",
     "ProgressLineHandler",
     "RampUpHandler",
@@ -27,4 +30,6 @@ __all__ = [
     "RunStateLoader",
     "RunStateSaver",
     "TeacherViewHandler",
+    "provenance",
+    "read_run",
 ]

@@ -22,7 +22,7 @@ from dinomix_monai.keys import MetricKeys
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
 # Attributes of the trainer whose state belongs to a run, and the name of each in the file.
-_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "scaler")
+_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "weightings", "scaler")
 
 
 class BestModelHandler:
@@ -39,6 +39,11 @@ class BestModelHandler:
         path: file to write.
         class_names: names by label value, background first.
         key_metric: name of the metric.
+
+    Attributes:
+        best: the highest value so far, ``None`` before the first.
+        epoch: when that was.
+        waited: evaluations since then.
     """
 
     def __init__(self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY) -> None:
@@ -47,6 +52,7 @@ class BestModelHandler:
         self.key_metric = key_metric
         self.best: float | None = None
         self.epoch = 0
+        self.waited = 0
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the end of an evaluation."""
@@ -69,8 +75,10 @@ class BestModelHandler:
         if self.best is None or value > self.best:
             if self.best is None:
                 _set_aside(self.path)
-            self.best, self.epoch = value, engine.state.epoch
+            self.best, self.epoch, self.waited = value, engine.state.epoch, 0
             self.write(engine.network)
+        else:
+            self.waited += 1
 
     def write(self, network: nn.Module) -> None:
         """Writes the weights of a network and the names of the classes."""
@@ -78,12 +86,12 @@ class BestModelHandler:
         _write({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value and its epoch."""
-        return {"best": self.best, "epoch": self.epoch}
+        """Best value, its epoch, and the evaluations since then."""
+        return {"best": self.best, "epoch": self.epoch, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
-        self.best, self.epoch = state["best"], state["epoch"]
+        self.best, self.epoch, self.waited = state["best"], state["epoch"], state["waited"]
 
 
 class LastModelHandler:

@@ -2,67 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping
-from monai.engines import SupervisedEvaluator
 
-from dinomix_monai.keys import MetricKeys
+from dinomix_monai.handlers.checkpoint import BestModelHandler
 
 __all__ = ["PatienceHandler"]
 
 
 class PatienceHandler:
     """
-    Ends the training when the key metric has not been higher than ever before for some validations in a row.
+    Ends the training when validation has found no better model for some times in a row.
 
-    It is Ignite's ``EarlyStopping`` with a state that a resumed run goes on with, and it is attached to the trainer:
+    How often that is, the handler of the best model knows, whose state a resumed run goes on with; this one has none.
     MONAI's ``EarlyStopHandler`` is attached to the validator and given the trainer, which no configuration can do,
-    since the trainer is given the validator. A metric that is NaN is worse than any number.
+    since the trainer is given the validator.
 
     Args:
-        validator: evaluator that computes the metric.
+        best_model: the handler that writes the best model.
         patience: validations to wait for a better one; ``None`` for ever.
-        key_metric: name of the metric.
 
     Raises:
         ValueError: When ``patience`` is less than 1.
     """
 
-    def __init__(
-        self, validator: SupervisedEvaluator, patience: int | None = None, key_metric: str = MetricKeys.KEY
-    ) -> None:
+    def __init__(self, best_model: BestModelHandler, patience: int | None = None) -> None:
         if patience is not None and patience < 1:
             raise ValueError(f"patience must be >= 1 or None, got {patience}.")
-        self.validator = validator
+        self.best_model = best_model
         self.patience = patience
-        self.key_metric = key_metric
-        # Its trainer is the one that it is attached to; until then it needs some engine.
-        self._stopping = EarlyStopping(patience or 1, self._score, trainer=Engine(lambda engine, batch: None))
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the start of the training and to the end of each validation; attach it after the loader."""
+        """Attaches to each end of an epoch and to the start of the training; attach it after loader and validation."""
         if self.patience is not None:
-            self._stopping.trainer = engine
-            self.validator.add_event_handler(Events.COMPLETED, self._stopping)
-            engine.add_event_handler(Events.STARTED, self)
+            engine.add_event_handler(Events.STARTED | Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Ends a run that is resumed after its patience was over."""
-        if self.patience is not None and self._stopping.counter >= self.patience:
+        """Ends the run, also one that is resumed after its patience was over."""
+        if self.patience is not None and self.best_model.waited >= self.patience:
             engine.terminate()
-
-    def _score(self, validator: SupervisedEvaluator) -> float:
-        value = float(validator.state.metrics[self.key_metric])
-        return -math.inf if math.isnan(value) else value
-
-    def state_dict(self) -> dict[str, Any]:
-        """Best value, and the validations since then."""
-        return {"best": self._stopping.best_score, "waited": self._stopping.counter}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave."""
-        self._stopping.best_score, self._stopping.counter = state["best"], state["waited"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from monai.engines import Workflow
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
+from dinomix_monai.handlers.epoch_table import EpochTable
 from dinomix_monai.keys import LossKeys, MetricKeys
 
 __all__ = ["HistoryHandler", "ProgressLineHandler"]
@@ -131,7 +131,7 @@ class HistoryHandler:
     columns: Sequence[str] = ("epoch", *(str(term) for term in _TERMS), str(MetricKeys.KEY))
 
     def __init__(self, path: str | Path, validator: Workflow | None = None) -> None:
-        self.path = Path(path)
+        self.table = EpochTable(path, self.columns)
         self.validator = validator
         self._means = _EpochMeans()
 
@@ -143,16 +143,7 @@ class HistoryHandler:
 
     def _start(self, engine: Workflow) -> None:
         self._means.clear()
-        rows = []
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                # A run that is killed while it writes its state has a row too many, which it will write again.
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        self.table.start(engine.state.epoch)
 
     def _step(self, engine: Workflow) -> None:
         self._means.add(_terms(engine))
@@ -165,8 +156,7 @@ class HistoryHandler:
             metrics = self.validator.state.metrics
             if MetricKeys.KEY in metrics:
                 row[str(MetricKeys.KEY)] = f"{metrics[MetricKeys.KEY]:.5f}"
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        self.table.add([row])
         self._means.clear()
 
 

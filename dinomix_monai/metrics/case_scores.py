@@ -26,6 +26,8 @@ class CaseScores:
         cases: names of the cases so far.
         outcomes: for each case, what became of each class.
         scores: for each case, an array of shape (metrics of the rule, classes); NaN is a value left out.
+        grid: {``"file"``, ``"scan"``} where label and prediction were compared: on the grid of the data set's files, or
+            on that of the scans that these were made of.
     """
 
     class_names: Sequence[str]
@@ -33,6 +35,7 @@ class CaseScores:
     cases: list[str] = field(default_factory=list)
     outcomes: list[list[Outcome]] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
+    grid: str = "file"
 
     def add(self, case: str, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float]) -> None:
         """
@@ -70,8 +73,13 @@ class CaseScores:
         """Number of cases in which each class has one of these outcomes, shape (classes,)."""
         return np.isin(np.array(self.outcomes), outcomes).sum(0)
 
-    def table(self) -> str:
-        """The rule and the means of each class as text, with the mean over the classes as last line."""
+    def heading(self) -> str:
+        """The rule in a line, and where the grids are others than those of the files."""
+        grid = " (the grids are those of the original scans)" if self.grid == "scan" else ""
+        return f"{self.rule.name} rule: {self.rule.summary}{grid}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Headings, the means of each class, and the mean over the classes, as text."""
         columns = [
             ["class", *self.class_names[1:], "mean"],
             *(
@@ -81,7 +89,24 @@ class CaseScores:
             ["missed in", *self._shares(Outcome.MISSED, Outcome.FOUND), ""],
             ["invented in", *self._shares(Outcome.INVENTED, Outcome.ABSENT), ""],
         ]
-        return "\n".join([f"{self.rule.name} rule: {self.rule.summary}", *text_table(list(zip(*columns)))])
+        return list(zip(*columns))
+
+    def table(self) -> str:
+        """Heading and rows as text."""
+        return "\n".join([self.heading(), *text_table(self.rows())])
+
+    def failures(self) -> list[str]:
+        """A sentence for each class that was missed or invented, with the cases, missed ones first."""
+        sentences = []
+        for outcome, shares in (
+            (Outcome.MISSED, self._shares(Outcome.MISSED, Outcome.FOUND)),
+            (Outcome.INVENTED, self._shares(Outcome.INVENTED, Outcome.ABSENT)),
+        ):
+            for number_of, (name, share) in enumerate(zip(self.class_names[1:], shares)):
+                cases = [case for case, row in zip(self.cases, self.outcomes) if row[number_of] is outcome]
+                if cases:
+                    sentences.append(f"{name.capitalize()} was {outcome} in {share} cases: {', '.join(cases)}.")
+        return sentences
 
     def _shares(self, outcome: Outcome, otherwise: Outcome) -> list[str]:
         """For each class, in how many of the cases in which an outcome was possible it came about."""

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dinomix_monai.transforms.donor_bank import DonorBank
+from dinomix_monai.transforms.invert_to_label import (
+    InvertToLabelD,
+    InvertToLabeld,
+    InvertToLabelDict,
+    interpolated_argmax,
+)
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms.safe_spacing import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
 from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
 
 __all__ = [
     "DIRECTIONS",
     "DonorBank",
+    "InvertToLabelD",
+    "InvertToLabelDict",
+    "InvertToLabeld",
     "PICCutMix",
     "PICCutMixD",
     "PICCutMixDict",
@@ -19,6 +29,9 @@ __all__ = [
     "PatchPositionD",
     "PatchPositionDict",
     "PatchPositiond",
+    "SafeSpacingD",
+    "SafeSpacingDict",
+    "SafeSpacingd",
     "TokenAtlasD",
     "TokenAtlasDict",
     "TokenAtlasd",
@@ -27,4 +40,5 @@ __all__ = [
     "VoxelOrigind",
     "class_probabilities",
     "imbalance",
+    "interpolated_argmax",
 ]

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from monai.bundle import ConfigWorkflow
 def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run("train", run_id="training")
     printed = capsys.readouterr().out
+    pasted = list(csv.DictReader((tmp_path / "mix.csv").open()))
+    assert [row["epoch"] for row in pasted[:: 2 * 13]] == ["1", "2"]
     for name in ("models/model.pt", "models/last/state.pt", "metrics.csv", "report/index.html", "events"):
         assert str(tmp_path / name) in printed
         assert (tmp_path / name).exists()
@@ -52,12 +57,36 @@ def test_evaluating_scores_the_test_cases_on_their_own_grids(run, tmp_path: Path
     assert shapes == {(1, 40, 40, 28)}
 
 
-def test_labels_of_unlabeled_cases_are_never_opened(run, edited_phantom) -> None:
-    folder = edited_phantom()
-    for case in json.loads((folder / "dataset.json").read_text())["unlabeled"]:
-        (folder / case["image"].replace("images", "labels")).write_bytes(b"not a label")
-    trained = run("train", dataset_dir=str(folder), epochs=1)
+def test_labels_of_unlabeled_cases_are_never_opened(run, edited_phantom, phantom: Path, opened: list[str]) -> None:
+    """From the check of the data to the report and the evaluation, though they exist and the list names them."""
+    unlabeled = json.loads((phantom / "dataset.json").read_text())["unlabeled"]
+    named = [{**case, "label": case["image"].replace("images", "labels")} for case in unlabeled]
+    folder = edited_phantom(unlabeled=named)
+    opened.clear()  # of what made the data set
+    # The atlas is made anew, too.
+    settings = {"dataset_dir": str(folder), "epochs": 1, "atlas_dir": str(folder / "atlas")}
+    trained = run("train", **settings)
+    run("train", "evaluate", **settings)
     assert "unsupervised" in trained.parser.get_parsed_content("train#trainer").state.output[0]
+    assert [name for name in opened if any(name.endswith(case["label"]) for case in named)] == []
+    # The images of the same cases were, and so were the labels of the others.
+    assert all(any(name.endswith(case["image"]) for name in opened) for case in named)
+    assert any("labels" in name for name in opened)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """Names of all files that are opened in this process from now on."""
+    names: list[str] = []
+    watching = [True]
+
+    def note(event: str, arguments: tuple) -> None:
+        if watching and event == "open":
+            names.append(os.fspath(arguments[0]) if isinstance(arguments[0], (str, os.PathLike)) else "")
+
+    sys.addaudithook(note)  # there is no way to remove it
+    yield names
+    watching.clear()
 
 
 def test_without_unlabeled_cases_training_is_supervised_with_one_warning(run, edited_phantom) -> None:
@@ -97,6 +126,16 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(run, tmp_path: Path) -> No
     assert (whole / "history.csv").read_text() == (parts / "history.csv").read_text()
     expected, found = (torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (whole, parts))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_pair_of_students_is_resumed_and_scored_like_one(run, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run("train", "baseline/cps", epochs=2, output_dir=str(whole))
+    run("train", "baseline/cps", **{"train#trainer#max_epochs": 1, "epochs": 2, "output_dir": str(parts)})
+    run("train", "baseline/cps", "resume", epochs=2, output_dir=str(parts))
+    assert (whole / "history.csv").read_text() == (parts / "history.csv").read_text()
+    run("train", "baseline/cps", "evaluate", output_dir=str(whole))
+    assert (whole / "evaluation" / "metrics.csv").is_file()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(run, tmp_path: Path) -> None:

@@ -187,14 +187,14 @@ class TestBestModel:
             evaluation(value, epoch, network, handler)
             written.append(torch.load(handler.path, weights_only=True)["weight"].item())
         assert written == [1, 2, 2, 2, 2, 6]
-        assert handler.state_dict() == {"best": 0.6, "epoch": 6}
+        assert handler.state_dict() == {"best": 0.6, "epoch": 6, "waited": 0}
 
     def test_any_number_is_better_than_nan(self, tmp_path):
         handler = BestModelHandler(tmp_path / "model.pt", NAMES)
         evaluation(math.nan, 1, handler=handler)
         assert handler.path.is_file()
         evaluation(0.0, 2, handler=handler)
-        assert handler.state_dict() == {"best": 0.0, "epoch": 2}
+        assert handler.state_dict() == {"best": 0.0, "epoch": 2, "waited": 0}
 
     def test_it_loads_strictly_and_the_names_of_the_classes_stand_beside_it(self, tmp_path):
         network, other = Network(), Network()
@@ -229,7 +229,7 @@ class TestBestModel:
         resumed.load_state_dict(first.state_dict())
         evaluation(0.6, 4, network=nn.Linear(2, 2), handler=resumed)
         assert first.path.read_bytes() == before
-        assert resumed.state_dict() == {"best": 0.7, "epoch": 3}
+        assert resumed.state_dict() == {"best": 0.7, "epoch": 3, "waited": 1}
 
     def test_an_unknown_metric_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match=r"key_metric must name a metric .*\(val_mean_dice\), got 'accuracy'"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import csv
+import re
 import warnings
 from html.parser import HTMLParser
 
@@ -14,7 +16,9 @@ from monai.transforms import Orientation
 from torch import nn
 
 from dinomix_monai.engines import PlainPrepareBatch
-from dinomix_monai.handlers import ReportHandler
+from dinomix_monai.handlers import ReportHandler, read_run
+from dinomix_monai.handlers import report as report_module
+from dinomix_monai.handlers.case_views import draw_case
 
 NAMES = ["background", "spleen", "left kidney", "gland"]
 SPACING = (1.0, 2.0, 3.0)
@@ -56,6 +60,19 @@ def report(tmp_path, cases, prepare_batch=None, **kwargs):
         warnings.simplefilter("error")
         evaluator.run()
     return tmp_path / "report"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Views and caption of each case that is drawn, in order."""
+    found = []
+
+    def note(path, views, class_names, caption):
+        found.append((views, caption))
+        return draw_case(path, views, class_names, caption)
+
+    monkeypatch.setattr(report_module, "draw_case", note)
+    return found
 
 
 def pictures(folder):
@@ -121,13 +138,9 @@ def test_each_rule_has_its_table_its_rows_and_its_name(tmp_path, capsys):
     assert "sound rule: " in page
 
 
-def test_pictures_go_by_the_first_rule(tmp_path, monkeypatch):
-    captions = []
-    monkeypatch.setattr(
-        ReportHandler, "_draw_case", lambda self, path, views, caption: captions.append(caption) or path
-    )
+def test_pictures_go_by_the_first_rule(tmp_path, drawn):
     folder = report(tmp_path, three_cases()[::2], rules=["published", "sound"])
-    assert captions[0] == "worst case, bad.nii.gz: mean Dice % 0.00"
+    assert drawn[0][1] == "Worst case, bad.nii.gz: mean Dice % 0.00"
     # Half of the width of the axes is filled: the bars of Dice 50 reach as far as those of 0.5 do.
     bars = [imread(folder / "dice.png")]
     report(tmp_path, three_cases()[::2])
@@ -139,81 +152,143 @@ def test_pictures_go_by_the_first_rule(tmp_path, monkeypatch):
 def test_the_report_has_its_pictures_and_a_page_with_all_of_them(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss,val_mean_dice\n1,0.9,\n2,0.7,0.31\n")
     folder = report(tmp_path, three_cases(), title="A < B", notes=["Teacher: none & all."])
-    assert pictures(folder) == {"dice.png", "curves.png", "worst_case.png", "median_case.png"}
+    assert pictures(folder) == {"dice.png", "losses.png", "worst_case.png", "median_case.png"}
 
-    class Page(HTMLParser):
-        images, text = (), ""
-
-        def handle_starttag(self, tag, attrs):
-            self.images += (dict(attrs)["src"],) if tag == "img" else ()
-
-        def handle_data(self, data):
-            self.text += data
-
-    page = Page()
-    page.feed((folder / "index.html").read_text(encoding="utf-8"))
-    assert set(page.images) == pictures(folder)
+    page = Page((folder / "index.html").read_text(encoding="utf-8"))
+    assert sorted(page.images) == sorted((folder / name).read_bytes() for name in pictures(folder))
     assert "A < B" in page.text
     assert "Teacher: none & all." in page.text
     assert "left kidney" in page.text
 
 
+class Page(HTMLParser):
+    """Text, embedded pictures and whatever the page would have to load."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.images, self.text, self.loaded = [], "", []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href"):
+                kind, _, data = value.partition(";base64,")
+                target = self.images if kind == "data:image/png" else self.loaded
+                target.append(base64.b64decode(data))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page_of(folder):
+    return Page((folder / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_needs_no_other_file(tmp_path):
+    folder = report(tmp_path, three_cases())
+    assert page_of(folder).loaded == []
+    assert not re.search(r"url\(|@import|<script", (folder / "index.html").read_text(encoding="utf-8"))
+
+
+def test_failures_are_called_failures_with_classes_and_cases(tmp_path):
+    cases = [*three_cases(), make_case("odd", cubes((1, 2)), cubes((1, 3)))]
+    text = page_of(report(tmp_path, cases)).text
+    failures = text[text.index("Failures") : text.index("Scores")]
+    assert "Spleen was missed in 1 of 4 cases: bad.nii.gz." in failures
+    assert "Left kidney was missed in 2 of 4 cases: bad.nii.gz, odd.nii.gz." in failures
+    assert "Gland was invented in 1 of 1 cases: odd.nii.gz." in failures
+    text = page_of(report(tmp_path, three_cases()[:1])).text
+    assert "No class was missed in any case." in text
+
+
+def test_the_page_says_what_was_run(tmp_path):
+    facts = {"seed": 3, "protocol": {"name": "skcdf", "labeled": 20}, "nothing": None}
+    text = page_of(report(tmp_path, three_cases(), facts=facts)).text
+    run = text[text.index("What was run") :]
+    assert "pytest" in run  # the command
+    assert f"torch {torch.__version__.split('+')[0]}" in run
+    assert "protocol: name" in run
+    assert "skcdf" in run
+    assert "nothing" not in run
+    written = read_run(tmp_path / "run.json")
+    assert (written["seed"], written["protocol"]) == (3, facts["protocol"])
+    assert read_run(tmp_path / "nowhere.json") is None
+
+
+def test_baselines_are_marked_and_what_the_numbers_support_is_said(tmp_path, capsys):
+    report(tmp_path / "ours", three_cases())
+    without = imread(tmp_path / "ours" / "report" / "dice.png")
+    folder = report(tmp_path / "again", three_cases(), baselines={"CutMix": str(tmp_path / "ours")})
+    text = page_of(folder).text
+    expected = "Mean Dice 0.500, not shown to differ from CutMix with 0.500: difference +0.000"
+    assert expected in text
+    assert expected in capsys.readouterr().out
+    assert imread(folder / "dice.png").shape != without.shape  # there is a line more
+
+
+def test_a_baseline_that_is_not_there_or_of_other_cases_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"folder must hold metrics\.csv"):
+        report(tmp_path, three_cases(), baselines={"CutMix": str(tmp_path / "nowhere")})
+    report(tmp_path / "other", three_cases()[:2])
+    with pytest.raises(ValueError, match="runs must be scored on the same cases"):
+        report(tmp_path, three_cases(), baselines={"CutMix": str(tmp_path / "other")})
+
+
+def test_what_pic_pasted_is_drawn(tmp_path):
+    lines = [
+        f"{epoch},{origin},{name},0.{epoch},{epoch * number}"
+        for epoch in (1, 2)
+        for origin in ("labeled", "unlabeled")
+        for number, name in enumerate(NAMES[1:])
+    ]
+    (tmp_path / "mix.csv").write_text("\n".join(["epoch,origin,class,probability,voxels", *lines]))
+    assert "mix.png" in pictures(report(tmp_path, three_cases()))
+
+
 def test_without_a_history_there_are_no_curves(tmp_path):
-    assert "curves.png" not in pictures(report(tmp_path, three_cases()))
+    assert "losses.png" not in pictures(report(tmp_path, three_cases()))
 
 
 @pytest.mark.parametrize("text", ["epoch,loss,val_mean_dice\n", "epoch,loss,val_mean_dice\n1,0.5,\n"])
 def test_a_history_that_has_hardly_begun_is_drawn(tmp_path, text):
     (tmp_path / "history.csv").write_text(text)
-    assert (report(tmp_path, three_cases()) / "curves.png").stat().st_size > 1000
+    assert (report(tmp_path, three_cases()) / "losses.png").stat().st_size > 1000
 
 
-def test_worst_and_median_case_are_the_ones_with_that_dice(tmp_path, monkeypatch):
-    captions = []
-    monkeypatch.setattr(
-        ReportHandler, "_draw_case", lambda self, path, views, caption: captions.append(caption) or path
-    )
+def test_worst_and_median_case_are_the_ones_with_that_dice(tmp_path, drawn):
     report(tmp_path, three_cases())
-    assert captions == [
-        "worst case, bad.nii.gz: mean Dice 0.000",
-        "median case, fair.nii.gz: mean Dice 0.500",
+    assert [caption for _, caption in drawn] == [
+        "Worst case, bad.nii.gz: mean Dice 0.000",
+        "Median case, fair.nii.gz: mean Dice 0.500",
     ]
 
 
-def test_the_picture_of_a_case_is_its_own_even_if_files_share_a_name(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        ReportHandler, "_draw_case", lambda self, path, views, caption: drawn.update({path.name: views}) or path
-    )
+def test_the_picture_of_a_case_is_its_own_even_if_files_share_a_name(tmp_path, drawn):
     report(tmp_path, [make_case("image", cubes(), prediction) for prediction in (cubes(), cubes(()))])
-    assert sum(view.prediction.sum() for view in drawn["worst_case.png"]) == 0
-    assert sum(view.prediction.sum() for view in drawn["median_case.png"]) > 0
+    assert sum(view.prediction.sum() for view in drawn[0][0]) == 0
+    assert sum(view.prediction.sum() for view in drawn[1][0]) > 0
 
 
-def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(ReportHandler, "_draw_case", lambda self, path, views, caption: seen.append(views) or path)
+def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_path, drawn):
     label = torch.zeros(4, 5, 6, dtype=torch.long)
     label[1, 3, 2], label[1, 0, 2] = 1, 2
     report(tmp_path, [make_case("a", label)])
-    axial, coronal, sagittal = (view.label for view in seen[0])
+    axial, coronal, sagittal = (view.label for view in drawn[0][0])
     assert [view.shape for view in (axial, coronal, sagittal)] == [(5, 4), (6, 4), (6, 5)]
     # The patient's right is on the left of the picture.
     assert np.argwhere(axial).tolist() == [[5 - 1 - 3, 4 - 1 - 1], [5 - 1 - 0, 4 - 1 - 1]]
     assert np.argwhere(sagittal).tolist() == [[6 - 1 - 2, 0], [6 - 1 - 2, 3]]
-    assert all(np.array_equal(view.prediction, view.label) for view in seen[0])
+    assert all(np.array_equal(view.prediction, view.label) for view in drawn[0][0])
 
 
-def test_the_picture_does_not_depend_on_how_the_volume_is_stored(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(ReportHandler, "_draw_case", lambda self, path, views, caption: seen.append(views) or path)
+def test_the_picture_does_not_depend_on_how_the_volume_is_stored(tmp_path, drawn):
     label = torch.zeros(4, 5, 6, dtype=torch.long)
     label[1, 3, 2], label[1, 0, 2] = 1, 2
     stored = make_case("a", label)
     turn = Orientation(axcodes="SRP", labels=None)
     for case in (stored, {key: turn(value) for key, value in stored.items()}):
         report(tmp_path, [case])
-    as_stored, turned = seen[0], seen[2]
+    as_stored, turned = drawn[0][0], drawn[2][0]
     for a, b in zip(as_stored, turned):
         assert np.array_equal(a.label, b.label)
         assert np.array_equal(a.image, b.image)
@@ -233,13 +308,9 @@ def test_a_class_that_no_label_has_is_left_out(tmp_path, capsys):
     assert lines["mean"].split()[1] == "0.750"  # of spleen 0.5 and kidney 1
 
 
-def test_a_case_without_any_class_is_neither_worst_nor_median(tmp_path, monkeypatch):
-    captions = []
-    monkeypatch.setattr(
-        ReportHandler, "_draw_case", lambda self, path, views, caption: captions.append(caption) or path
-    )
+def test_a_case_without_any_class_is_neither_worst_nor_median(tmp_path, drawn):
     report(tmp_path, [make_case("empty", cubes(())), make_case("void", cubes(())), *three_cases()[:1]])
-    assert [caption.split(",")[1] for caption in captions] == [" good.nii.gz: mean Dice 1.000"] * 2
+    assert [caption.split(",")[1] for _, caption in drawn] == [" good.nii.gz: mean Dice 1.000"] * 2
 
 
 def test_an_evaluation_of_empty_cases_only_still_has_its_report(tmp_path):

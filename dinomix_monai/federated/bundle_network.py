@@ -1,0 +1,53 @@
+"""The model that is federated: the bundle's ``network_def``, and nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from dinomix_monai.federated.site_settings import find_bundle
+
+__all__ = ["bundle_network", "config_files"]
+
+
+def config_files(bundle_root: Path, overlays: Sequence[str] = ()) -> list[str]:
+    """
+    ``train.json`` of a bundle and its overlays.
+
+    Raises:
+        FileNotFoundError: When the bundle has no such overlay.
+    """
+    files = [bundle_root / "configs" / f"{name}.json" for name in ("train", *overlays)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"overlays must name configs of the bundle, got {missing[0]}, which does not exist.")
+    return [str(file) for file in files]
+
+
+def bundle_network(
+    num_classes: int,
+    overlays: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    bundle_root: str | Path | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """
+    The network that the sites will train, with its initial weights; leaves the global random state alone.
+
+    Args:
+        num_classes: number of classes, background included.
+        overlays: configs that patch ``train.json``.
+        settings: ids with other values.
+        bundle_root: folder of the bundle, see :func:`~dinomix_monai.federated.find_bundle`.
+        seed: seed of the initial weights.
+    """
+    parser = ConfigParser()
+    parser.read_config(config_files(find_bundle(bundle_root), overlays))
+    parser.update({**(settings or {}), "num_classes": num_classes})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return parser.get_parsed_content("network_def")

@@ -1,0 +1,72 @@
+"""A global model becomes the bundle's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from dinomix_monai.data import write_labels
+
+__all__ = ["promote_checkpoint", "read_checkpoint"]
+
+
+def read_checkpoint(checkpoint: str | Path) -> dict[str, Any]:
+    """
+    What the server has saved: ``model``, and under ``meta_props`` the classes, the teacher and the rounds.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is not a global model of this project.
+    """
+    path = Path(checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint must be a global model, got {path}, which does not exist.")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "class_names" not in content.get("meta_props", {}):
+        raise ValueError(
+            f"checkpoint must be an FL_global_model.pt or best_FL_global_model.pt of a run that has begun, got {path}."
+        )
+    return content
+
+
+def promote_checkpoint(
+    checkpoint: str | Path, model_file: str | Path, config_file: str | Path | Sequence[str | Path]
+) -> Path:
+    """
+    Writes the weights of a global model as a plain state dict, and the names of its classes beside it.
+
+    They are loaded strictly into the ``network_def`` of the configuration first, which gives each tensor its own type.
+
+    Args:
+        checkpoint: see :func:`read_checkpoint`.
+        model_file: file to write; replaced in one move.
+        config_file: the bundle's training configuration, with the overlays of the run.
+
+    Returns:
+        ``model_file``.
+
+    Raises:
+        ValueError: When the weights are not those of that network.
+    """
+    content = read_checkpoint(checkpoint)
+    class_names = content["meta_props"]["class_names"]
+    parser = ConfigParser()
+    parser.read_config(config_file)
+    parser["num_classes"] = len(class_names)
+    network = parser.get_parsed_content("network_def")
+    try:
+        network.load_state_dict(content["model"], strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint must hold the weights of network_def in {config_file}, got others; pass the overlays and "
+            f"settings of the run. {error}"
+        ) from error
+    path = Path(model_file)
+    write_labels(path, class_names)
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(network.state_dict(), partial)
+    return partial.replace(path)

@@ -1,0 +1,138 @@
+"""The one description of the federated job, from which ``flare_app`` is exported."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nvflare.app_common.executors.client_api_executor import ClientAPIExecutor, ExecutionMode
+from nvflare.app_opt.pt.job_config.model import PTModel
+from nvflare.client.config import ExchangeFormat
+from nvflare.job_config.base_fed_job import BaseFedJob
+from nvflare.recipe import add_experiment_tracking
+from nvflare.recipe.spec import Recipe
+
+from dinomix_monai.data.anatomy import ORGANS
+from dinomix_monai.federated.controller import FederatedController
+
+__all__ = ["PHANTOM_SETTINGS", "build_recipe", "client_arguments"]
+
+PHANTOM_SETTINGS: Mapping[str, Any] = {"steps_per_epoch": 25, "val_interval": 4}
+"""Settings with which two sites share the phantom and two cores for less than eight minutes."""
+
+_SCRIPT = "client.py"
+_SOURCE = '''"""What a job with code carries to the sites: the package that they have installed does the rest."""
+
+from dinomix_monai.federated.client import main
+
+main()
+'''
+
+
+def client_arguments(
+    settings_file: str | None = None,
+    dataset_dir: str | None = None,
+    folder: str = "{WORKSPACE}/dinomix",
+    phantom_sites: int = 2,
+    unlabeled_sites: int = 0,
+) -> list[str]:
+    """
+    Command line of the client; ``{SITE_NAME}`` and ``{WORKSPACE}`` are filled in at each site.
+
+    Args:
+        settings_file: JSON file of the site.
+        dataset_dir: folder of the site's data set.
+        folder: where the site keeps what is its own.
+        phantom_sites: shares of the phantom, if there is neither of the first two.
+        unlabeled_sites: how many of them have no labels.
+
+    Raises:
+        ValueError: When a path has white space, at which NVFlare would split it.
+    """
+    paths = {"folder": folder, "settings_file": settings_file, "dataset_dir": dataset_dir}
+    if split := [path for path in paths.values() if path and len(path.split()) > 1]:
+        raise ValueError(f"Paths must have no white space, got {split[0]!r}.")
+    if settings_file is None and dataset_dir is None:
+        paths |= {"phantom_sites": str(phantom_sites), "unlabeled_sites": str(unlabeled_sites)}
+    return [part for name, value in paths.items() if value is not None for part in (f"--{name}", value)]
+
+
+def build_recipe(
+    name: str = "dinomix",
+    num_sites: int = 2,
+    num_rounds: int = 4,
+    epochs_per_round: int = 2,
+    settings: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = ("background", *ORGANS),
+    arguments: Sequence[str] | None = None,
+    with_code: bool = True,
+    external: bool = False,
+    initial_ckpt: str | None = None,
+    **controller: Any,
+) -> Recipe:
+    """
+    The federated job: what runs at the server and at the sites.
+
+    With the defaults two sites share the built-in phantom.
+
+    Args:
+        name: name of the job.
+        num_sites: sites that must be there.
+        num_rounds: rounds.
+        epochs_per_round: local epochs of a round.
+        settings: see :class:`~dinomix_monai.federated.plan.RunPlan`; :data:`PHANTOM_SETTINGS` by default.
+        class_names: names by label value of the model, background first.
+        arguments: command line of the client, see :func:`client_arguments`.
+        with_code: whether a script of three lines travels with the job, as NVFlare has it by default. Without it the
+            sites run the package that they have installed, in a process of its own, and have to allow its classes.
+        external: whether a script runs in a process of its own, too.
+        initial_ckpt: global model to begin with, an absolute path at the server.
+        **controller: see :class:`~dinomix_monai.federated.controller.FederatedController`.
+    """
+    settings = dict(PHANTOM_SETTINGS if settings is None else settings)
+    arguments = list(client_arguments(phantom_sites=num_sites) if arguments is None else arguments)
+    # Without a selector: the controller itself keeps the best model, the last one included.
+    job = BaseFedJob(name=name, min_clients=num_sites, key_metric="")
+    # It is installed at every site. Without this its source would be copied into the job.
+    job.set_app_packages(["dinomix_monai"])
+    network = {"num_classes": len(class_names), "settings": settings, "overlays": list(controller.get("overlays", ()))}
+    model = {"path": "dinomix_monai.federated.bundle_network.bundle_network", "args": network}
+    persistor_id = job.to_server(PTModel(model=model, initial_ckpt=initial_ckpt), id="persistor")["persistor_id"]
+    job.to_server(
+        FederatedController(
+            class_names=class_names,
+            num_clients=num_sites,
+            num_rounds=num_rounds,
+            epochs_per_round=epochs_per_round,
+            settings=settings,
+            persistor_id=persistor_id,
+            **controller,
+        )
+    )
+    if external or not with_code:
+        module = [f"custom/{_SCRIPT}"] if with_code else ["-m", "dinomix_monai.federated.client"]
+        mode: dict[str, Any] = {
+            "execution_mode": ExecutionMode.EXTERNAL_PROCESS,
+            "command": ["python3", "-u", *module, *arguments],
+            # A process for each task: where one was killed, the next task gets a new one.
+            "launch_once": False,
+        }
+    else:
+        mode = {
+            "execution_mode": ExecutionMode.IN_PROCESS,
+            "task_script_path": _SCRIPT,
+            "task_script_args": " ".join(arguments),
+        }
+    job.to_clients(ClientAPIExecutor(params_exchange_format=ExchangeFormat.PYTORCH, **mode), tasks=["*"])
+    recipe = Recipe(job)
+    if with_code:
+        # As a folder, whose content NVFlare copies; of a file below one of sys.path it would keep the folders between.
+        folder = tempfile.TemporaryDirectory()
+        weakref.finalize(recipe, folder.cleanup)
+        Path(folder.name, _SCRIPT).write_text(_SOURCE)
+        job.to_clients(folder.name)
+    add_experiment_tracking(recipe, "tensorboard")
+    return recipe

@@ -1,0 +1,108 @@
+"""What a site decides for itself: where its data are and on what they are computed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+import dinomix_monai
+from dinomix_monai.data import split_dataset
+
+__all__ = ["SiteSettings", "find_bundle", "phantom_site"]
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """
+    A site of a federation.
+
+    Args:
+        name: its name.
+        folder: where it keeps its state, models and token atlas.
+        bundle_root: folder of the bundle.
+        overrides: ids of ``train.json`` with the site's own values, such as ``dataset_dir``, ``device`` or
+            ``teacher_weights``. They have the last word over what the server sends.
+    """
+
+    name: str
+    folder: Path
+    bundle_root: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls, name: str, folder: str | Path, file: str | Path | None = None, dataset_dir: str | Path | None = None
+    ) -> SiteSettings:
+        """
+        Settings from a JSON file of the site.
+
+        Args:
+            name: name of the site.
+            folder: folder of the run, unless the file names another ``folder``.
+            file: JSON object with ``overrides`` by id; ``bundle_root`` and ``folder`` may be among them. ``None`` for
+                none.
+            dataset_dir: folder of the site's data set, where the file names none.
+
+        Raises:
+            FileNotFoundError: When the file or the bundle does not exist.
+            ValueError: When the file is no JSON object.
+        """
+        overrides: dict[str, Any] = {}
+        if file is not None:
+            path = Path(file).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"settings_file must be a JSON file of the site, got {path}, which is none.")
+            overrides = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(overrides, dict):
+                raise ValueError(f"{path} must hold an object of settings by id, got a {type(overrides).__name__}.")
+        if dataset_dir is not None:
+            overrides.setdefault("dataset_dir", str(Path(dataset_dir).expanduser()))
+        bundle_root = find_bundle(overrides.pop("bundle_root", None))
+        return cls(name, Path(overrides.pop("folder", folder)).expanduser().absolute(), bundle_root, overrides)
+
+
+def find_bundle(bundle_root: str | Path | None = None) -> Path:
+    """
+    The folder of the bundle: the one that is named, or else the one beside the package.
+
+    Raises:
+        FileNotFoundError: When there is no bundle.
+    """
+    root = Path(dinomix_monai.__file__).parents[1] / "bundle" if bundle_root is None else Path(bundle_root)
+    root = root.expanduser().absolute()
+    if not (root / "configs" / "train.json").is_file():
+        raise FileNotFoundError(
+            f"bundle_root must be the bundle's folder, got {root}, which has no configs/train.json. Install the "
+            "package from its repository (pip install -e .), or name bundle_root in the site's settings file."
+        )
+    return root
+
+
+def phantom_site(name: str, bundle_root: Path, sites: int, unlabeled_sites: int = 0) -> dict[str, Any]:
+    """
+    Settings of a site that has a share of the built-in phantom, which is made if it is not there.
+
+    Args:
+        name: name of the site, whose number at the end says which share it gets, counted from 1.
+        bundle_root: folder of the bundle.
+        sites: number of shares.
+        unlabeled_sites: how many of them have no labels; the last ones.
+
+    Raises:
+        ValueError: When the name has no number, or none of the shares.
+    """
+    number = re.search(r"(\d+)$", name)
+    if number is None or not 1 <= int(number[1]) <= sites:
+        raise ValueError(f"name must end in the number of one of {sites} sites, as site-1, got {name!r}.")
+    folder = bundle_root / "data" / "phantom"
+    folder.parent.mkdir(exist_ok=True)
+    # Sites on one machine start at the same time.
+    with FileLock(f"{folder}.lock"):
+        paths = split_dataset(folder, sites, unlabeled_sites, phantom_dir=folder)
+    return {"dataset_dir": str(folder), "datalist_file": paths[int(number[1]) - 1].name}

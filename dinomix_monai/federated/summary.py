@@ -1,0 +1,50 @@
+"""What federation brought: a table of Dice by class, over all sites and at each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from dinomix_monai.metrics.text_table import number, text_table
+
+__all__ = ["ClassScores", "federation_table", "pooled"]
+
+ClassScores = Mapping[str, Sequence[float]]
+"""For each class the mean Dice over the cases that count, and their number."""
+
+
+def pooled(scores: Mapping[str, ClassScores]) -> dict[str, list[float]]:
+    """Means over the cases of all sites, and their numbers."""
+    total: dict[str, list[float]] = {}
+    for of_site in scores.values():
+        for name, (mean, cases) in of_site.items():
+            found = total.setdefault(name, [0.0, 0.0])
+            found[0] += mean * cases
+            found[1] += cases
+    return {name: [found[0] / found[1], found[1]] for name, found in total.items()}
+
+
+def federation_table(class_names: Sequence[str], scores: Mapping[str, Mapping[str, ClassScores]]) -> str:
+    """
+    Args:
+        class_names: names by label value, background first.
+        scores: for each model (a column: ``before``, ``after``, ``alone``), the scores at each site.
+
+    Returns:
+        A line for each class and one for their mean, a column for each model over all sites and at each.
+    """
+    sites = list(dict.fromkeys(site for by_site in scores.values() for site in by_site))
+    columns = [["class", *class_names[1:], "mean", "cases"]]
+    for model, by_site in scores.items():
+        columns.append(_column(f"all {model}", class_names, pooled(by_site)))
+    for site in sites:
+        columns += [_column(f"{site} {model}", class_names, by_site.get(site, {})) for model, by_site in scores.items()]
+    return "\n".join(text_table(list(zip(*columns))))
+
+
+def _column(heading: str, class_names: Sequence[str], scores: ClassScores) -> list[str]:
+    values = [scores[name][0] if name in scores else math.nan for name in class_names[1:]]
+    counted = [value for value in values if not math.isnan(value)]
+    mean = sum(counted) / len(counted) if counted else math.nan
+    cases = max((int(scores[name][1]) for name in class_names[1:] if name in scores), default=0)
+    return [heading, *(number(value, 3) for value in [*values, mean]), str(cases)]

@@ -1,0 +1,48 @@
+"""What PIC pastes in each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ignite.engine import Engine, Events
+
+from dinomix_monai.handlers.epoch_table import EpochTable
+from dinomix_monai.transforms import PICCutMixd
+
+__all__ = ["MixHistoryHandler"]
+
+
+class MixHistoryHandler:
+    """
+    Writes ``mix.csv``: for each epoch, origin of donors and class, the probability to be pasted and the voxels.
+
+    Voxels are those of the ground truth of all labeled cases, and the moving average of confident pseudo-labels.
+
+    Args:
+        path: file to write.
+        mix: PIC.
+        class_names: names by label value, background first.
+    """
+
+    def __init__(self, path: str | Path, mix: PICCutMixd, class_names: Sequence[str]) -> None:
+        self.table = EpochTable(path, ("epoch", "origin", "class", "probability", "voxels"))
+        self.mixer = mix.mixer
+        self.class_names = list(class_names)
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the start of a run and to the end of each epoch."""
+        engine.add_event_handler(Events.STARTED, lambda engine: self.table.start(engine.state.epoch))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Writes the rows of the epoch."""
+        for origin, counts in (("labeled", self.mixer.labeled_counts), ("unlabeled", self.mixer.unlabeled_counts)):
+            values = zip(self.class_names[1:], self.mixer.probabilities(origin == "labeled"), counts[1:])
+            self.table.add(
+                {
+                    **{"epoch": engine.state.epoch, "origin": origin, "class": name},
+                    **{"probability": f"{probability:.5f}", "voxels": f"{count:.6g}"},
+                }
+                for name, probability, count in values
+            )

@@ -1,0 +1,102 @@
+"""Starting MONAI Label."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from dinomix_monai.label.app_folder import AppFolder
+
+__all__ = ["connections", "serve", "server_environment"]
+
+
+def server_environment(folder: AppFolder) -> dict[str, str]:
+    """
+    Settings of MONAI Label for this app, as environment variables.
+
+    Uploads and sessions stay in the app's folder, and only NIfTI files count as scans. A variable that is set already
+    is the user's word and is kept, but for the folder of uploads.
+
+    Args:
+        folder: folder of the app.
+    """
+    defaults = {
+        "MONAI_LABEL_SESSION_PATH": str(folder.root / "sessions"),
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii"]),
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+    }
+    given = {name: os.environ[name] for name in defaults if name in os.environ}
+    return {**defaults, **given, "TMPDIR": str(folder.root / "tmp")}
+
+
+def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """
+    Starts the server and returns when it is stopped.
+
+    Args:
+        folder: folder of the app.
+        studies: folder of the scans, or the address of a DICOMweb server.
+        host: address to listen on.
+        port: port to listen on.
+
+    Raises:
+        ImportError: When MONAI Label is not installed.
+        NotADirectoryError: When ``studies`` is no folder.
+        ValueError: When ``host`` is not this machine alone and authentication is off.
+    """
+    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise NotADirectoryError(f"studies must be the folder of the scans, got {studies}, which is none.")
+    if not _is_loopback(host) and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() not in ("1", "true"):
+        raise ValueError(
+            f"host must be 127.0.0.1 unless MONAI_LABEL_AUTH_ENABLE is true, got {host}. Without authentication "
+            "everyone who reaches the server can read the scans and write files."
+        )
+    # Taken out of the environment, because MONAI Label 0.8.5 fails on it, and compares origins with a slash at the end.
+    allowed = json.loads(os.environ.pop("MONAI_LABEL_CORS_ORIGINS", "[]"))
+    origins = allowed or [f"http://{name}:{port}" for name in dict.fromkeys((host, "127.0.0.1", "localhost"))]
+    # Before MONAI Label is imported, which reads them then.
+    os.environ.update(server_environment(folder))
+    tempfile.tempdir = os.environ["TMPDIR"]
+    try:
+        import uvicorn
+        from monailabel.config import settings
+        from monailabel.main import Main
+        from monailabel.utils.others.generic import init_log_config
+    except ImportError as error:
+        raise ImportError(
+            'MONAI Label is required for this. Install it with the `label` extra: `pip install "dinomix-monai[label]"`.'
+        ) from error
+    main = Main()
+    options = ["--app", str(folder.root), "--studies", studies, "--host", host, "--port", str(port)]
+    arguments = main.args_parser().parse_args(["start_server", *options])
+    main.start_server_validate_args(arguments)
+    main.start_server_init_settings(arguments)
+    settings.MONAI_LABEL_CORS_ORIGINS = origins
+    print(connections(host, port), flush=True)
+    log_config = init_log_config(None, str(folder.root), "app.log", "INFO")
+    uvicorn.run("monailabel.app:app", host=host, port=port, log_config=log_config, access_log=False)
+
+
+def connections(host: str, port: int) -> str:
+    """How to connect, in lines for a terminal."""
+    address = f"http://{host}:{port}"
+    return "\n".join(
+        (
+            f"MONAI Label starts on {address}",
+            f"  3D Slicer  extension MONAILabel, server {address}",
+            f"  OHIF       {address}/ohif/ (for studies on a DICOMweb server)",
+            f'  REST       curl -X POST "{address}/infer/dinomix?image=NAME&output=image" -o label.nii.gz',
+            f"  progress   {address}/train/ and {address}/info/",
+            "Stop it with Ctrl-C.",
+        )
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dinomix_monai.data import make_phantom, split_dataset
+from dinomix_monai.federated import RunPlan, Site, SiteSettings, bundle_network, find_bundle
+
+TOYS = {
+    "patch_size": [32, 32, 16],
+    "network_def#n_filters": 4,
+    "spacing_mm": [8.0, 8.0, 10.0],
+    "steps_per_epoch": 2,
+    "warm_up": 0.0,
+    "ramp_up": 0.0,
+    "confidence_threshold": 0.0,
+    "confidence_floor": 0.0,
+    "distillation_weight": 0,
+    "val_interval": 1,
+}
+VOXELS = tuple(float(1000 - 60 * value) for value in range(14))
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_phantom(
+        tmp_path_factory.mktemp("phantom"), cases=(2, 4, 2, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
+    ).parent
+    split_dataset(folder, 3, unlabeled_sites=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def atlas_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("atlas")
+
+
+@pytest.fixture
+def make_plan() -> Callable[..., RunPlan]:
+    def make(settings: dict | None = None, **changes: object) -> RunPlan:
+        defaults = {"rounds": 2, "epochs_per_round": 1, "labeled_voxels": VOXELS}
+        return RunPlan(settings={**TOYS, **(settings or {})}, **{**defaults, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_site(phantom: Path, atlas_dir: Path, tmp_path: Path, make_plan: Callable) -> Callable[..., Site]:
+    """A site with the first share of labels, or with unlabeled cases alone."""
+
+    def make(folder: str = "site", labels: bool = True, plan: RunPlan | None = None, **overrides: object) -> Site:
+        settings = {
+            "dataset_dir": str(phantom),
+            "datalist_file": f"site-{1 if labels else 3}-of-3-1-unlabeled.json",
+            "atlas_dir": str(atlas_dir),
+            "teacher_weights": "none",
+            "device": "cpu",
+            "amp": False,
+            **overrides,
+        }
+        return Site(SiteSettings("site-1", tmp_path / folder, find_bundle(), settings), plan or make_plan())
+
+    return make
+
+
+@pytest.fixture
+def weights() -> dict:
+    """The global model of the server."""
+    return bundle_network(14, settings=TOYS, seed=7).state_dict()

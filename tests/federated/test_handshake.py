@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dinomix_monai.federated import agree, version_differences
+
+NAMES = ["background", "liver", "spleen"]
+
+
+def answers(**changes):
+    """Of three sites, the last without labels; ``site_2=...`` changes what the second says."""
+    found = {}
+    for number, voxels in enumerate(([10, 2, 0], [5, 0, 1], [0, 0, 0]), start=1):
+        site = {"teacher": "aaaa", "class_names": NAMES, "labeled_voxels": voxels, "versions": {"monai": "1.6.1"}}
+        found[f"site-{number}"] = {**site, **changes.get(f"site_{number}", {})}
+    return found
+
+
+def test_voxels_of_all_sites_are_summed_by_class():
+    assert agree(answers(), NAMES) == [15, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "teacher", "message"),
+    [
+        ({"site_2": {"teacher": "bbbb"}}, "", "got bbbb at site-2 and aaaa at site-1."),
+        ({}, "cccc", "got aaaa at site-1 and cccc in the job."),
+        (
+            {"site_3": {"class_names": ["background", "spleen", "liver"]}},
+            "",
+            f"`labels` must be the same everywhere, got ['background', 'spleen', 'liver'] at site-3 and {NAMES} in the",
+        ),
+        ({"site_1": {"labeled_voxels": [1, 2]}}, "", "labeled_voxels must have 3 numbers, got 2 at site-1."),
+        (
+            {"site_1": {"labeled_voxels": [9, 0, 0]}, "site_2": {"labeled_voxels": [9, 0, 0]}},
+            "",
+            "Some site must have labels, got none at site-1, site-2, site-3.",
+        ),
+    ],
+)
+def test_a_mismatch_is_one_sentence_with_the_site_and_both_values(changes, teacher, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        agree(answers(**changes), NAMES, teacher)
+
+
+def test_versions_that_differ_are_named_with_their_sites():
+    assert version_differences(answers()) == []
+    sentence = "monai: 1.6.1 at site-1, 1.6.0 at site-2, 1.6.1 at site-3"
+    assert version_differences(answers(site_2={"versions": {"monai": "1.6.0"}})) == [sentence]

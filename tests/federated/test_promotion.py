@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dinomix_monai.federated import bundle_network, find_bundle, promote_checkpoint, read_checkpoint
+
+CONFIG = find_bundle() / "configs" / "train.json"
+NAMES = ["background", "liver", "spleen"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    network = bundle_network(3)
+    meta = {"class_names": NAMES, "teacher": "abc", "rounds": 4, "next_round": 4}
+    # A server averages in double precision what it does not know better.
+    model = {name: value.double() for name, value in network.state_dict().items()}
+    torch.save({"model": model, "meta_props": meta}, tmp_path / "FL_global_model.pt")
+    return tmp_path / "FL_global_model.pt"
+
+
+def test_a_global_model_becomes_the_bundles(checkpoint, tmp_path):
+    path = promote_checkpoint(checkpoint, tmp_path / "models" / "model.pt", CONFIG)
+    found, expected = torch.load(path, weights_only=True), bundle_network(3).state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        torch.testing.assert_close(found[name], value)
+    assert json.loads((path.parent / "labels.json").read_text()) == {"0": "background", "1": "liver", "2": "spleen"}
+
+
+def test_weights_of_another_network_are_refused_and_nothing_is_written(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["model"].pop(next(iter(content["model"])))
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match="checkpoint must hold the weights of network_def"):
+        promote_checkpoint(checkpoint, tmp_path / "models" / "model.pt", CONFIG)
+    assert not (tmp_path / "models").exists()
+
+
+def test_what_is_no_global_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint must be a global model, got .*none"):
+        read_checkpoint(tmp_path / "none.pt")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"checkpoint must be an FL_global_model\.pt or best_FL_global_model\.pt"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, other = bundle_network(3, seed=1).state_dict(), bundle_network(3, seed=1).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    first = next(iter(one))
+    assert not torch.equal(one[first], bundle_network(3, seed=2).state_dict()[first])
+    with pytest.raises(FileNotFoundError, match=r"overlays must name configs of the bundle, got .*nothing"):
+        bundle_network(3, overlays=["nothing"])

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SimpleInferer
+from monai.networks.nets import BasicUNet
+from torch import nn
+
+from dinomix_monai.label.app import DinoMixApp
+from dinomix_monai.label.assessment import Assessment, Assessments, ScanAssessor
+from dinomix_monai.label.next_case import dice_shortfall, expected_gain, mean_entropy
+
+
+@pytest.fixture
+def assess(make_folder):
+    """Writes what the current model is to have found."""
+
+    def write(folder, counts: list[int], **scans: tuple[list[float], list[float]]) -> None:
+        found = {name: Assessment(shortfalls, 0.0, features) for name, (shortfalls, features) in scans.items()}
+        Assessments(folder.model_stamp, counts, found).write(folder)
+
+    return write
+
+
+def next_case(http) -> dict:
+    answer = http.post("/activelearning/dinomix", json={})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_rare_classes_decide_and_every_scan_is_handed_out_before_one_comes_again(
+    client, make_folder, give_model, assess
+) -> None:
+    folder = make_folder(labels=["large", "small"])
+    give_model(folder)
+    assess(
+        folder,
+        [10**6, 100],
+        case_1=([0.9, 0.1], [1.0, 0.0]),
+        case_2=([0.1, 0.5], [0.0, 1.0]),
+        case_3=([0.2, 0.2], [-1.0, 0.3]),
+    )
+    http = client(folder)
+    first = next_case(http)
+    assert first["id"] == "case_2"
+    assert first["expected_gain"] == pytest.approx(expected_gain(np.array([[0.1, 0.5]]), [10**6, 100])[0])
+    assert first["path"].endswith("case_2.nii")
+    following = [next_case(http)["id"] for _ in range(3)]
+    assert sorted([first["id"], *following[:2]]) == ["case_1", "case_2", "case_3"]
+    assert following[2] == "case_2"
+
+
+def test_a_scan_like_a_labeled_one_waits(client, make_folder, give_model, assess, save_label, phantom: Path) -> None:
+    folder = make_folder()
+    give_model(folder)
+    http = client(folder)
+    save_label(http, "case_1", phantom / "labels" / "phantom_001.nii")
+    same, other = [0.5] * 13, [0.4] * 13
+    assess(folder, [1] * 13, case_1=(same, [1.0, 0.0]), case_2=(same, [1.0, 0.0]), case_3=(other, [0.0, 1.0]))
+    assert next_case(http)["id"] == "case_3"
+
+
+def test_without_a_model_or_after_a_new_one_scans_come_by_name(client, make_folder, give_model, assess) -> None:
+    folder = make_folder()
+    http = client(folder)
+    assert (next_case(http)["id"], next_case(http)["id"]) == ("case_1", "case_2")
+    give_model(folder)
+    assess(folder, [1] * 13, case_3=([0.5] * 13, [1.0]))
+    give_model(folder, seed=1)
+    answer = next_case(http)
+    assert answer["assessed_scans"] == 0
+    assert "no scan left that the current model has assessed" in answer["reason"]
+
+
+def test_when_all_scans_have_labels_there_is_no_next(client, make_folder, save_label, phantom: Path) -> None:
+    http = client(make_folder())
+    for number in (1, 2, 3):
+        save_label(http, f"case_{number}", phantom / "labels" / f"phantom_00{number}.nii")
+    assert next_case(http) == {}
+
+
+def test_scoring_assesses_every_scan_once_and_counts_labeled_voxels(
+    client, make_folder, give_model, save_label, phantom: Path
+) -> None:
+    folder = make_folder()
+    http = client(folder)
+    refused = http.post("/scoring/dinomix?run_sync=true", json={})
+    assert refused.status_code == 409
+    assert "Assessing scans needs a model" in refused.json()["detail"]
+    give_model(folder)
+    label = phantom / "labels" / "phantom_002.nii"
+    save_label(http, "case_2", label)
+    assert http.post("/scoring/dinomix?run_sync=true", json={}).json() == {"assessed": ["case_1", "case_2", "case_3"]}
+    assert http.post("/scoring/dinomix?run_sync=true", json={}).json() == {"assessed": []}
+    known = Assessments.read(folder)
+    import nibabel as nib
+
+    assert known.counts == np.bincount(np.asarray(nib.load(label).dataobj).ravel(), minlength=14)[1:].tolist()
+    assert all(0 < value < 1 for value in known.scans["case_1"].shortfalls)
+    assert known.scans["case_1"].features != known.scans["case_3"].features
+
+
+def test_scoring_is_started_only_where_there_is_something_to_assess(
+    make_folder, give_model, assess, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder()
+    app = DinoMixApp(str(folder.root), str(studies), {})
+    started = []
+    monkeypatch.setattr("monailabel.interfaces.app.MONAILabelApp.async_scoring", lambda *_: started.append(1))
+    app.async_scoring(None)
+    assert not started
+    give_model(folder)
+    app.async_scoring(None)
+    assert len(started) == 1
+    entry = ([0.5] * 13, [1.0])
+    assess(folder, [1] * 13, case_1=entry, case_2=entry, case_3=entry)
+    app.async_scoring(None)
+    assert len(started) == 1
+    give_model(folder)
+    monkeypatch.setattr("monailabel.utils.async_tasks.utils.background_processes", {"scoring": {"task": object()}})
+    app.async_scoring(None)
+    assert len(started) == 1
+
+
+def test_an_assessment_is_that_of_its_parts() -> None:
+    torch.manual_seed(0)
+    student, teacher = (BasicUNet(features=(4, 4, 4, 4, 4, 4), out_channels=3).eval() for _ in range(2))
+    image = torch.rand(1, 32, 32, 32)
+    found = ScanAssessor(student, teacher, SimpleInferer(), "conv_0")(image)
+    with torch.no_grad():
+        p, q = (network(image[None])[0].softmax(0) for network in (student, teacher))
+        features = student.conv_0(image[None])[0].mean(dim=[1, 2, 3])
+    assert found.shortfalls == dice_shortfall(p, q)[1:].tolist()
+    assert found.entropy == mean_entropy(q)
+    np.testing.assert_allclose(found.features, features, rtol=1e-5)
+    with pytest.raises(ValueError, match="module must name one of the student's, got 'nowhere'"):
+        ScanAssessor(student, teacher, SimpleInferer(), "nowhere")
+
+
+def test_without_its_student_a_model_is_compared_with_itself(make_folder, give_model) -> None:
+    folder = make_folder()
+    give_model(folder)
+    assessor = ScanAssessor.of_app(folder)
+    assert all(torch.equal(a, b) for a, b in zip(assessor.student.parameters(), assessor.teacher.parameters()))
+    student: nn.Module = folder.parser("inference").get_parsed_content("network_def")
+    torch.save(student.state_dict(), folder.student_file)
+    assessor = ScanAssessor.of_app(folder)
+    assert all(torch.equal(a, b) for a, b in zip(assessor.student.parameters(), student.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(assessor.student.parameters(), assessor.teacher.parameters()))
+
+
+def test_assessments_of_another_model_or_other_classes_are_not_used(make_folder, give_model, assess) -> None:
+    folder = make_folder(labels=["a", "b"])
+    give_model(folder)
+    assess(folder, [3, 4], case_1=([0.1, 0.2], [1.0]))
+    assert Assessments.read(folder).counts == [3, 4]
+    content = json.loads(folder.scores_file.read_text())
+    folder.scores_file.write_text(json.dumps({**content, "counts": [3]}))
+    assert Assessments.read(folder) == Assessments(folder.model_stamp, [0, 0], {})
+    folder.scores_file.write_text(json.dumps({**content, "stamp": 1}))
+    assert Assessments.read(folder).scans == {}
