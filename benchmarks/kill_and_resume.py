@@ -33,8 +33,8 @@ SETTINGS = {
     "patch_size": [32, 32, 16],
     "network_def#n_filters": 4,
     "spacing_mm": [8.0, 8.0, 10.0],
-    "epochs": 16,
-    "steps_per_epoch": 4,
+    "epochs": 14,
+    "steps_per_epoch": 3,
     "val_interval": 2,
     "patience": 9,
     "warm_up": 0.1,
@@ -67,7 +67,8 @@ def main(kills: int = 10, seed: int = 0) -> None:
             process = _start(folder, parts)
             how = _kill(process, parts, draw.uniform(0, 2 * duration / kills), while_writing=number % 3 == 2)
             done += process.exitcode == -signal.SIGKILL
-            print(f"{number + 1}. {how} after step {len(_steps(parts))}", flush=True)
+            reached = max((row["step"] for row in _steps(parts)), default=0)
+            print(f"{number + 1}. {how} after step {reached}", flush=True)
         _finish(folder, parts)
         differences = [*_differences(whole, parts)]
         print(
@@ -136,7 +137,7 @@ def _kill(process: Any, output: Path, moment: float, while_writing: bool) -> str
     time.sleep(moment)
     partial = output / STATE.with_name(f"{STATE.name}.partial")
     while while_writing and process.is_alive() and not partial.exists():
-        pass
+        time.sleep(0.0005)
     process.kill()
     process.join()
     if process.exitcode != -signal.SIGKILL:

@@ -69,3 +69,30 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
             "remedy": "Put the file there, or take the case out of the list.",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compare", "nowhere", "nowhere"), "Error: "),
+        (("prepare", "spleen", "RAW", "OUT"), "Error: "),
+        (("check", "DATA", "--patch_size", "1,2"), "Error: patch_size must have three numbers above 0, got (1, 2).\n"),
+        (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),
+        (("atlas", "DATA", "--distillation_weight", "0"), "Error: config_file must have teacher_key 'origin' and a "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_message_without_a_traceback(monkeypatch, phantom, tmp_path, capsys, arguments, message):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    words = [{"DATA": str(phantom), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
+    monkeypatch.setattr(sys, "argv", ["dinomix_monai", *words])
+    monkeypatch.delitem(sys.modules, "dinomix_monai.__main__", raising=False)
+    with pytest.raises((ValueError, OSError)) as caught:
+        runpy.run_module("dinomix_monai", run_name="__main__")
+    capsys.readouterr()
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    printed = capsys.readouterr().err
+    print(printed)
+    assert printed.startswith(message)
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

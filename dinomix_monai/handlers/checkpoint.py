@@ -280,7 +280,8 @@ def _write(content: Any, path: Path) -> None:
             raise
         raise OSError(
             reason.errno,
-            f"{path} must be a file that can be written to, got: {reason.strerror}. What was there before is unchanged",
+            f"{path} must be a file that can be written to, got: {reason.strerror}. "
+            "What was there before is unchanged.",
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -37,7 +37,9 @@ def failure_text(error: BaseException) -> str:
     cause = _unwrapped(error)
     # The text of a KeyError is the representation of its key.
     text = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
-    if not _is_ours(cause):
+    if isinstance(cause, OSError) and cause.strerror and _is_ours(cause):
+        text = cause.strerror  # without the number
+    elif not _is_ours(cause):
         text = f"{text} ({type(cause).__name__})" if text else type(cause).__name__
     place = _place(error)
     return f"Error at {place}: {text}" if place else f"Error: {text}"

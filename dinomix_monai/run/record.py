@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,19 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
     _log_to(handler)
     report_failures(log_file, state_file)
     stop_on_sigterm()
-    versions = ", ".join(f"{package} {version(package)}" for package in ("dinomix-monai", "monai", "torch"))
+    versions = ", ".join(f"{package} {_version(package)}" for package in ("dinomix-monai", "monai", "torch"))
     about = (" ".join(sys.argv), Path.cwd(), versions, platform.python_version())
     logging.getLogger(__name__).info("%s\nin %s, %s, Python %s", *about)
     if parser is not None:
         _check_settings(parser.get())
     return log_file
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # From the project's root this package runs without being installed.
+        return "not installed"
 
 
 class _RunLog(logging.FileHandler):

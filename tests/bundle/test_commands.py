@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -109,3 +112,27 @@ def test_phantom_command_makes_the_default_data_set(tmp_path: Path) -> None:
     datalist = json.loads((tmp_path / "data" / "dataset.json").read_text())
     sections = ("training", "unlabeled", "validation", "test")
     assert [len(datalist[section]) for section in sections] == [4, 16, 4, 8]
+
+
+def test_sigterm_ends_a_training_with_its_state_and_a_few_lines(phantom: Path, tmp_path: Path) -> None:
+    settings = {**TINY_RUN, "dataset_dir": phantom, "output_dir": tmp_path, "epochs": 1000, "distillation_weight": 0.0}
+    pairs = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "bundle/configs/train.json"]
+    with (tmp_path / "printed.txt").open("w") as printed:
+        process = subprocess.Popen([*command, *pairs], cwd=ROOT, stdout=printed, stderr=printed)
+        history = tmp_path / "history.csv"
+        while process.poll() is None and not (history.is_file() and len(history.read_text().splitlines()) > 1):
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(120) == 128 + signal.SIGTERM
+    text = (tmp_path / "printed.txt").read_text()
+    state, (log,) = tmp_path / "models" / "last" / "state.pt", (tmp_path / "logs").glob("*.log")
+    assert text.splitlines()[-3:] == [
+        "Stopped by SIGTERM.",
+        f"State of the run: {state}; resume.json goes on from there.",
+        f"Log: {log}",
+    ]
+    assert "Traceback" not in text
+    assert "Traceback" in log.read_text()
+    assert torch.load(state, weights_only=True)["trainer"]["epoch"] >= 0
+    assert not list(tmp_path.rglob("*.partial"))

@@ -79,9 +79,10 @@ def in_overlay(overlay: str) -> dict:
 
 
 @pytest.fixture
-def model_file(tmp_path: Path) -> Path:
+def model_file(workflow, tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
-    torch.save({}, path)
+    network = workflow("inference", kind="infer", model_file=str(path)).parser.get_parsed_content("network_def")
+    torch.save(network.state_dict(), path)
     return path
 
 

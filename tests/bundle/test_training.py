@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 
 def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -142,3 +143,13 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(run, tmp_path: Pa
         run("train", epochs=1, seed=seed, output_dir=str(tmp_path / name))
     a, b, c = ((tmp_path / name / "history.csv").read_text() for name in "abc")
     assert a == b != c
+
+
+def test_the_configuration_that_a_run_leaves_repeats_it(run, tmp_path: Path) -> None:
+    run("train", epochs=1, seed=3, output_dir=str(tmp_path / "first"))
+    (written,) = (tmp_path / "first" / "logs").glob("training-*.json")
+    again = ConfigWorkflow(str(written), logging_file=False, output_dir=str(tmp_path / "again"))
+    again.initialize()
+    again.run()
+    first, second = ((tmp_path / name / "history.csv").read_text() for name in ("first", "again"))
+    assert first == second

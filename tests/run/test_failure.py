@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, SpatialPadd
 
+from dinomix_monai.handlers import BestModelHandler
 from dinomix_monai.losses import VoxelWeightedDiceCELoss
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.run import failure_text, report_failures, stop_on_sigterm
@@ -72,6 +74,20 @@ def test_what_a_transform_was_applied_to_is_left_out():
 
 def test_a_key_that_is_missing_is_named_without_quotes_around_the_sentence():
     assert failure_text(raised(KeyError("No such thing."))) == "Error: No such thing. (KeyError)"
+
+
+def test_what_this_package_says_of_the_disk_has_no_number(monkeypatch, tmp_path):
+    def full(content, handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    handler = BestModelHandler(tmp_path / "model.pt", ["background", "liver"])
+    with pytest.raises(OSError, match="No space left") as caught:
+        handler.write(torch.nn.Linear(1, 1))
+    assert failure_text(caught.value) == (
+        f"Error: {tmp_path / 'model.pt'} must be a file that can be written to, got: No space left on device. What was "
+        "there before is unchanged."
+    )
 
 
 def test_with_a_log_the_traceback_goes_there_and_the_message_to_stderr(tmp_path, capsys, caplog):
