@@ -10,7 +10,7 @@ from dinomix_monai.data.labels import check_model_file, read_labels, write_label
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
-from dinomix_monai.data.streams import PatchStream, patch_stream
+from dinomix_monai.data.streams import PatchStream, patch_stream, share_of
 
 __all__ = [
     "CaseCheck",
@@ -31,6 +31,7 @@ __all__ = [
     "read_labels",
     "read_protocol",
     "scaling_window",
+    "share_of",
     "verify_dataset",
     "write_labels",
 ]

@@ -38,12 +38,17 @@ class BestModelHandler:
         path: file to write.
         class_names: names by label value, background first.
         key_metric: name of the metric.
+        writes: whether to write; ``False`` in all but one of several processes that train together, which only
+            remember the best value.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY) -> None:
+    def __init__(
+        self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY, writes: bool = True
+    ) -> None:
         self.path = Path(path)
         self.class_names = list(class_names)
         self.key_metric = key_metric
+        self.writes = writes
         self.best: float | None = None
         self.epoch = 0
 
@@ -67,7 +72,8 @@ class BestModelHandler:
         value = -math.inf if math.isnan(value) else value
         if self.best is None or value > self.best:
             self.best, self.epoch = value, engine.state.epoch
-            self.write(engine.network)
+            if self.writes:
+                self.write(engine.network)
 
     def write(self, network: nn.Module) -> None:
         """Writes the weights of a network and the names of the classes."""

@@ -5,11 +5,47 @@ from __future__ import annotations
 import logging
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from torch import distributed, nn
 
-__all__ = ["ClipGradientHandler"]
+from dinomix_monai.processes import process_count, sum_over_processes
+
+__all__ = ["AverageGradientHandler", "ClipGradientHandler"]
+
+
+class AverageGradientHandler:
+    """
+    Averages the gradients of a module over all processes, as ``DistributedDataParallel`` does for what it wraps.
+
+    For modules that train beside the network and not in its forward pass, such as projection heads. At the start of
+    a run their weights become those of rank 0. It does nothing in a run of one process.
+
+    Args:
+        module: what is trained; of a parameter, either all processes or none must have a gradient.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the start and to the end of each backward pass; attach it before any use of the gradients."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Takes the weights of rank 0."""
+        if process_count() > 1:
+            for parameter in self.module.parameters():
+                distributed.broadcast(parameter.detach(), 0)
+
+    def __call__(self, engine: Engine) -> None:
+        """Averages the gradients."""
+        if process_count() > 1:
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = sum_over_processes(parameter.grad) / process_count()
 
 
 class ClipGradientHandler:

@@ -11,6 +11,7 @@ import torch
 from monai.transforms import RandAffineGrid, Randomizable, Resample, Transform
 from monai.utils import convert_to_tensor
 
+from dinomix_monai.processes import gather_over_processes
 from dinomix_monai.transforms.donor_bank import DonorBank, Patch
 
 __all__ = ["DIRECTIONS", "PICCutMix", "class_probabilities", "imbalance"]
@@ -196,15 +197,22 @@ class PICCutMix(Randomizable, Transform):
         """
         Puts patches into the bank and counts their pseudo-labeled voxels.
 
+        Under ``torch.distributed`` voxels are counted over all processes, in the order of ranks; every bank has the
+        patches of its own process. All must add as many unlabeled patches.
+
         Args:
             patches: label, weight, position and images of each, without a batch axis.
             labeled: for each of them, whether its label is ground truth.
         """
+        unlabeled = []
         for patch, is_labeled in zip(patches, labeled):
             label, weight = patch[:2]
-            voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts)).cpu().numpy()
-            self.bank.add(patch, np.flatnonzero(voxels), is_labeled)
+            voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts))
+            self.bank.add(patch, voxels.nonzero()[:, 0].tolist(), is_labeled)
             if not is_labeled:
+                unlabeled.append(voxels)
+        if unlabeled:
+            for voxels in gather_over_processes(torch.stack(unlabeled)).cpu().numpy():
                 self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
 
     def randomize(  # type: ignore[override]  # MONAI's takes any data
