@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from json import dumps
+from json import dumps, loads
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -13,9 +14,11 @@ from fire.decorators import SetParseFn
 from monai.bundle import ConfigParser
 
 from dinomix_monai.data import check_dataset, findings_table, make_phantom, prepare_dataset, read_protocol
+from dinomix_monai.engines import plan_training
+from dinomix_monai.label import prepare_app_folder, serve
 from dinomix_monai.metrics import compare_runs, read_scores
 
-__all__ = ["atlas", "check", "compare", "phantom", "prepare"]
+__all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare"]
 
 
 def check(
@@ -119,6 +122,27 @@ def atlas(
     print(parser.get_parsed_content("atlas").describe())
 
 
+def plan(
+    dataset_dir: str | None = None,
+    config_file: str | Sequence[str] = "bundle/configs/train.json",
+    repetitions: int = 6,
+    **settings: Any,
+) -> None:
+    """
+    Prints what a training will do and take, from a few steps on this machine, and trains nothing.
+
+    Args:
+        dataset_dir: folder of the data set, the built-in phantom if not given.
+        config_file: the bundle's training configuration and its overlays, as training is given them.
+        repetitions: steps of each kind to time.
+        **settings: ids of the configuration with other values, as training is given them.
+    """
+    parser = ConfigParser()
+    parser.read_config(config_file)
+    parser.update({**({"dataset_dir": dataset_dir} if dataset_dir else {}), **settings})
+    print(plan_training(parser, repetitions))
+
+
 def prepare(
     dataset: str, raw_dir: str, out_dir: str, labeled: int | None = None, protocol: str | None = None, workers: int = 4
 ) -> None:
@@ -140,6 +164,48 @@ def prepare(
     print(prepare_dataset(chosen, raw_dir, out_dir, labeled, workers))
 
 
+# As typed, for the same reason: a folder, a label or a host may look like a number.
+@SetParseFn(str, "studies", "model", "app", "labels", "settings", "teacher_weights", "bundle", "host")
+def label(
+    studies: str,
+    model: str | None = None,
+    app: str = "label_app",
+    labels: str | None = None,
+    settings: str | None = None,
+    teacher_weights: str = "none",
+    bundle: str = "bundle",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """
+    Starts MONAI Label on a folder of scans: annotators label a few of them, and the model learns from all.
+
+    Args:
+        studies: folder of the scans (NIfTI), or the address of a DICOMweb server.
+        model: weights to begin with, with labels.json beside them; without, the first training begins anew.
+        app: folder of the app, made if missing; an app that is there goes on with its own model and settings.
+        labels: names of the classes of a new app, separated by commas, without background.
+        settings: JSON file with other values of the bundle's ids for a new app, such as configs/acdc.json.
+        teacher_weights: weights of DINOv3 for a new app: none (no FKD), auto or a file.
+        bundle: folder of the bundle.
+        host: address to listen on; another than this machine's own needs authentication.
+        port: port to listen on.
+    """
+    names = None if labels is None else [name.strip() for name in labels.split(",")]
+    chosen = {} if settings is None else loads(Path(settings).read_text(encoding="utf-8"))
+    folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)
+    print(f"App in {folder.root}, classes: {', '.join(folder.class_names[1:])}.", flush=True)
+    serve(folder, studies, host, port)
+
+
 if __name__ == "__main__":
-    commands = {"atlas": atlas, "check": check, "compare": compare, "phantom": phantom, "prepare": prepare}
+    commands = {
+        "atlas": atlas,
+        "check": check,
+        "compare": compare,
+        "label": label,
+        "phantom": phantom,
+        "plan": plan,
+        "prepare": prepare,
+    }
     fire.Fire(commands, name="dinomix_monai")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
-from dinomix_monai.data.datalist import Datalist, image_files, open_datalist, read_datalist
+from dinomix_monai.data.datalist import Datalist, class_weights, image_files, open_datalist, read_datalist
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
+from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
@@ -17,10 +18,12 @@ __all__ = [
     "CaseReport",
     "Datalist",
     "Finding",
+    "OriginalScans",
     "PatchStream",
     "Protocol",
     "check_dataset",
     "check_model_file",
+    "class_weights",
     "findings_table",
     "image_files",
     "make_phantom",

@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.volume import is_single_volume
 
-__all__ = ["SECTIONS", "Datalist", "image_files", "open_datalist", "read_datalist"]
+__all__ = ["SECTIONS", "Datalist", "class_weights", "image_files", "open_datalist", "read_datalist"]
 
 SECTIONS = {
     "training": ("image", "label"),
@@ -72,15 +72,24 @@ class Datalist:
             counts[values.astype(int)] += voxels
         return counts.tolist()
 
-    def class_weights(self, power: float) -> list[float]:
-        """
-        Weights ``(n_max / n_c) ** power`` of the classes in a cross-entropy, from their voxels ``n_c``.
 
-        A class without labeled voxels gets the weight of the rarest that has some.
-        """
-        counts = np.asarray(self.training_voxels, dtype=float)
-        counts[counts == 0] = counts[counts > 0].min()
-        return ((counts.max() / counts) ** power).tolist()
+def class_weights(voxels: Sequence[float], power: float) -> list[float]:
+    """
+    Weights ``(n_max / n_c) ** power`` of the classes in a cross-entropy, from their labeled voxels ``n_c``.
+
+    A class without labeled voxels gets the weight of the rarest that has some.
+
+    Raises:
+        ValueError: When no class has any.
+    """
+    counts = np.asarray(voxels, dtype=float)
+    if not counts.any():
+        raise ValueError(
+            f"voxels must have labeled voxels of some class, got {list(voxels)}. List labeled cases under `training`; "
+            "scans without any label can be learned from in a federation alone."
+        )
+    counts[counts == 0] = counts[counts > 0].min()
+    return ((counts.max() / counts) ** power).tolist()
 
 
 def open_datalist(
@@ -124,8 +133,8 @@ def read_datalist(
 
     Raises:
         FileNotFoundError: When there is no such list.
-        ValueError: When the list is not JSON or lacks ``labels`` or ``training``, a case has no image, or the labels
-            are not 0, 1, 2, ...
+        ValueError: When the list is not JSON, lacks ``labels``, or lists no case under ``training`` or ``unlabeled``, a
+            case has no image, or the labels are not 0, 1, 2, ...
     """
     root = Path(dataset_dir).expanduser().absolute()
     path = root / file
@@ -139,7 +148,8 @@ def read_datalist(
             "`unlabeled` (image), `validation` and `test`, with paths relative to it."
         )
     content = _read_json(path)
-    if missing := [name for name in ("labels", "training") if not content.get(name)]:
+    needed = {"labels": content.get("labels"), "training": content.get("training") or content.get("unlabeled")}
+    if missing := [name for name, entries in needed.items() if not entries]:
         raise ValueError(f"{path} must have entries under {' and '.join(missing)}, got none.")
     sections = {}
     for name in SECTIONS:

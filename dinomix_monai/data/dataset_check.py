@@ -27,6 +27,7 @@ def check_dataset(
     patch_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
     intensity_window: Sequence[float] | None = None,
+    needs_labels: bool = True,
 ) -> list[Finding]:
     """
     Reads every header and every voxel of a data set once and reports all that is wrong with it.
@@ -41,6 +42,7 @@ def check_dataset(
         patch_size: see :class:`CaseCheck`.
         spacing_mm: see :class:`CaseCheck`.
         intensity_window: see :class:`CaseCheck`.
+        needs_labels: whether a list without any labeled training case is an error; at a site of a federation it is not.
 
     Returns:
         Errors, then warnings, each in the order of the list; paths are relative to ``dataset_dir`` where they
@@ -61,7 +63,7 @@ def check_dataset(
         progress = tqdm(pool.map(check, sections, cases), "Checking data", len(cases), unit="case", disable=None)
         reports = list(progress)
     findings = [finding for report in reports for finding in report.findings]
-    findings += [*_copies(reports, root), *_gaps(datalist, reports, file)]
+    findings += [*_copies(reports, root), *_gaps(datalist, reports, file, needs_labels)]
     findings = [replace(finding, file=_relative(finding.file, root)) for finding in findings]
     return sorted(findings, key=lambda finding: finding.severity)
 
@@ -113,11 +115,14 @@ def _copies(reports: Sequence[CaseReport], root: Path) -> Iterator[Finding]:
             yield Finding("warning", report.image, problem, "List it once, unless it is meant to count twice.")
 
 
-def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str) -> Iterator[Finding]:
+def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str, needs_labels: bool) -> Iterator[Finding]:
+    if not datalist.training and needs_labels:
+        remedy = "List labeled cases under `training`; scans alone can be learned from in a federation only."
+        yield Finding("error", file, "lists no labeled cases", remedy)
     found = [report.classes for report in reports if report.section == "training"]
     labeled = frozenset[int]().union(*(classes for classes in found if classes is not None))
     # A label that could not be read may have the class.
-    for value in range(1, datalist.num_classes) if None not in found else ():
+    for value in range(1, datalist.num_classes) if found and None not in found else ():
         if value not in labeled:
             problem = f"names {datalist.class_names[value]}, which no label under `training` has"
             yield Finding("warning", file, problem, "It cannot be learned; label it, or take it out of `labels`.")

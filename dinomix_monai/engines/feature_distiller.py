@@ -85,13 +85,15 @@ class FeatureDistiller(nn.Module, Randomizable):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            volume: what the teacher sees of the student's last input, shape (B, 1, H, W, D), values in [0, 1].
+            volume: what the teacher sees of the student's last input, shape (B, 1, H, W, D), values in [0, 1]; with
+                fewer samples than that had, its first ones are taught.
 
         Returns:
             Loss, a scalar; the mean over the tapped modules.
         """
         losses = []
         for features, head in zip(self.tap.take(), self.heads):
+            features = features[: len(volume)]
             grid = tuple(features.shape[2:])
             depth = grid[-1]
             cells = None

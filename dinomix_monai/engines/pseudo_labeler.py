@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from monai.utils import convert_to_tensor
 from torch import nn
 
 from dinomix_monai.processes import process_count, sum_over_processes
@@ -24,7 +25,7 @@ class PseudoLabeler(nn.Module):
     predicted probability, so a class that the teacher begins to forget is brought back. It presumes that unlabeled
     patches show the same organs as labeled scans, and about as much of the background.
 
-    *Thresholds*: a voxel counts (weight 1) when the probability of its most probable class reaches the threshold of
+    *Thresholds*: a voxel counts when the probability of its most probable class reaches the threshold of
     that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
     that class: ``threshold * status_c / max_k status_k``, at least ``floor``.
 
@@ -42,10 +43,13 @@ class PseudoLabeler(nn.Module):
         decay: decay of the moving averages.
         alignment: strength of the alignment, 0 for none.
         labeled_counts: voxels of each class over the labeled set, background first; needed for the alignment.
+        weight: weight of a voxel that counts.
+        clean_label: transform of the label map (1, H, W[, D]) of each patch, such as MONAI's
+            ``KeepLargestConnectedComponent``; ``None`` for none.
 
     Raises:
-        ValueError: When not ``0 <= floor <= threshold <= 1``, ``alignment`` is negative, or ``labeled_counts`` is
-            missing or not one number for each class.
+        ValueError: When not ``0 <= floor <= threshold <= 1``, ``alignment`` is negative, ``weight`` is not positive, or
+            ``labeled_counts`` is missing or not one number for each class.
     """
 
     status: torch.Tensor
@@ -60,6 +64,8 @@ class PseudoLabeler(nn.Module):
         decay: float = 0.99,
         alignment: float = 0.0,
         labeled_counts: Sequence[float] | None = None,
+        weight: float = 1.0,
+        clean_label: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= floor <= threshold <= 1:
@@ -70,7 +76,10 @@ class PseudoLabeler(nn.Module):
             raise ValueError(
                 f"labeled_counts must have the voxels of {num_classes} classes for an alignment, got {labeled_counts}."
             )
+        if weight <= 0:
+            raise ValueError(f"weight must be > 0, got {weight}.")
         self.threshold, self.floor, self.decay, self.alignment = threshold, floor, decay, alignment
+        self.weight, self.clean_label = weight, clean_label
         self.register_buffer("status", torch.ones(num_classes))
         if alignment:
             # One voxel more, so that a class without labeled voxels has a share.
@@ -89,7 +98,7 @@ class PseudoLabeler(nn.Module):
             logits: shape (B, C, H, W[, D]).
 
         Returns:
-            Label values and weights in {0, 1}, each of shape (B, 1, H, W[, D]).
+            Label values and weights in {0, ``weight``}, each of shape (B, 1, H, W[, D]).
         """
         self.to(logits.device)
         probabilities = logits.float().softmax(dim=1)
@@ -97,11 +106,16 @@ class PseudoLabeler(nn.Module):
             probabilities = self._aligned(probabilities)
         confidence, label = probabilities.max(dim=1, keepdim=True)
         self._follow(confidence.flatten(), label.flatten())
-        return label, (confidence >= self.thresholds()[label]).to(confidence)
+        weight = self.weight * (confidence >= self.thresholds()[label]).to(confidence)
+        if self.clean_label is not None:
+            label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
+        return label, weight
 
     def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
         found = sum_over_processes(probabilities.mean(dim=[0, *range(2, probabilities.ndim)])) / process_count()
-        self.predicted_shares = self.decay * self.predicted_shares + (1 - self.decay) * found
+        followed = self.decay * self.predicted_shares + (1 - self.decay) * found
+        # An average that has once been NaN would be so for ever.
+        self.predicted_shares = torch.where(found.isfinite().all(), followed, self.predicted_shares)
         ratio = (self.labeled_shares / self.predicted_shares).clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
         aligned = probabilities * (ratio**self.alignment).view(1, -1, *[1] * (probabilities.ndim - 2))
         return aligned / aligned.sum(dim=1, keepdim=True)
@@ -111,4 +125,5 @@ class PseudoLabeler(nn.Module):
         sums = zeros.index_add(0, label, torch.ones_like(confidence)), zeros.index_add(0, label, confidence)
         voxels, total = sum_over_processes(torch.stack(sums))
         mean = total / voxels.clamp_min(1)
-        self.status = torch.where(voxels > 0, self.decay * self.status + (1 - self.decay) * mean, self.status)
+        is_seen = (voxels > 0) & mean.isfinite()
+        self.status = torch.where(is_seen, self.decay * self.status + (1 - self.decay) * mean, self.status)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from ignite.engine import Events
-from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.engines.feature_distiller import FeatureDistiller
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
+from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.keys import BatchKeys, LossKeys
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.transforms import PICCutMixd
@@ -22,7 +20,7 @@ from dinomix_monai.transforms import PICCutMixd
 __all__ = ["DinoMixTrainer"]
 
 
-class DinoMixTrainer(SupervisedTrainer):
+class DinoMixTrainer(SemiSupervisedTrainer):
     """
     ``monai.engines.SupervisedTrainer`` that also learns from unlabeled images and from a frozen teacher.
 
@@ -30,6 +28,13 @@ class DinoMixTrainer(SupervisedTrainer):
     student sees the clean labeled and the mixed patches in one forward pass; the loss is ``supervised +
     unsupervised_weight * unsupervised + distillation_weight * distillation``. Where a weight is 0 its part is not
     computed at all, and with both at 0 a step is exactly ``SupervisedTrainer``'s.
+
+    The frozen teacher needs no label and no confidence, so it teaches the unlabeled patches from the first step on: as
+    they are while pseudo-labels have no weight, and mixed afterwards.
+
+    Without labeled images (a site of a federation that has none) an epoch goes over the unlabeled ones: the student
+    sees the mixed patches, or what it distills from while they have no weight. A step in which it has nothing to learn
+    leaves everything as it is and fires no ``MODEL_COMPLETED``.
 
     It owns no schedule and no file: handlers set ``unsupervised_weight``, ``distillation_weight`` and ``progress``,
     update the EMA teacher and write checkpoints.
@@ -48,10 +53,14 @@ class DinoMixTrainer(SupervisedTrainer):
             kinds of batches, which must then be among the keys of ``mix``.
         unsupervised_weight: weight of the mixed patches' loss.
         distillation_weight: weight of the distillation loss.
-        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1.
+        distill_mixed: whether mixed patches are taught, too, with tokens that were mixed by the same boxes; else only
+            patches that were not mixed are.
+        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1, and ``train_data_loader`` may be
+            ``None`` or empty when there are no labeled images.
 
     Raises:
-        ValueError: When a part is missing that the unlabeled images need, or ``accumulation_steps`` is not 1.
+        ValueError: When a part is missing that the unlabeled images need, there are images of neither kind, or
+            ``accumulation_steps`` is not 1.
     """
 
     def __init__(
@@ -66,142 +75,114 @@ class DinoMixTrainer(SupervisedTrainer):
         teacher_key: str = BatchKeys.IMAGE,
         unsupervised_weight: float = 1.0,
         distillation_weight: float = 1.0,
+        distill_mixed: bool = True,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("accumulation_steps", 1) != 1:
-            raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
-        if _is_empty(unlabeled_data_loader):
-            unlabeled_data_loader = None
-        if unlabeled_data_loader is None:
-            warnings.warn("There are no unlabeled images: training is supervised.", stacklevel=2)
-        else:
-            needed = {
-                "ema_teacher": ema_teacher,
-                "pseudo_labeler": pseudo_labeler,
-                "unlabeled_loss_function": unlabeled_loss_function,
-            }
-            if missing := [name for name, part in needed.items() if part is None]:
-                raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
-        self.unlabeled_data_loader = unlabeled_data_loader
-        # Any: where they are used they are not None, as made sure of above.
-        self.ema_teacher: Any = ema_teacher
+        # Any: where they are used they are not None, as made sure of below.
         self.pseudo_labeler: Any = pseudo_labeler
         self.unlabeled_loss_function: Any = unlabeled_loss_function
         self.mix = mix
         self.distiller = distiller
         self.teacher_key = teacher_key
-        self.unsupervised_weight = unsupervised_weight
         self.distillation_weight = distillation_weight
-        self.progress = 0.0
-        self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
-        # Last, because it attaches the handlers, and they look for the attributes above.
-        super().__init__(*args, **kwargs)
-        # With the labeled one, so that what an epoch draws does not depend on the epochs before it.
-        self.add_event_handler(Events.EPOCH_STARTED, self._restart_unlabeled)
-
-    def _restart_unlabeled(self) -> None:
-        self._unlabeled_batches = None
-
-    def next_unlabeled(self) -> dict[str, Any]:
-        """
-        The next batch of the unlabeled stream, which starts over in each epoch and when it is exhausted.
-
-        Raises:
-            RuntimeError: When the stream has no batch at all.
-        """
-        for _ in range(2):
-            if self._unlabeled_batches is None:
-                self._unlabeled_batches = iter(self.unlabeled_data_loader or ())
-            batch = next(self._unlabeled_batches, None)
-            if batch is not None:
-                return batch
-            self._restart_unlabeled()
-        raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
+        self.distill_mixed = distill_mixed
+        super().__init__(
+            *args,
+            unlabeled_data_loader=unlabeled_data_loader,
+            ema_teacher=ema_teacher,
+            unsupervised_weight=unsupervised_weight,
+            **kwargs,
+        )
+        needed = ("ema_teacher", "pseudo_labeler", "unlabeled_loss_function")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.unlabeled_data_loader is not None and missing:
+            raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
-        use_unlabeled = self.unlabeled_data_loader is not None and self.unsupervised_weight > 0
+        self.unlabeled_batch = None
+        use_unlabeled = self.uses_unlabeled
         distiller = self.distiller if self.distillation_weight > 0 else None
         use_teacher = distiller is not None
         if distiller is not None and not distiller.is_due(self.state.iteration):
             distiller = None
         if not use_unlabeled and distiller is None:
-            return super()._iteration(engine, batchdata)
+            if self.has_labels:
+                return super()._iteration(engine, batchdata)
+            self.state.output = {Keys.LOSS: torch.zeros((), device=self.state.device)}
+            return self.state.output
 
-        image, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
-        labeled: dict[str, torch.Tensor] = {
-            BatchKeys.IMAGE: convert_to_tensor(image),
-            BatchKeys.LABEL: convert_to_tensor(label),
-        }
-        if use_teacher and self.teacher_key not in labeled:
-            # In every step, because a donor of this one may be pasted in one that distills.
-            labeled[self.teacher_key] = self._to_device(batchdata[self.teacher_key])
-        inputs = [labeled[BatchKeys.IMAGE]]
-        taught = [labeled[self.teacher_key]] if distiller is not None else []
-
+        labeled = self._labeled(batchdata, use_teacher) if self.has_labels else None
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
-            mixed = self._mixed(labeled, batchdata) if use_unlabeled else None
-            if mixed is not None:
-                inputs.append(mixed[BatchKeys.IMAGE])
-                taught += [mixed[self.teacher_key]] if distiller is not None else []
-            logits = self.inferer(torch.cat(inputs), self.network)
-            size = len(image)
-            output: dict[str, Any] = {Keys.IMAGE: image, Keys.LABEL: label, Keys.PRED: logits[:size]}
+            unlabeled = None
+            if self.unlabeled_data_loader is not None:
+                batch = batchdata if labeled is None else self.next_unlabeled()
+                unlabeled = self._unlabeled(batch, use_teacher)
+                if use_unlabeled:
+                    unlabeled = self._mixed(unlabeled, batch, labeled, batchdata)
+            parts = [part for part in (labeled, unlabeled) if part is not None]
+            # Labeled patches come first, so what is taught is the beginning of what the student sees.
+            taught = parts if self.distill_mixed or not use_unlabeled else parts[: labeled is not None]
+            logits = self.inferer(torch.cat([part[BatchKeys.IMAGE] for part in parts]), self.network)
+            size = len(parts[0][BatchKeys.IMAGE])
+            output: dict[str, Any] = {key: parts[0][key] for key in (Keys.IMAGE, Keys.LABEL) if key in parts[0]}
+            output[Keys.PRED] = logits[:size]
             self.state.output = output
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
 
-            loss = output[LossKeys.SUPERVISED] = self.loss_function(logits[:size], label).mean()
-            if mixed is not None:
-                term = self.unlabeled_loss_function(logits[size:], mixed[BatchKeys.LABEL], mixed[BatchKeys.WEIGHT])
+            loss: Any = 0
+            if labeled is not None:
+                loss = output[LossKeys.SUPERVISED] = self.loss_function(logits[:size], labeled[BatchKeys.LABEL]).mean()
+                logits = logits[size:]
+            if unlabeled is not None and use_unlabeled:
+                term = self.unlabeled_loss_function(logits, unlabeled[BatchKeys.LABEL], unlabeled[BatchKeys.WEIGHT])
                 output[LossKeys.UNSUPERVISED] = term
                 loss = loss + self.unsupervised_weight * term
-            if distiller is not None:
-                term = output[LossKeys.DISTILLATION] = distiller(torch.cat(taught))
+            if distiller is not None and taught:
+                term = output[LossKeys.DISTILLATION] = distiller(torch.cat([part[self.teacher_key] for part in taught]))
                 loss = loss + self.distillation_weight * term
             output[Keys.LOSS] = loss
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        return self._descend(loss)
 
-        if self.amp and self.scaler is not None:
-            self.scaler.scale(loss).backward()
-            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            loss.backward()
-            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-            self.optimizer.step()
-        self.fire_event(IterationEvents.MODEL_COMPLETED)
-        # Not the output from above: decollation and postprocessing have replaced it by now.
-        return self.state.output
+    def _labeled(self, batch: dict[str, Any], use_teacher: bool) -> dict[Any, torch.Tensor]:
+        image, label = self.prepare_batch(batch, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
+        labeled: dict[Any, Any] = {BatchKeys.IMAGE: convert_to_tensor(image), BatchKeys.LABEL: convert_to_tensor(label)}
+        if use_teacher and self.teacher_key not in labeled:
+            # In every step, because a donor of this one may be pasted in one that distills.
+            labeled[self.teacher_key] = self._to_device(batch[self.teacher_key])
+        return labeled
 
-    def _mixed(self, labeled: dict[str, torch.Tensor], labeled_batch: dict[str, Any]) -> dict[Any, torch.Tensor]:
-        """The mixed patches: what the student learns from beside the labeled ones."""
-        batch = self.next_unlabeled()
-        weak = self._to_device(batch[BatchKeys.IMAGE])
-        unlabeled: dict[Any, torch.Tensor] = {BatchKeys.IMAGE: self._to_device(batch.get(BatchKeys.STRONG, weak))}
-        if self.teacher_key in labeled and self.teacher_key not in unlabeled:
+    def _unlabeled(self, batch: dict[str, Any], use_teacher: bool) -> dict[Any, torch.Tensor]:
+        image = batch.get(BatchKeys.STRONG, batch[BatchKeys.IMAGE])
+        unlabeled: dict[Any, torch.Tensor] = {BatchKeys.IMAGE: self._to_device(image)}
+        if use_teacher and self.teacher_key not in unlabeled:
             unlabeled[self.teacher_key] = self._to_device(batch[self.teacher_key])
+        return unlabeled
+
+    def _mixed(
+        self,
+        unlabeled: dict[Any, torch.Tensor],
+        batch: dict[str, Any],
+        labeled: dict[Any, torch.Tensor] | None,
+        labeled_batch: dict[str, Any],
+    ) -> dict[Any, torch.Tensor]:
+        """The mixed patches: what the student learns from beside the labeled ones."""
+        weak = self._to_device(batch[BatchKeys.IMAGE])
         with torch.no_grad():
             logits = self.inferer(weak, self.ema_teacher)
         unlabeled[BatchKeys.LABEL], unlabeled[BatchKeys.WEIGHT] = self.pseudo_labeler(logits)
         if self.mix is None:
             return unlabeled
-        labeled = {**labeled, BatchKeys.WEIGHT: torch.ones_like(labeled[BatchKeys.LABEL], dtype=weak.dtype)}
-        if BatchKeys.STRONG in labeled_batch:
-            labeled[BatchKeys.IMAGE] = self._to_device(labeled_batch[BatchKeys.STRONG])
-        both: dict[Any, Any] = {key: torch.cat([labeled[key].to(value), value]) for key, value in unlabeled.items()}
-        if BatchKeys.POSITION in batch and BatchKeys.POSITION in labeled_batch:
-            both[BatchKeys.POSITION] = torch.cat([labeled_batch[BatchKeys.POSITION], batch[BatchKeys.POSITION]])
-        both[BatchKeys.LABELED] = [True] * len(labeled[BatchKeys.IMAGE]) + [False] * len(weak)
+        both: dict[Any, Any] = dict(unlabeled)
+        batches = [batch]
+        if labeled is not None:
+            labeled = {**labeled, BatchKeys.WEIGHT: torch.ones_like(labeled[BatchKeys.LABEL], dtype=weak.dtype)}
+            if BatchKeys.STRONG in labeled_batch:
+                labeled[BatchKeys.IMAGE] = self._to_device(labeled_batch[BatchKeys.STRONG])
+            both = {key: torch.cat([labeled[key].to(value), value]) for key, value in unlabeled.items()}
+            batches = [labeled_batch, batch]
+        if all(BatchKeys.POSITION in each for each in batches):
+            both[BatchKeys.POSITION] = torch.cat([each[BatchKeys.POSITION] for each in batches])
+        both[BatchKeys.LABELED] = [True] * (len(both[BatchKeys.IMAGE]) - len(weak)) + [False] * len(weak)
         return self.mix(both)
-
-    def _to_device(self, value: torch.Tensor) -> torch.Tensor:
-        return convert_to_tensor(value).to(self.state.device, non_blocking=self.non_blocking)
-
-
-def _is_empty(loader: Any) -> bool:
-    try:
-        return len(loader) == 0
-    except TypeError:  # as MONAI's Workflow: a stream without a length
-        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dinomix_monai.handlers.checkpoint import BestModelHandler, LastModelHandler, RunStateLoader, RunStateSaver
 from dinomix_monai.handlers.ema import EMAUpdateHandler
 from dinomix_monai.handlers.gradients import AverageGradientHandler, ClipGradientHandler
+from dinomix_monai.handlers.patience import PatienceHandler
 from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
 from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
@@ -20,6 +21,7 @@ __all__ = [
     "EpochSeedHandler",
     "HistoryHandler",
     "LastModelHandler",
+    "PatienceHandler",
     "ProgressLineHandler",
     "RampUpHandler",
     "ReportHandler",

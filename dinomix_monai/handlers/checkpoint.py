@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -21,7 +22,7 @@ from dinomix_monai.keys import MetricKeys
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
 # Attributes of the trainer whose state belongs to a run, and the name of each in the file.
-_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "scaler")
+_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "weightings", "scaler")
 
 
 class BestModelHandler:
@@ -30,7 +31,7 @@ class BestModelHandler:
 
     The file is a plain state dict on the CPU, which the network loads strictly. It is replaced in one move, so it is
     complete at every moment. MONAI's ``CheckpointSaver`` writes in place, and a resumed run of it begins with no memory
-    of the best. A metric that is NaN is worse than any number.
+    of the best. A metric that is NaN is worse than any number. A model that an earlier run left there is renamed.
 
     ``labels.json`` beside it names the classes, which the weights cannot tell.
 
@@ -71,6 +72,8 @@ class BestModelHandler:
         value = float(metrics[self.key_metric])
         value = -math.inf if math.isnan(value) else value
         if self.best is None or value > self.best:
+            if self.best is None:
+                _set_aside(self.path)
             self.best, self.epoch = value, engine.state.epoch
             if self.writes:
                 self.write(engine.network)
@@ -119,7 +122,11 @@ class LastModelHandler:
 
 class RunStateSaver:
     """
-    Writes what a run needs to go on, after every epoch: one file of plain tensors and numbers, replaced in one move.
+    Writes what a run needs to go on, at its start and after every epoch: one file of plain tensors and numbers.
+
+    It is replaced in one move, so there is a whole one at every moment. That at the start shows a folder that cannot be
+    written to before there is anything to lose, and a run that is stopped in its first epoch begins that one anew. The
+    state of an earlier run, which this one does not go on with, is renamed to ``*.previous.*``.
 
     The trainer's own parts (network, optimizer, EMA teacher, projection heads, PIC with its donors, thresholds,
     gradient scaler, epoch) are found on the trainer; what else has a state is given. The frozen teacher is not saved;
@@ -136,11 +143,18 @@ class RunStateSaver:
         self.objects = dict(objects or {})
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the end of each epoch; attach it last."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        """Attaches to the start of the run and the end of each epoch; attach it last."""
+        engine.add_event_handler(Events.STARTED | Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Writes the file."""
+        """
+        Writes the file.
+
+        Raises:
+            OSError: When it cannot be written; what was there before is unchanged.
+        """
+        if engine.state.iteration == 0:
+            _set_aside(self.path)
         state = {name: part.state_dict() for name, part in _parts(engine, self.objects).items()}
         state["trainer"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         state["teacher"] = _fingerprint(engine)
@@ -226,11 +240,31 @@ def _fingerprint(engine: Engine) -> str | None:
     return None if distiller is None else distiller.fingerprint
 
 
+def _set_aside(path: Path) -> None:
+    """Keeps what an earlier run wrote: whoever forgot to resume it should not have lost it."""
+    if path.is_file():
+        kept = path.with_name(f"{path.stem}.previous{path.suffix}")
+        path.replace(kept)
+        logging.getLogger(__name__).warning("%s was there from an earlier run and is now %s.", path, kept.name)
+
+
 def _write(content: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch.save fails over the rest of its archive when the disk is full, which says nothing of the disk.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(
+            reason.errno,
+            f"{path} must be a file that can be written to, got: {reason.strerror}. What was there before is unchanged",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

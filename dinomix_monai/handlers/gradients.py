@@ -1,8 +1,10 @@
-"""Gradients are bounded before the optimizer sees them."""
+"""Gradients are bounded before the optimizer sees them, and those that are not finite do not come that far."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Literal
 
 import torch
 from ignite.engine import Engine, Events
@@ -10,6 +12,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import distributed, nn
 
+from dinomix_monai.handlers.bad_step import BadStep
 from dinomix_monai.processes import process_count, sum_over_processes
 
 __all__ = ["AverageGradientHandler", "ClipGradientHandler"]
@@ -23,11 +26,11 @@ class AverageGradientHandler:
     a run their weights become those of rank 0. It does nothing in a run of one process.
 
     Args:
-        module: what is trained; of a parameter, either all processes or none must have a gradient.
+        module: what is trained, or ``None``; of a parameter, either all processes or none must have a gradient.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module | None) -> None:
+        self.parameters = [] if module is None else list(module.parameters())
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the start and to the end of each backward pass; attach it before any use of the gradients."""
@@ -37,49 +40,100 @@ class AverageGradientHandler:
     def start(self, engine: Engine) -> None:
         """Takes the weights of rank 0."""
         if process_count() > 1:
-            for parameter in self.module.parameters():
+            for parameter in self.parameters:
                 distributed.broadcast(parameter.detach(), 0)
 
     def __call__(self, engine: Engine) -> None:
         """Averages the gradients."""
         if process_count() > 1:
-            for parameter in self.module.parameters():
+            for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = sum_over_processes(parameter.grad) / process_count()
 
 
+# As many batches are saved, and as many steps are left out in a row before the run is taken to be lost.
+_MANY = 10
+
+
 class ClipGradientHandler:
     """
-    Scales the gradient of the optimizer's parameters to a largest norm.
+    Scales the gradient of the optimizer's parameters to a largest norm, and sorts out steps that are not finite.
 
-    A step whose gradient is not finite is left out: no parameter changes. With mixed precision the gradient scaler does
-    that by itself, without a warning, because it finds its scale that way.
+    A loss that is NaN or infinite has a gradient that is, so the norm shows both; looking at it waits for a GPU once in
+    each step, as the gradient scaler of mixed precision does anyway. Such a step changes no parameter and no running
+    mean. Its terms of the loss and its cases are named, and its batch is saved. With mixed precision the gradient alone
+    overflows now and then, because the scaler finds its scale that way: it leaves that step out by itself, without a
+    warning.
 
     Args:
         max_norm: largest norm over all parameters.
+        on_bad_loss: {``"skip"``, ``"stop"``} go on with the next step, or end the run. Ten bad steps in a row end it,
+            too.
+        folder: folder for the batches of bad steps, of which the first ten are kept; ``None`` to keep none.
 
     Raises:
-        ValueError: When ``max_norm`` is not positive.
+        ValueError: When ``max_norm`` is not positive, or ``on_bad_loss`` not one of the above.
     """
 
-    def __init__(self, max_norm: float) -> None:
+    def __init__(
+        self, max_norm: float, on_bad_loss: Literal["skip", "stop"] = "skip", folder: str | Path | None = None
+    ) -> None:
         if not max_norm > 0:
             raise ValueError(f"max_norm must be > 0, got {max_norm}.")
-        self.max_norm = max_norm
+        if on_bad_loss not in ("skip", "stop"):
+            raise ValueError(f"on_bad_loss must be 'skip' or 'stop', got {on_bad_loss!r}.")
+        self.max_norm, self.on_bad_loss, self.folder = max_norm, on_bad_loss, folder
         self.logger = logging.getLogger(__name__)
+        self._saved = 0
+        self._in_a_row = 0
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the end of the backward pass."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        """Clips the gradients."""
+        """
+        Clips the gradients.
+
+        Raises:
+            FloatingPointError: When the step is bad, and ``on_bad_loss`` says stop or so were those before it.
+        """
         # On a CPU there is a scaler with mixed precision, too, but it is disabled.
         scaler = engine.scaler if engine.amp and engine.scaler is not None and engine.scaler.is_enabled() else None
         if scaler is not None:
             scaler.unscale_(engine.optimizer)
         parameters = [p for group in engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        if scaler is None and not torch.isfinite(norm):
-            self.logger.warning("Step %d is left out: its gradient is not finite.", engine.state.iteration)
+        if torch.isfinite(norm):
+            self._in_a_row = 0
+            return
+        step = BadStep(engine)
+        if scaler is None:
             engine.optimizer.zero_grad(set_to_none=True)
+        elif not step.bad_terms:
+            return
+        self._leave_out(engine, step)
+
+    def _leave_out(self, engine: SupervisedTrainer, step: BadStep) -> None:
+        _restore_buffers(engine)
+        self._in_a_row += 1
+        text = f"Step {step.iteration} is left out: {step.describe()}."
+        if self.folder is not None and self._saved < _MANY:
+            self._saved += 1
+            text += f" Its batch is in {step.save(self.folder)}."
+        if self.on_bad_loss == "stop":
+            raise FloatingPointError(f"{text} With on_bad_loss 'skip', training goes on.")
+        if self._in_a_row == _MANY:
+            raise FloatingPointError(f"{text} So were the {_MANY - 1} before it: try a lower learning_rate.")
+        self.logger.warning(text)
+
+
+def _restore_buffers(engine: SupervisedTrainer) -> None:
+    # The running means of batch normalization have seen the step already; those of the EMA teacher have not.
+    teacher = getattr(engine, "ema_teacher", None)
+    if teacher is not None:
+        before = dict(teacher.module.named_buffers())
+        network = getattr(engine.network, "module", engine.network)
+        for name, buffer in network.named_buffers():
+            if not buffer.isfinite().all():
+                buffer.copy_(before[name])

@@ -23,23 +23,25 @@ _TERMS = (Keys.LOSS, *LossKeys)
 
 
 class _EpochMeans:
-    """Means of the terms of the loss since the epoch began; a term is averaged over the steps that computed it."""
+    """Means of the terms of the loss since the epoch began, each over the steps in which it was a finite number."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, torch.Tensor] = {}
 
     def add(self, terms: dict[str, Any]) -> None:
         for term, value in terms.items():
             # Summed as tensors: reading a number in each step would wait for a GPU.
-            self._sums[term] = self._sums.get(term, 0) + torch.as_tensor(value).detach().float()
-            self._counts[term] = self._counts.get(term, 0) + 1
+            number = torch.as_tensor(value).detach().float()
+            is_finite = number.isfinite()
+            self._sums[term] = self._sums.get(term, 0) + torch.where(is_finite, number, 0)
+            self._counts[term] = self._counts.get(term, 0) + is_finite
 
     def values(self) -> dict[str, float]:
-        return {term: float(total) / self._counts[term] for term, total in self._sums.items()}
+        return {term: float(total / self._counts[term]) for term, total in self._sums.items()}
 
 
 class ProgressLineHandler:

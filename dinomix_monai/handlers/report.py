@@ -19,6 +19,7 @@ from monai.transforms import Orientation
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.data import OriginalScans
 from dinomix_monai.handlers.pictures import class_colors, new_figure, save_figure
 from dinomix_monai.keys import MetricKeys
 from dinomix_monai.metrics import CaseScores, score_rule, write_scores
@@ -38,6 +39,7 @@ class ReportHandler:
         class_names: names by label value, background first.
         output_dir: folder for ``metrics.csv`` and ``report/``.
         rules: names of the rules to score by, as ``score_rule`` knows them.
+        originals: the scans that the data set was made of, for rules that score there; ``None`` for the files' grids.
         title: what was evaluated, for the headings.
         notes: sentences for the report, such as which teacher it was.
         written: other files of the run to list with these, by what they are; those that do not exist are left out.
@@ -53,6 +55,7 @@ class ReportHandler:
         class_names: Sequence[str],
         output_dir: str | Path,
         rules: Sequence[str] | str = "sound",
+        originals: OriginalScans | None = None,
         title: str = "Evaluation",
         notes: Sequence[str] | str = (),
         written: dict[str, str] | None = None,
@@ -63,6 +66,7 @@ class ReportHandler:
         self.rules = [score_rule(name) for name in ensure_tuple(rules)]
         if not self.rules:
             raise ValueError("rules must name at least one rule to score by, got none.")
+        self.originals = originals
         self.title = title
         self.notes = ensure_tuple(notes)
         self.written = dict(written or {})
@@ -75,7 +79,10 @@ class ReportHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _start(self) -> None:
-        self.scores = [CaseScores(self.class_names, rule) for rule in self.rules]
+        self.scores = [
+            CaseScores(self.class_names, rule, grid="scan" if self.originals and rule.on_scans else "file")
+            for rule in self.rules
+        ]
         self._views: list[list[_View]] = []
 
     def _score(self, engine: Workflow) -> None:
@@ -88,8 +95,11 @@ class ReportHandler:
             name = Path(image.meta.get("filename_or_obj", f"case {len(self._views) + 1}")).name
             prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
             spacing_mm = affine_to_spacing(image.affine, r=label.ndim - 1).tolist()
+            maps: dict[str, Any] = {"file": (prediction, label, spacing_mm)}
+            if self.originals is not None:
+                maps["scan"] = self.originals(name, prediction)
             for scores in self.scores:
-                scores.add(name, prediction, label, spacing_mm)
+                scores.add(name, *maps[scores.grid])
             self._views.append(_orthogonal_views(image, prediction, label))
 
     def __call__(self, engine: Engine) -> None:

@@ -26,6 +26,8 @@ class CaseScores:
         cases: names of the cases so far.
         outcomes: for each case, what became of each class.
         scores: for each case, an array of shape (metrics of the rule, classes); NaN is a value left out.
+        grid: {``"file"``, ``"scan"``} where label and prediction were compared: on the grid of the data set's files, or
+            on that of the scans that these were made of.
     """
 
     class_names: Sequence[str]
@@ -33,6 +35,7 @@ class CaseScores:
     cases: list[str] = field(default_factory=list)
     outcomes: list[list[Outcome]] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
+    grid: str = "file"
 
     def add(self, case: str, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float]) -> None:
         """
@@ -81,7 +84,8 @@ class CaseScores:
             ["missed in", *self._shares(Outcome.MISSED, Outcome.FOUND), ""],
             ["invented in", *self._shares(Outcome.INVENTED, Outcome.ABSENT), ""],
         ]
-        return "\n".join([f"{self.rule.name} rule: {self.rule.summary}", *text_table(list(zip(*columns)))])
+        grid = " (the grids are those of the original scans)" if self.grid == "scan" else ""
+        return "\n".join([f"{self.rule.name} rule: {self.rule.summary}{grid}", *text_table(list(zip(*columns)))])
 
     def _shares(self, outcome: Outcome, otherwise: Outcome) -> list[str]:
         """For each class, in how many of the cases in which an outcome was possible it came about."""

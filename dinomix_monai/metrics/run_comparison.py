@@ -224,6 +224,7 @@ def _aligned(scores: CaseScores, like: CaseScores, metric: int) -> np.ndarray:
 def _check_comparable(name_a: str, a: CaseScores, name_b: str, b: CaseScores) -> None:
     for what, all_a, all_b in (
         ("scored by the same rule", [a.rule.name], [b.rule.name]),
+        ("scored on the same grid", [f"grid {a.grid}"], [f"grid {b.grid}"]),
         ("scored on the same cases", a.cases, b.cases),
         ("of the same classes", a.class_names[1:], b.class_names[1:]),
     ):

@@ -14,15 +14,15 @@ from dinomix_monai.metrics.score_rules import Outcome, score_rule
 __all__ = ["FILE_NAME", "read_scores", "write_scores"]
 
 FILE_NAME = "metrics.csv"
-_ROW = ("rule", "case", "class", "outcome")
+_ROW = ("rule", "grid", "case", "class", "outcome")
 
 
 def write_scores(folder: str | Path, scores: Sequence[CaseScores]) -> Path:
     """
     Writes the scores by one or several rules.
 
-    Columns after ``rule``, ``case``, ``class`` and ``outcome`` are the metrics of the rules; a field is empty where the
-    row's rule has no such metric or leaves the value out.
+    Columns after ``rule``, ``grid``, ``case``, ``class`` and ``outcome`` are the metrics of the rules; a field is empty
+    where the row's rule has no such metric or leaves the value out.
     """
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def write_scores(folder: str | Path, scores: Sequence[CaseScores]) -> Path:
             for case, outcomes, values in zip(one.cases, one.outcomes, one.scores):
                 for row in zip(one.class_names[1:], outcomes, values.T):
                     numbers = {key: "" if np.isnan(value) else f"{value:.6g}" for key, value in zip(keys, row[2])}
-                    writer.writerow(dict(zip(_ROW, (one.rule.name, case, *row[:2]))) | numbers)
+                    writer.writerow(dict(zip(_ROW, (one.rule.name, one.grid, case, *row[:2]))) | numbers)
     return path
 
 
@@ -74,7 +74,7 @@ def read_scores(folder: str | Path, rule: str) -> CaseScores:
             f"{path} must have every class of every case once, got {len(rows)} rows for {len(cases)} case names and "
             f"{len(names)} classes. Give files of the same name different ones."
         )
-    scores = CaseScores(["background", *names], score_rule(rule), cases)
+    scores = CaseScores(["background", *names], score_rule(rule), cases, grid=rows[0]["grid"])
     for case in cases:
         entries = [by_name[case, name] for name in names]
         scores.outcomes.append([Outcome(entry["outcome"]) for entry in entries])

@@ -53,12 +53,14 @@ class ScoreRule(ABC):
         summary: the rule in a line.
         metrics: what it measures, Dice first.
         full_dice: Dice of a perfect prediction, 1 or 100.
+        on_scans: whether it scores on the scans that a prepared data set was made of, where they are at hand.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     full_dice: ClassVar[float]
+    on_scans: ClassVar[bool] = False
 
     def __call__(
         self, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float], num_classes: int
@@ -126,6 +128,7 @@ class SoundRule(ScoreRule):
         Metric(MetricKeys.HD95, "HD95 mm", 2),
     )
     full_dice = 1
+    on_scans = True
 
     def measure(self, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float]) -> list[float]:
         """Scores of a class from its masks."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dinomix_monai.networks.ema import EMATeacher
 from dinomix_monai.networks.feature_tap import FeatureTap
 from dinomix_monai.networks.projection_head import ProjectionHead
+from dinomix_monai.networks.starting_weights import with_weights
+from dinomix_monai.networks.student_pair import StudentPair
 from dinomix_monai.networks.vnet import VNet
 
-__all__ = ["EMATeacher", "FeatureTap", "ProjectionHead", "VNet"]
+__all__ = ["EMATeacher", "FeatureTap", "ProjectionHead", "StudentPair", "VNet", "with_weights"]

@@ -12,6 +12,7 @@ from dinomix_monai.transforms.invert_to_label import (
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms.safe_spacing import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
 from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
 
@@ -28,6 +29,9 @@ __all__ = [
     "PatchPositionD",
     "PatchPositionDict",
     "PatchPositiond",
+    "SafeSpacingD",
+    "SafeSpacingDict",
+    "SafeSpacingd",
     "TokenAtlasD",
     "TokenAtlasDict",
     "TokenAtlasd",

@@ -206,14 +206,18 @@ class PICCutMix(Randomizable, Transform):
         """
         unlabeled = []
         for patch, is_labeled in zip(patches, labeled):
-            label, weight = patch[:2]
+            label, weight, *rest = patch
             voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts))
-            self.bank.add(patch, voxels.nonzero()[:, 0].tolist(), is_labeled)
+            if all(part.isfinite().all() for part in rest):
+                self.bank.add(patch, voxels.nonzero()[:, 0].tolist(), is_labeled)
+            else:
+                voxels = torch.full_like(voxels, -1)  # Left out: it would come back in other steps.
             if not is_labeled:
                 unlabeled.append(voxels)
         if unlabeled:
             for voxels in gather_over_processes(torch.stack(unlabeled)).cpu().numpy():
-                self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
+                if (voxels >= 0).all():
+                    self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
 
     def randomize(  # type: ignore[override]  # MONAI's takes any data
         self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int, shape: Sequence[int]

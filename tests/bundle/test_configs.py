@@ -19,7 +19,7 @@ CONFIGS = ROOT / "bundle" / "configs"
 SCHEMA = HERE / "meta_schema.json"
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
 FILES = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.json"))}
-ARMS = [name for name in FILES if name.startswith("ablation/")]
+ARMS = {Path(name).name: name for name in FILES if name.startswith(("ablation/", "baseline/"))}
 # What an overlay sets must not be taken back by the toy settings.
 TOY_STEPS = {"epochs": 1, "steps_per_epoch": 3, "val_interval": 9, "warm_up": 0.0, "distillation_interval": 1}
 
@@ -74,7 +74,7 @@ def settings_for(overlay: str) -> dict:
 
 def in_overlay(overlay: str) -> dict:
     # Given once more, because the fixture's toy settings would come after the overlay.
-    toys = ("spacing_mm", "patch_size", "teacher_weights", "distillation_layers", "distillation_interval")
+    toys = ("spacing_mm", "patch_size", "warm_up", "teacher_weights", "distillation_layers", "distillation_interval")
     return {name: value for name, value in read(overlay).items() if name in toys}
 
 
@@ -212,7 +212,7 @@ def test_no_config_knows_a_place_on_disk(name: str) -> None:
     assert [text for text in strings(read(name)) if absolute.search(text)] == []
 
 
-@pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos", *ARMS])
+@pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos", *ARMS.values()])
 def test_overlay_changes_what_is_there(overlay: str) -> None:
     # An overlay for training and inference may have settings of training alone, so train.json is what it is held to.
     parser = ConfigParser(read("train"))
@@ -245,16 +245,18 @@ def test_overlay_builds_its_trainer(workflow, overlay: str, model_file: Path) ->
         "all_labels": set(),
         "ema": {"unsupervised"},
         "cutmix": {"unsupervised"},
+        "bcp": {"unsupervised"},
+        "cps": {"unsupervised"},
         "pic": {"unsupervised"},
         "fkd_untrained": {"unsupervised", "distillation"},
         "fkd_content": {"unsupervised", "distillation"},
     }.items(),
 )
-def test_ablation_adds_the_terms_of_its_name_to_the_supervised_loss(
+def test_each_arm_adds_the_terms_of_its_name_to_the_supervised_loss(
     workflow, monkeypatch: pytest.MonkeyPatch, arm: str, terms: set[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    built = workflow("train", f"ablation/{arm}", **settings_for(f"ablation/{arm}"))
+    built = workflow("train", ARMS[arm], **settings_for(ARMS[arm]))
     built.initialize()
     trainer = built.parser.get_parsed_content("train#trainer")
     losses = []
@@ -262,8 +264,12 @@ def test_ablation_adds_the_terms_of_its_name_to_the_supervised_loss(
     trainer.run()
     assert [set(loss) & {"unsupervised", "distillation"} for loss in losses] == [terms] * 3
     assert all(math.isfinite(loss["loss"]) for loss in losses)
-    # The sum of nothing else: with the weights 1, 1 and that of the arm.
-    weights = {"supervised": 1.0, "unsupervised": 1.0, "distillation": trainer.distillation_weight}
+    # The sum of nothing else.
+    weights = {
+        "supervised": 1.0,
+        "unsupervised": trainer.unsupervised_weight,
+        "distillation": getattr(trainer, "distillation_weight", 0.0),
+    }
     for loss in losses if terms else ():
         expected = sum(weight * float(loss[name]) for name, weight in weights.items() if name in loss)
         assert float(loss["loss"]) == pytest.approx(expected, rel=1e-5)
@@ -271,25 +277,28 @@ def test_ablation_adds_the_terms_of_its_name_to_the_supervised_loss(
 
 @pytest.mark.parametrize(
     ("arm", "share", "placement"),
-    [("ema", None, None), ("cutmix", 1.0, "same"), ("pic", None, "anatomical"), ("fkd_untrained", None, "anatomical")],
+    [
+        *(("ema", None, None), ("cps", None, None), ("cutmix", 1.0, "same"), ("bcp", 1.0, "same")),
+        *(("pic", None, "anatomical"), ("fkd_untrained", None, "anatomical")),
+    ],
 )
-def test_ablation_mixes_as_its_name_says(workflow, arm: str, share: float | None, placement: str | None) -> None:
-    parser = workflow("train", f"ablation/{arm}").parser
+def test_each_arm_mixes_as_its_name_says(workflow, arm: str, share: float | None, placement: str | None) -> None:
+    parser = workflow("train", ARMS[arm]).parser
     mix = parser.get("mix")
     assert (mix or {}).get("placement") == placement
     assert (mix or {}).get("blind_share") == share
-    assert (parser.get_parsed_content("mix") is None) == (arm == "ema")
+    assert (parser.get_parsed_content("mix") is None) == (placement is None)
 
 
-def test_every_ablation_is_tested() -> None:
-    tested = test_ablation_adds_the_terms_of_its_name_to_the_supervised_loss.pytestmark[0].args[1]
-    assert {f"ablation/{arm}" for arm, _ in tested} == set(ARMS)
+def test_every_arm_is_tested() -> None:
+    tested = test_each_arm_adds_the_terms_of_its_name_to_the_supervised_loss.pytestmark[0].args[1]
+    assert {arm for arm, _ in tested} == set(ARMS)
 
 
 def test_all_labels_trains_on_the_labels_of_all_cases_and_supervised_on_few(workflow) -> None:
     sizes = {}
     for arm in ("supervised", "all_labels"):
-        built = workflow("train", f"ablation/{arm}")
+        built = workflow("train", ARMS[arm])
         sizes[arm] = len(built.parser.get_parsed_content("datalist").training)
     assert sizes == {"supervised": 2, "all_labels": 4}
 

@@ -126,3 +126,13 @@ def test_the_overlays_differ_in_length_alone(overlay: str) -> None:
     length = {"_desc_", "epochs", "steps_per_epoch", "val_interval"}
     settings = [{name: value for name, value in content.items() if name not in length} for content in OVERLAYS.values()]
     assert settings[0] == settings[1]
+
+
+def test_the_sound_rule_scores_on_the_scans_where_they_are_given(run, overlay: str, prepared: Path) -> None:
+    settings = {**SETTINGS, "dataset_dir": str(prepared), "score_rules": ["sound", "published"], "epochs": 1}
+    raw = {"raw_dir": str(prepared.parent), "originals#protocol": str(prepared.parent / "small.json")}
+    for evaluation in (run("train", overlay, **settings, **raw), run("train", overlay, "evaluate", **settings, **raw)):
+        section = "validate" if "split" in evaluation.parser.config else "report"
+        handler = evaluation.parser.get_parsed_content(f"{section}#handlers")[-1]
+        assert [scores.grid for scores in handler.scores] == ["scan", "file"]
+        assert "those of the original scans" in (handler.output_dir / "report/index.html").read_text()

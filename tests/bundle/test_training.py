@@ -98,6 +98,16 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(run, tmp_path: Path) -> No
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_a_pair_of_students_is_resumed_and_scored_like_one(run, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run("train", "baseline/cps", epochs=2, output_dir=str(whole))
+    run("train", "baseline/cps", **{"train#trainer#max_epochs": 1, "epochs": 2, "output_dir": str(parts)})
+    run("train", "baseline/cps", "resume", epochs=2, output_dir=str(parts))
+    assert (whole / "history.csv").read_text() == (parts / "history.csv").read_text()
+    run("train", "baseline/cps", "evaluate", output_dir=str(whole))
+    assert (whole / "evaluation" / "metrics.csv").is_file()
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(run, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run("train", epochs=1, seed=seed, output_dir=str(tmp_path / name))

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dinomix_monai.data import image_files, make_phantom, open_datalist, read_datalist
+from dinomix_monai.data import class_weights, image_files, make_phantom, open_datalist, read_datalist
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 CASE = {"image": "images/a.nii", "label": "labels/a.nii"}
@@ -165,8 +165,8 @@ def test_a_list_that_is_no_text_is_refused(folder):
     ("sections", "missing"),
     [
         ({"labels": {}}, "labels"),
-        ({"training": []}, "training"),
-        ({"labels": None, "training": None}, "labels and training"),
+        ({"training": [], "unlabeled": []}, "training"),
+        ({"labels": None, "training": None, "unlabeled": []}, "labels and training"),
     ],
 )
 def test_labels_and_training_must_be_there(folder, sections, missing):
@@ -305,10 +305,19 @@ def test_a_place_without_nifti_is_refused(tmp_path, name):
     [(0, [1, 1, 1]), (1, [1, 5, 2.5]), (0.5, [1, 5**0.5, 2.5**0.5])],
 )
 def test_class_weights_are_the_formula_of_hand_counted_voxels(folder, power, expected):
-    assert open_datalist(write(folder)).class_weights(power) == pytest.approx(expected)  # of 5, 1 and 2 voxels
+    assert class_weights(open_datalist(write(folder)).training_voxels, power) == pytest.approx(
+        expected
+    )  # of 5, 1 and 2 voxels
 
 
 def test_a_class_without_voxels_has_the_weight_of_the_rarest_that_has_some(folder):
     opened = open_datalist(write(folder, labels={**LABELS, "3": "pancreas"}))
-    assert opened.class_weights(1) == pytest.approx([1, 5, 2.5, 5])
+    assert class_weights(opened.training_voxels, 1) == pytest.approx([1, 5, 2.5, 5])
     assert opened.training_voxels == [5, 1, 2, 0]
+
+
+def test_a_list_of_unlabeled_cases_alone_has_no_labeled_voxels_and_no_class_weights(folder):
+    opened = open_datalist(write(folder, training=[], unlabeled=["images/a.nii"]))
+    assert opened.training_voxels == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"voxels must have labeled voxels of some class, got \[0, 0, 0\]"):
+        class_weights(opened.training_voxels, 1)

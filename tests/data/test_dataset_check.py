@@ -172,6 +172,13 @@ def test_too_few_cases_are_found(folder, section, cases, problem, remedy):
     assert found(folder) == [("warning", "dataset.json", problem, remedy)]
 
 
+def test_without_any_label_training_must_not_begin_but_a_site_of_a_federation_may(folder):
+    write(folder, training=[])
+    remedy = "List labeled cases under `training`; scans alone can be learned from in a federation only."
+    assert found(folder) == [("error", "dataset.json", "lists no labeled cases", remedy)]
+    assert found(folder, needs_labels=False) == []
+
+
 def test_without_test_cases_all_is_well(folder):
     write(folder, test=[])
     assert found(folder) == []

@@ -47,7 +47,17 @@ def weighted_cross_entropy(logits, label, weight):
 
 
 @pytest.fixture
-def make_trainer():
+def toy_network():
+    return ToyNetwork
+
+
+@pytest.fixture
+def unlabeled_batches():
+    return lambda: make_batches(3, seed=2, size=1, strong=True)
+
+
+@pytest.fixture
+def make_trainer(unlabeled_batches):
     """
     A semi-supervised trainer without distillation, with ``**changes``.
 
@@ -68,7 +78,7 @@ def make_trainer():
         }
         if trainer_class is DinoMixTrainer:
             arguments |= {
-                "unlabeled_data_loader": make_batches(3, seed=2, size=1, strong=True),
+                "unlabeled_data_loader": unlabeled_batches(),
                 "ema_teacher": EMATeacher(network),
                 "pseudo_labeler": PseudoLabeler(NUM_CLASSES, threshold=0.0, floor=0.0),
                 "unlabeled_loss_function": weighted_cross_entropy,

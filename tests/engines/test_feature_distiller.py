@@ -167,6 +167,14 @@ def test_the_loss_is_the_mean_over_the_modules(student, volume):
     assert loss_between(both, student, volume, volume) == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
+def test_with_fewer_samples_the_first_of_the_students_input_are_taught(student, volume):
+    distiller = trained(student, volume)
+    assert loss_between(distiller, student, volume, volume[:1]) < 1e-4
+    assert loss_between(distiller, student, volume, volume[1:]) == pytest.approx(
+        distance(volume[:1], volume[1:]), abs=1e-3
+    )
+
+
 def test_the_loss_function_can_be_chosen(student, volume):
     distiller = FeatureDistiller(student, ["coarse"], Teacher(), PATCH, loss_function=nn.MSELoss())
     with torch.no_grad():

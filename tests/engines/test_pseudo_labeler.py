@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from monai.transforms import KeepLargestConnectedComponent
 
 from dinomix_monai.engines import PseudoLabeler
 
@@ -129,3 +132,34 @@ def test_aligned_probabilities_change_by_a_bounded_factor():
 def test_alignment_needs_the_labeled_counts(arguments, message):
     with pytest.raises(ValueError, match=message):
         PseudoLabeler(3, **arguments)
+
+
+def test_a_voxel_that_counts_has_the_weight_that_is_asked_for():
+    _, weight = PseudoLabeler(3, threshold=0.9, floor=0.9, weight=0.5)(logits_of([[0.95, 0.03, 0.02], [0.5, 0.3, 0.2]]))
+    assert weight.flatten().tolist() == [0.5, 0.0]
+    with pytest.raises(ValueError, match="weight must be > 0, got 0"):
+        PseudoLabeler(3, weight=0)
+
+
+def test_labels_are_cleaned_patch_by_patch_and_weights_are_not():
+    line = torch.tensor([1, 0, 1, 1, 2, 0])
+    logits = (
+        9 * torch.nn.functional.one_hot(torch.stack([line, line.flip(0)]), 3).movedim(-1, 1)[..., None, None].float()
+    )
+    labeler = PseudoLabeler(3, clean_label=KeepLargestConnectedComponent(is_onehot=False))
+    label, weight = labeler(logits)
+    assert label.flatten(1).tolist() == [[0, 0, 1, 1, 2, 0], [0, 2, 1, 1, 0, 0]]
+    assert label.dtype == torch.long
+    assert weight.all()
+
+
+def test_logits_that_are_not_finite_leave_the_averages_as_they_are():
+    labeler = PseudoLabeler(2, alignment=1.0, labeled_counts=[6, 2])
+    labeler(torch.tensor([[2.0, 0.0], [0.0, 3.0]])[..., None, None])
+    before = {name: value.clone() for name, value in labeler.state_dict().items()}
+    label, weight = labeler(torch.tensor([[math.nan, 0.0], [0.0, 3.0]])[..., None, None])
+    assert (label.shape, weight.shape) == ((2, 1, 1, 1),) * 2
+    after = labeler.state_dict()
+    assert before.keys() == after.keys()
+    assert torch.equal(before["predicted_shares"], after["predicted_shares"])
+    assert after["status"].isfinite().all()

@@ -327,12 +327,41 @@ def weighted_by_hand(logits, target, weight):
     return -(logits.log_softmax(1).gather(1, target) * weight).mean()
 
 
-def test_distillation_alone_teaches_the_labeled_patches(make_trainer, make_distiller):
-    trainer = make_trainer(unsupervised_weight=0, max_epochs=1)
+def test_distillation_alone_teaches_labeled_and_unlabeled_patches_as_they_are(make_trainer, make_distiller):
+    trainer = make_trainer(unsupervised_weight=0, max_epochs=1, mix=Mix())
     trainer.distiller = make_distiller(trainer.network)
     rows = losses(trainer, "loss", "supervised", "distillation")
-    assert same(trainer.distiller.teacher.volumes, [batch["image"] for batch in trainer.data_loader])
+    pairs = zip(trainer.data_loader, trainer.unlabeled_data_loader)
+    expected = [torch.cat([labeled["image"], unlabeled["strong"]]) for labeled, unlabeled in pairs]
+    assert same(trainer.distiller.teacher.volumes, expected)
     assert all(loss == pytest.approx(a + b, rel=1e-5) for loss, a, b in rows)
+    assert not trainer.mix.batches
+
+
+def test_distillation_does_without_unlabeled_patches_where_there_are_none(make_trainer, make_distiller):
+    with pytest.warns(UserWarning, match="There are no unlabeled images"):
+        trainer = make_trainer(unlabeled_data_loader=None, max_epochs=1)
+    trainer.distiller = make_distiller(trainer.network)
+    assert all(term >= 0 for (term,) in losses(trainer, "distillation"))
+    assert same(trainer.distiller.teacher.volumes, [batch["image"] for batch in trainer.data_loader])
+
+
+@pytest.mark.parametrize(("weight", "taught"), [(0.0, 3), (1.0, 2)], ids=["as they are", "mixed"])
+def test_without_distill_mixed_only_patches_that_were_not_mixed_are_taught(
+    make_trainer, make_distiller, weight, taught
+):
+    trainer = make_trainer(unsupervised_weight=weight, distill_mixed=False, max_epochs=1)
+    trainer.distiller = make_distiller(trainer.network)
+    assert all(term >= 0 for (term,) in losses(trainer, "distillation"))
+    assert [len(volume) for volume in trainer.distiller.teacher.volumes] == [taught] * 3
+    first = next(iter(trainer.data_loader))["image"]
+    assert torch.equal(trainer.distiller.teacher.volumes[0][:2], first)
+
+
+def test_without_labels_and_distill_mixed_nothing_is_left_to_teach(make_trainer, make_distiller):
+    trainer = make_trainer(train_data_loader=None, distill_mixed=False, max_epochs=1)
+    trainer.distiller = make_distiller(trainer.network)
+    assert all(math.isnan(term) for (term,) in losses(trainer, "distillation"))
 
 
 def test_the_frozen_teacher_sees_what_the_student_sees(make_trainer, make_distiller):
@@ -379,3 +408,55 @@ def test_the_ema_teacher_of_another_network_labels_the_patches(make_trainer):
         trainer.ema_teacher.module.up.bias.copy_(torch.tensor([0.0, 0.0, 99.0]))
     assert losses(trainer, "unsupervised") == [[2.0]] * 3
     assert isinstance(trainer.ema_teacher, EMATeacher)
+
+
+@pytest.mark.parametrize("loader", [None, []], ids=["missing", "empty"])
+def test_without_labels_a_step_has_the_gradient_of_the_pseudo_labeled_loss_alone(make_trainer, loader):
+    trainer = make_trainer(train_data_loader=loader, unsupervised_weight=0.3, decollate=False)
+    network, unlabeled = trainer.network, trainer.unlabeled_data_loader[0]
+    pseudo = trainer.ema_teacher(unlabeled["image"]).argmax(1)
+    loss = 0.3 * nn.functional.cross_entropy(network(unlabeled["strong"]), pseudo)
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    expected = [p.detach() - 0.1 * g for p, g in zip(network.parameters(), gradients)]
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda engine: engine.terminate())
+    trainer.run()
+    for parameter, value in zip(network.parameters(), expected):
+        torch.testing.assert_close(parameter.detach(), value)
+
+
+def test_without_labels_an_epoch_goes_over_the_unlabeled_images(make_trainer):
+    trainer = make_trainer(train_data_loader=None, max_epochs=1, mix=Mix())
+    found = losses(trainer, "loss", "supervised", "unsupervised")
+    assert [math.isnan(supervised) for _, supervised, _ in found] == [True] * 3
+    assert [loss for loss, *_ in found] == [term for *_, term in found]
+    assert same(trainer.network.inputs, [batch["strong"] for batch in trainer.unlabeled_data_loader])
+    assert [batch["labeled"] for batch in trainer.mix.batches] == [[False]] * 3
+
+
+def test_without_labels_a_step_with_nothing_to_learn_from_changes_nothing(make_trainer, make_distiller):
+    trainer = make_trainer(train_data_loader=None, max_epochs=1, unsupervised_weight=0, distillation_weight=1.0)
+    teacher = MeanTeacher()
+    teacher.embed_dim, call = 2, teacher.forward
+    # Normalized, a single channel would have no gradient.
+    teacher.forward = lambda *args: torch.cat([call(*args), 1 - call(*args)], dim=1)
+    trainer.distiller = make_distiller(trainer.network, teacher, interval=2)
+    steps, changed, found, before = [], [], [], [weights(trainer.network)]
+
+    def note(engine):
+        changed.append(not same(weights(engine.network), before[0]))
+        before[0] = weights(engine.network)
+        output = engine.state.output if isinstance(engine.state.output, dict) else engine.state.output[0]
+        found.append([float(output.get(name, math.nan)) for name in ("loss", "distillation")])
+
+    trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, lambda engine: steps.append(engine.state.iteration))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+    trainer.run()
+    assert steps == [2]
+    assert changed == [False, True, False]
+    assert [(loss, math.isnan(term)) for loss, term in found[::2]] == [(0, True)] * 2
+    assert found[1][0] == found[1][1] > 0
+
+
+def test_without_images_of_either_kind_there_is_an_error(make_trainer):
+    with pytest.raises(ValueError, match="train_data_loader or unlabeled_data_loader must yield batches, got none"):
+        make_trainer(train_data_loader=None, unlabeled_data_loader=None)

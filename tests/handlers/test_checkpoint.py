@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import warnings
@@ -367,3 +368,81 @@ class TestResume:
                 RunStateLoader(run.file)(other.trainer)
             network = getattr(other.trainer.network, "module", other.trainer.network)
             assert is_equal(network.state_dict(), expected)
+
+
+class TestNothingIsLost:
+    def test_the_state_is_written_before_the_first_step_and_restores_it(self, tmp_path):
+        run = Run(tmp_path)
+        steps = []
+        run.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: steps.append(run.file.is_file()))
+        expected = run.run().rows
+        assert all(steps)
+
+        stopped = Run(tmp_path / "b")
+        stopped.trainer.add_event_handler(Events.ITERATION_STARTED(once=2), stopped_by_hand)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run()
+        assert Run(tmp_path / "b", resume=True, seed=5).run().rows == expected
+
+    def test_a_new_run_keeps_state_and_model_of_the_one_before(self, tmp_path, caplog):
+        first = Run(tmp_path, epochs=1).run()
+        before = {path: path.read_bytes() for path in (first.file, first.best.path)}
+        Run(tmp_path, epochs=1, seed=1).run()
+        for path, content in before.items():
+            assert path.with_name(f"{path.stem}.previous.pt").read_bytes() == content != path.read_bytes()
+        assert f"{first.file} was there from an earlier run and is now state.previous.pt." in caplog.text
+
+    def test_a_resumed_run_keeps_nothing_of_itself(self, tmp_path):
+        Run(tmp_path, epochs=1).run()
+        Run(tmp_path, epochs=2, resume=True).run()
+        assert sorted(path.name for path in tmp_path.rglob("*.pt")) == ["model.pt", "state.pt"]
+
+    @pytest.mark.parametrize("file", ["state.pt", "model.pt"])
+    def test_on_a_full_disk_what_was_there_stays_and_the_message_is_clear(self, tmp_path, monkeypatch, file):
+        run = Run(tmp_path, epochs=2)
+        path = next(path for path in (run.file, run.best.path) if path.name == file)
+        write, kept = torch.save, {}
+
+        def save(content, handle):
+            if handle.name.endswith(f"{file}.partial") and run.trainer.state.epoch == 2:
+                kept[path] = path.read_bytes()
+                handle = Full(handle)
+            write(content, handle)
+
+        monkeypatch.setattr(torch, "save", save)
+        run.evaluator.add_event_handler(Events.STARTED, lambda: setattr(run.best, "best", -1))
+        with pytest.raises(
+            OSError, match=f"{file} must be a file that can be written to, got: No space left"
+        ) as caught:
+            run.run()
+        assert caught.value.errno == errno.ENOSPC
+        assert path.read_bytes() == kept[path]
+        assert not list(tmp_path.rglob("*.partial"))
+
+    def test_other_errors_of_writing_are_not_blamed_on_the_disk(self, tmp_path, monkeypatch):
+        def save(content, handle):
+            raise RuntimeError("Something else.")
+
+        monkeypatch.setattr(torch, "save", save)
+        with pytest.raises(RuntimeError, match="Something else"):
+            Run(tmp_path).run()
+
+
+def stopped_by_hand():
+    raise KeyboardInterrupt
+
+
+class Full:
+    """A file on a disk with no room for more than a little."""
+
+    def __init__(self, handle):
+        self.handle, self.room = handle, 600
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.handle.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.handle, name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import sys
 
@@ -22,14 +23,17 @@ class Terminal(io.StringIO):
         return True
 
 
-def make_trainer(epochs, handlers=(), decollate=True):
+def make_trainer(epochs, handlers=(), decollate=True, bad_step=None):
     """Its loss is 1, 2, 3, ... step by step; in every second step there is an unsupervised term of ten times that."""
 
     class Trainer(SupervisedTrainer):
         def _iteration(self, engine, batchdata):
             output = super()._iteration(engine, batchdata)
             step = self.state.iteration
-            terms = {"loss": torch.tensor(float(step)), "supervised": torch.tensor(step / 2)}
+            terms = {
+                "loss": torch.tensor(math.nan if step == bad_step else float(step)),
+                "supervised": torch.tensor(step / 2),
+            }
             terms |= {"unsupervised": torch.tensor(10.0 * step)} if step % 2 == 0 else {}
             for item in output if decollate else [output]:
                 item.update(terms)
@@ -73,6 +77,11 @@ class TestHistory:
             "1,2.50000,1.25000,30.00000,,",
             "2,6.50000,3.25000,70.00000,,",
         ]
+
+    def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(self, tmp_path):
+        path = tmp_path / "history.csv"
+        make_trainer(1, [HistoryHandler(path)], bad_step=4).run()
+        assert path.read_text().splitlines()[1] == "1,2.00000,1.25000,30.00000,,"
 
     def test_the_key_metric_stands_in_the_row_of_the_epoch_that_was_validated(self, tmp_path):
         validator, path = make_validator(), tmp_path / "history.csv"

@@ -186,6 +186,12 @@ class TestRefused:
         message = "runs must be scored by the same rule, got sound in first alone and published in second alone"
         self.refused(message, run(dice), run(dice, rule="published"))
 
+    def test_another_grid(self, dice):
+        other = run(dice)
+        other.grid = "scan"
+        message = "runs must be scored on the same grid, got grid file in first alone and grid scan in second alone"
+        self.refused(message, run(dice), other)
+
     def test_other_labels(self, dice):
         other = dice.copy()
         other[2, 1] = math.nan

@@ -8,7 +8,7 @@ import torch
 
 from dinomix_monai.metrics import CaseScores, read_scores, score_rule, write_scores
 
-HEADER = "rule,case,class,outcome,dice,nsd_2mm,assd_mm,hd95_mm"
+HEADER = "rule,grid,case,class,outcome,dice,nsd_2mm,assd_mm,hd95_mm"
 
 
 def scored(rule="sound", names=("background", "liver", "gallbladder")):
@@ -28,10 +28,10 @@ def test_there_is_a_row_for_each_case_and_class_that_names_its_rule(tmp_path):
     assert path == tmp_path / "new folder" / "metrics.csv"
     assert path.read_text().splitlines() == [
         HEADER,
-        "sound,a.nii,liver,found,1,1,0,0",
-        "sound,a.nii,gallbladder,missed,0,0,13.8564,13.8564",  # 8 times the root of 3
-        "sound,b.nii,liver,found,1,1,0,0",
-        "sound,b.nii,gallbladder,invented,,,,",
+        "sound,file,a.nii,liver,found,1,1,0,0",
+        "sound,file,a.nii,gallbladder,missed,0,0,13.8564,13.8564",  # 8 times the root of 3
+        "sound,file,b.nii,liver,found,1,1,0,0",
+        "sound,file,b.nii,gallbladder,invented,,,,",
     ]
 
 
@@ -55,6 +55,16 @@ def test_what_was_written_is_read(tmp_path, rule):
     np.testing.assert_allclose(read.scores, written.scores, rtol=1e-5)
 
 
+def test_the_grid_is_remembered_and_said(tmp_path):
+    scores = scored()
+    assert "original scans" not in scores.table()
+    scores.grid = "scan"
+    write_scores(tmp_path, [scores])
+    read = read_scores(tmp_path, "sound")
+    assert read.grid == "scan"
+    assert "(the grids are those of the original scans)" in read.table().splitlines()[0]
+
+
 def test_a_folder_without_the_file_is_refused(tmp_path):
     message = "folder must hold metrics.csv, which training and evaluating write, got .*, which does not"
     with pytest.raises(FileNotFoundError, match=message):
@@ -63,7 +73,9 @@ def test_a_folder_without_the_file_is_refused(tmp_path):
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("case,class,dice\na.nii,liver,1\n")
-    message = r"metrics.csv must have the columns rule, case, class, outcome, got none named rule, outcome\."
+    message = (
+        r"metrics.csv must have the columns rule, grid, case, class, outcome, got none named rule, grid, outcome\."
+    )
     with pytest.raises(ValueError, match=message):
         read_scores(tmp_path, "sound")
 

@@ -617,3 +617,15 @@ def test_a_state_loaded_onto_a_gpu_goes_on_as_on_the_cpu():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PICCutMix(**{"labeled_counts": [5, 5], **arguments})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_patch_with_a_voxel_that_is_not_finite_is_no_donor(bad):
+    mixer = one_voxel_mixer()
+    image = full(0.5)[0]
+    spoiled = image.clone()
+    spoiled[0, 0, 0] = bad
+    mixer.add_donors(
+        [(full(c)[0], full(1)[0], torch.zeros(3), part) for c, part in ((1, spoiled), (2, image))], [True] * 2
+    )
+    assert mixer.bank.available(True).tolist() == [False, True, False, False]

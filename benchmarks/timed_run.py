@@ -1,0 +1,139 @@
+"""One arm of a comparison: how many epochs fit into a time, and a training of that length, scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "bundle" / "configs"
+
+
+def fitting_epochs(folder: Path, minutes: float, arm: str, **data: Any) -> int:
+    """Epochs of an arm that fit into a wall time on all cores, from ``pilot.json``, which is made if it is missing."""
+    if not (folder / "pilot.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        in_a_process("pilot", os.cpu_count() or 1, arm=arm, output_dir=folder, **data)
+    timing = json.loads((folder / "pilot.json").read_text())
+    warm_up = timing["warm_up"]
+    epoch = warm_up * timing["warm_up_epoch_s"] + (1 - warm_up) * timing["epoch_s"]
+    return max(8, round((60 * minutes - timing["preparation_s"] - 9 * timing["validation_s"]) / epoch))
+
+
+def in_a_process(command: str, threads: int, **arguments: Any) -> None:
+    """Runs ``train`` or ``pilot`` in a process of its own with so many threads."""
+    options = [
+        f"--{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in arguments.items()
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, __file__, command, *options], check=True, env=environment)
+
+
+def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[str] = (), **settings: Any) -> None:
+    """Trains one arm, scores its best model once on the test cases, and writes ``result.json``."""
+    folder = Path(output_dir)
+    settings = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8), **settings}
+    # What the teacher says of the volumes is the same in every run.
+    atlas = {"atlas_dir": str(folder.parents[1] / "atlas")}
+    workflow = _workflow(arm, folder, overlays, **atlas, **settings)
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    start = time.perf_counter()
+    trainer.run()
+    wall = time.perf_counter() - start
+    datalist = workflow.parser.get_parsed_content("datalist")
+    split = "test" if datalist.test else "validation"
+    patch = {"split": split, "report_dir": str(folder / "test")}
+    _workflow(arm, folder, [*overlays, "evaluate"], **patch, **settings).run()
+    with (folder / "test" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["rule"] == "sound" and row["dice"]]
+    dice: dict[str, list[float]] = {}
+    for row in rows:
+        dice.setdefault(row["class"], []).append(float(row["dice"]))
+    result = {
+        **settings, "split": split, "wall_s": wall, "steps": trainer.state.iteration,
+        "learning_rate": workflow.parser.get_parsed_content("learning_rate"),
+        "validation": workflow.parser.get_parsed_content("best_model_handler").best,
+        "dice": {name: statistics.mean(values) for name, values in dice.items()},
+        "voxels": dict(zip(workflow.parser.get_parsed_content("class_names")[1:], datalist.training_voxels[1:])),
+    }  # fmt: skip
+    result.pop("dataset_dir", None)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: Any) -> None:
+    """Times the preparation, epochs with and without unlabeled patches, and a validation; writes ``pilot.json``."""
+    from ignite.engine import Events
+
+    epochs = 8
+    folder = Path(output_dir) / "pilot"
+    shutil.rmtree(folder, ignore_errors=True)
+    warm_up = _workflow(arm, folder, overlays, **settings).parser.get_parsed_content("warm_up")
+    settings = {
+        **settings,
+        "epochs": epochs,
+        "val_interval": epochs,
+        "warm_up": 0.375,
+        "atlas_dir": str(folder / "atlas"),
+    }
+    workflow = _workflow(arm, folder, overlays, **settings)
+    start = time.perf_counter()
+    for name in ("train#dataset", "train#unlabeled_dataset"):
+        workflow.parser.get_parsed_content(name)
+    preparation = time.perf_counter() - start
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    validator = workflow.parser.get_parsed_content("validate#evaluator")
+    times: dict[str, list[float]] = {"start": [], "end": [], "validation": []}
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda: times["start"].append(time.perf_counter()))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: times["end"].append(time.perf_counter()))
+    for event in (Events.STARTED, Events.COMPLETED):
+        validator.add_event_handler(event, lambda: times["validation"].append(time.perf_counter()))
+    trainer.run()
+    lengths = [end - start for start, end in zip(times["start"], times["end"])]
+    validation = times["validation"][1] - times["validation"][0] if times["validation"] else 0.0
+    # The first epoch fills caches, the fourth begins to use unlabeled patches, and the last one validates. The fastest
+    # of the others is what an epoch costs when nothing else runs.
+    timing = {
+        "preparation_s": preparation,
+        "warm_up": warm_up,
+        "warm_up_epoch_s": min(lengths[1:3]),
+        "epoch_s": min(lengths[4:7]),
+        "validation_s": validation,
+    }
+    (Path(output_dir) / "pilot.json").write_text(json.dumps(timing, indent=1) + "\n")
+
+
+def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], **settings: Any) -> Any:
+    # Imported here: the process that only starts others needs none of it.
+    from monai.bundle import ConfigWorkflow
+
+    sys.path.insert(0, str(ROOT))
+    patch = ["evaluate"] if "evaluate" in overlays else []
+    # An arm goes by its name, whatever its folder; the method itself is the bundle as it is.
+    arms = [str(file) for file in CONFIGS.glob(f"*/{arm}.json")]
+    names = ["train", *(name for name in overlays if name not in patch), *arms, *patch]
+    workflow = ConfigWorkflow(
+        config_file=[name if name.endswith(".json") else str(CONFIGS / f"{name}.json") for name in names],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        output_dir=str(output_dir),
+        bundle_root=str(ROOT / "bundle"),
+        **settings,
+    )
+    workflow.initialize()
+    return workflow
+
+
+if __name__ == "__main__":
+    fire.Fire({"train": train, "pilot": pilot})

@@ -1,0 +1,114 @@
+"""CPS: cross pseudo supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
+from dinomix_monai.keys import BatchKeys, LossKeys
+from dinomix_monai.networks import EMATeacher, StudentPair
+
+__all__ = ["CrossTrainer"]
+
+
+class CrossTrainer(SemiSupervisedTrainer):
+    """
+    Two students that teach each other: a baseline for :class:`DinoMixTrainer` with the same data, losses and handlers.
+
+    Both see the labeled and the unlabeled patches. Each learns from the labels, and in all patches from what the other
+    one holds to be the most probable class. With ``weightings``, classes count differently for the two, which keeps
+    them from agreeing on what is frequent: that is DHC.
+
+    References: Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021,
+    https://arxiv.org/abs/2106.01226; Wang and Li, "DHC", MICCAI 2023, https://arxiv.org/abs/2307.11960.
+
+    Args:
+        network: a :class:`dinomix_monai.networks.StudentPair`.
+        loss_function: called for each student with logits, labels and class weights (``None`` without weightings) of
+            the labeled patches.
+        unlabeled_loss_function: called likewise with the other student's labels of all patches.
+        weightings: for the first and the second student, gives class weights for its logits of labeled patches, their
+            labels and its logits of unlabeled patches (or ``None``); ``None`` for plain CPS.
+        unlabeled_data_loader: batches with ``image``; ``None`` or empty for supervised training.
+        ema_teacher: moving average of the pair; it is scored, and teaches nobody.
+        unsupervised_weight: weight of what the students learn from each other.
+        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1.
+
+    Raises:
+        TypeError: When ``network`` is not a pair.
+        ValueError: When there are not two weightings, or no labeled images.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        network: nn.Module,
+        unlabeled_loss_function: Callable,
+        weightings: nn.ModuleList | None = None,
+        unlabeled_data_loader: Iterable | None = None,
+        ema_teacher: EMATeacher | None = None,
+        unsupervised_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(getattr(network, "module", network), StudentPair):
+            raise TypeError(f"network must be a StudentPair, got {type(network).__name__}.")
+        if weightings is not None and len(weightings) != 2:
+            raise ValueError(f"weightings must be one for each of two students, got {len(weightings)}.")
+        self.unlabeled_loss_function = unlabeled_loss_function
+        self.weightings = weightings
+        super().__init__(
+            *args,
+            network=network,
+            unlabeled_data_loader=unlabeled_data_loader,
+            ema_teacher=ema_teacher,
+            unsupervised_weight=unsupervised_weight,
+            **kwargs,
+        )
+        if not self.has_labels:
+            raise ValueError("train_data_loader must yield labeled batches, got none: two students need some labels.")
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        self.unlabeled_batch = None
+        image, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
+        inputs = [image]
+        if self.uses_unlabeled:
+            inputs.append(self._to_device(self.next_unlabeled()[BatchKeys.IMAGE]))
+        size = len(image)
+
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+        with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+            logits = self.inferer(torch.cat(inputs), self.network)
+            mean = (logits[0][:size] + logits[1][:size]).detach() / 2
+            output: dict[str, Any] = {Keys.IMAGE: image, Keys.LABEL: label, Keys.PRED: mean}
+            self.state.output = output
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+
+            weights = self._class_weights(logits, label)
+            terms = [self.loss_function(own[:size], label, weight) for own, weight in zip(logits, weights)]
+            loss = output[LossKeys.SUPERVISED] = torch.stack(terms).sum()
+            if len(inputs) > 1:
+                labels = [own.detach().argmax(1, keepdim=True) for own in logits]
+                terms = [
+                    self.unlabeled_loss_function(own, other, weight)
+                    for own, other, weight in zip(logits, reversed(labels), weights)
+                ]
+                output[LossKeys.UNSUPERVISED] = torch.stack(terms).sum()
+                loss = loss + self.unsupervised_weight * output[LossKeys.UNSUPERVISED]
+            output[Keys.LOSS] = loss
+        return self._descend(loss)
+
+    def _class_weights(self, logits: tuple[torch.Tensor, ...], label: torch.Tensor) -> list[torch.Tensor | None]:
+        if self.weightings is None:
+            return [None] * len(logits)
+        size = len(label)
+        return [
+            weighting(own[:size].detach(), label, own[size:].detach() if len(own) > size else None)
+            for weighting, own in zip(self.weightings, logits)
+        ]

@@ -1,0 +1,124 @@
+"""What trainers with unlabeled images have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils import convert_to_tensor
+
+from dinomix_monai.networks import EMATeacher
+
+__all__ = ["SemiSupervisedTrainer"]
+
+
+class SemiSupervisedTrainer(SupervisedTrainer):
+    """
+    ``monai.engines.SupervisedTrainer`` with a second stream of images, and a moving average that handlers update.
+
+    What a step does with the images is up to its subclasses. It owns no schedule: handlers set ``unsupervised_weight``
+    and ``progress``.
+
+    Args:
+        unlabeled_data_loader: batches without labels; ``None`` or empty for supervised training.
+        ema_teacher: moving average of the network, which is what validation scores.
+        unsupervised_weight: weight of what is learned from unlabeled images.
+        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1, and ``train_data_loader`` may be
+            ``None`` or empty when there are no labeled images: an epoch then goes over the unlabeled ones.
+
+    Attributes:
+        has_labels: whether there are labeled images.
+        unlabeled_batch: what the present step took from the unlabeled stream, ``None`` for nothing.
+
+    Raises:
+        ValueError: When there are images of neither kind, or ``accumulation_steps`` is not 1.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        unlabeled_data_loader: Iterable | None = None,
+        ema_teacher: EMATeacher | None = None,
+        unsupervised_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("accumulation_steps", 1) != 1:
+            raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
+        if _is_empty(unlabeled_data_loader):
+            unlabeled_data_loader = None
+        self.has_labels = not ("train_data_loader" in kwargs and _is_empty(kwargs["train_data_loader"]))
+        if not self.has_labels:
+            if unlabeled_data_loader is None:
+                raise ValueError("train_data_loader or unlabeled_data_loader must yield batches, got none of either.")
+            kwargs["train_data_loader"] = unlabeled_data_loader
+        if unlabeled_data_loader is None:
+            warnings.warn("There are no unlabeled images: training is supervised.", stacklevel=3)
+        self.unlabeled_data_loader = unlabeled_data_loader
+        # Any: where it is used it is not None, as subclasses make sure of.
+        self.ema_teacher: Any = ema_teacher
+        self.unsupervised_weight = unsupervised_weight
+        self.progress = 0.0
+        self.unlabeled_batch: dict[str, Any] | None = None
+        self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
+        # Last, because it attaches the handlers, and they look for the attributes above.
+        super().__init__(*args, **kwargs)
+        # With the labeled one, so that what an epoch draws does not depend on the epochs before it.
+        self.add_event_handler(Events.EPOCH_STARTED, self._restart_unlabeled)
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether a step looks at unlabeled images at present."""
+        return self.unlabeled_data_loader is not None and self.unsupervised_weight > 0
+
+    def _restart_unlabeled(self) -> None:
+        self._unlabeled_batches = None
+
+    def next_unlabeled(self) -> dict[str, Any]:
+        """
+        The next batch of the unlabeled stream, which starts over in each epoch and when it is exhausted.
+
+        Raises:
+            RuntimeError: When the stream has no batch at all.
+        """
+        for _ in range(2):
+            if self._unlabeled_batches is None:
+                self._unlabeled_batches = iter(self.unlabeled_data_loader or ())
+            batch = next(self._unlabeled_batches, None)
+            if batch is not None:
+                self.unlabeled_batch = batch
+                return batch
+            self._restart_unlabeled()
+        raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
+
+    def _descend(self, loss: torch.Tensor) -> Any:
+        """From the loss to the end of a step, with MONAI's events; returns the output of the step."""
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        if self.amp and self.scaler is not None:
+            self.scaler.scale(loss).backward()
+            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            loss.backward()
+            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+            self.optimizer.step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        # Not what the step has made: decollation and postprocessing have replaced it by now.
+        return self.state.output
+
+    def _to_device(self, value: torch.Tensor) -> torch.Tensor:
+        return convert_to_tensor(value).to(self.state.device, non_blocking=self.non_blocking)
+
+
+def _is_empty(loader: Any) -> bool:
+    if loader is None:
+        return True
+    try:
+        return len(loader) == 0
+    except TypeError:  # as MONAI's Workflow: a stream without a length
+        return False

@@ -1,0 +1,246 @@
+"""What a training will do and take, from a few steps on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+
+__all__ = ["TrainingPlan", "plan_training"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """
+    What a training is going to do, and what a few of its steps took here.
+
+    Args:
+        what: lines of heading and text on data, patches, network, teacher.
+        epochs: epochs of the run.
+        steps_per_epoch: steps of an epoch.
+        warm_up: share of the run without unlabeled patches.
+        validations: validations of the run and the scoring after it.
+        cases: validation cases.
+        voxels: voxels of all training volumes, as they are cached.
+        device: where it was measured.
+        preparation_s_per_voxel: to load and cache a training volume and to compute its teacher tokens.
+        step_s: a step without and a step with unlabeled patches.
+        validation_s: a validation case.
+        memory: peak memory in bytes, with all training volumes.
+        disk: bytes on disk by what they are for.
+    """
+
+    what: dict[str, str]
+    epochs: int
+    steps_per_epoch: int
+    warm_up: float
+    validations: int
+    cases: int
+    voxels: int
+    device: str
+    preparation_s_per_voxel: float
+    step_s: tuple[float, float]
+    validation_s: float
+    memory: float
+    disk: dict[str, float]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Expected duration of each part of the run."""
+        steps = self.epochs * self.steps_per_epoch
+        early = round(self.warm_up * steps)
+        return {
+            "preparation": self.preparation_s_per_voxel * self.voxels,
+            "steps": early * self.step_s[0] + (steps - early) * self.step_s[1],
+            "validation": self.validations * self.cases * self.validation_s,
+        }
+
+    def __str__(self) -> str:
+        steps = self.epochs * self.steps_per_epoch
+        parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.seconds.items())
+        rows = {
+            "steps": f"{self.epochs} epochs of {self.steps_per_epoch} = {steps}, the first {self.warm_up:.0%} without "
+            "unlabeled patches",
+            **self.what,
+            "disk": ", ".join(f"{what} {_size(size)}" for what, size in self.disk.items()),
+            "memory": f"{_size(self.memory)} at its peak, all training volumes cached",
+            "a step": f"{self.step_s[0]:.3g} s without unlabeled patches, {self.step_s[1]:.3g} s with them",
+            "duration": f"{_duration(sum(self.seconds.values()))}: {parts}",
+            "measured": f"now, on {self.device}; for another device nothing is known until this has run there",
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
+    """
+    Plans the training that a configuration of the bundle describes.
+
+    It caches a labeled, an unlabeled and a validation case, computes their teacher tokens, takes a few steps of each
+    kind and a validation, all of it in a temporary folder, and throws it away. What depends on the number of volumes
+    is scaled by their voxels, which their headers tell.
+
+    Args:
+        parser: the configuration with all overlays and settings; it is changed.
+        repetitions: steps of each kind to time.
+
+    Raises:
+        ValueError: When ``repetitions`` is less than 1.
+    """
+    if repetitions < 1:
+        raise ValueError(f"repetitions must be >= 1, got {repetitions}.")
+    get = parser.get_parsed_content
+    epochs, steps_per_epoch, warm_up, interval = (
+        get(n) for n in ("epochs", "steps_per_epoch", "warm_up", "val_interval")
+    )
+    datalist, spacing_mm, patch_size = get("datalist"), get("spacing_mm"), get("patch_size")
+    shapes = {
+        name: [_cached_shape(case["image"], spacing_mm, patch_size) for case in getattr(datalist, name)]
+        for name in _SECTIONS.values()
+    }
+    # A whole number of the steps that distill and those that do not, after two that fill caches.
+    every = get("distillation_interval")
+    count = every * math.ceil(repetitions / every)
+    with tempfile.TemporaryDirectory() as folder:
+        parser.update(
+            {
+                **{f"train#{name}#data": f"$@datalist.{section}[:1]" for name, section in _SECTIONS.items()},
+                "validate#dataset#data": "$@datalist.validation[:1]",
+                **{"epochs": 2, "steps_per_epoch": count + 2, "warm_up": 0.5, "val_interval": 2},
+                **{"output_dir": folder, "atlas_dir": str(Path(folder) / "atlas")},
+            }
+        )
+        measured = _measure(parser, count)
+        files = {"best model": get("model_file"), "state to resume": get("state_file")}
+        disk = {what: float(Path(file).stat().st_size) for what, file in files.items()}
+    if not get("no_atlas"):
+        disk["token atlas"] = _atlas_size(get("atlas"), [shape for some in shapes.values() for shape in some])
+    voxels, seen = (
+        sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
+    )
+    return TrainingPlan(
+        what=_what(parser),
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        warm_up=warm_up,
+        validations=epochs // interval + 1,
+        cases=len(datalist.validation),
+        voxels=voxels,
+        device=measured["device"],
+        preparation_s_per_voxel=measured["preparation_s"] / seen,
+        step_s=measured["step_s"],
+        validation_s=measured["validation_s"],
+        # An image in single precision and a label, for each volume beyond those of the measurement.
+        memory=measured["memory"] + 5.0 * (voxels - seen),
+        disk=disk,
+    )
+
+
+# The data sets of training, and the lists that their cases stand in.
+_SECTIONS = {"dataset": "training", "unlabeled_dataset": "unlabeled"}
+
+
+def _what(parser: ConfigParser) -> dict[str, str]:
+    get = parser.get_parsed_content
+    datalist, network = get("datalist"), get("network")
+    counts = (f"{len(getattr(datalist, name))} {name}" for name in ("training", "unlabeled", "validation", "test"))
+    spacing = "the files' own spacing" if min(get("spacing_mm")) <= 0 else f"{_by(get('spacing_mm'))} mm"
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    what = {
+        "data": f"{', '.join(counts)} cases in {get('dataset_dir')}",
+        "a batch": f"{get('labeled_batch_size')} labeled and {get('unlabeled_batch_size')} unlabeled patches of "
+        f"{_by(get('patch_size'))} voxels of {spacing}",
+        "network": f"{type(network).__name__}, {parameters / 1e6:.3g} M parameters",
+    }
+    return {**what, "teacher": get("teacher").describe()} if get("distillation_weight") else what
+
+
+def _atlas_size(atlas: Any, shapes: Sequence[Sequence[int]]) -> float:
+    """Bytes of all tokens in half precision, in full and by their components."""
+    cells = sum(math.prod(math.ceil(side / cell) for side, cell in zip(shape, atlas.cell)) for shape in shapes)
+    return 2.0 * cells * (atlas.slice_tokens.embed_dim + (atlas.components or 0))
+
+
+def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
+    """Two epochs of a training, the first without unlabeled patches; of each the last ``count`` steps count."""
+    device = torch.device(parser.get_parsed_content("device"))
+    # The bars of a training that is none would mislead.
+    with contextlib.redirect_stderr(io.StringIO()):
+        start = time.perf_counter()
+        for name in _SECTIONS:
+            parser.get_parsed_content(f"train#{name}")
+        preparation = _now(device) - start
+        trainer = parser.get_parsed_content("train#trainer")
+        validator = parser.get_parsed_content("validate#evaluator")
+        times: list[float] = []
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: times.append(-_now(device)))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: times.append(_now(device)))
+        spans: list[float] = []
+        validator.add_event_handler(Events.STARTED, lambda: spans.append(-_now(device)))
+        validator.add_event_handler(Events.COMPLETED, lambda: spans.append(_now(device)))
+        trainer.run()
+    steps = np.reshape(times, (2, -1, 2)).sum(2)[:, -count:]
+    if device.type == "cuda":
+        name, memory = torch.cuda.get_device_name(device), float(torch.cuda.max_memory_allocated(device))
+    else:
+        name, memory = f"{torch.get_num_threads()} CPU threads", _peak_memory()
+    return {
+        "device": name,
+        "memory": memory,
+        "preparation_s": preparation,
+        # The mean, because steps that distill take longer than those between them.
+        "step_s": tuple(steps.mean(1).tolist()),
+        "validation_s": sum(spans),
+    }
+
+
+def _peak_memory() -> float:
+    import resource  # not on every system that trains
+
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _cached_shape(image: str | os.PathLike, spacing_mm: Sequence[float], patch_size: Sequence[int]) -> list[int]:
+    """Voxels of a volume on the grid of training, at least a patch; axes are taken in the file's order."""
+    file: Any = nib.load(image)
+    zooms = [float(zoom) for zoom in file.header.get_zooms()[:3]]
+    wanted = [new if new > 0 else zoom for new, zoom in zip(spacing_mm, zooms)]
+    sides = [round(side * zoom / new) for side, zoom, new in zip(file.shape, zooms, wanted)]
+    return [max(side, patch) for side, patch in zip(sides, patch_size)]
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.2g} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )

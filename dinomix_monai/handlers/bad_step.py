@@ -1,0 +1,87 @@
+"""A step whose loss or gradient is not finite: what it was, for whoever has to find out why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.utils import ImageMetaKey
+from monai.utils.enums import CommonKeys as Keys
+
+from dinomix_monai.keys import LossKeys
+
+__all__ = ["BadStep"]
+
+
+class BadStep:
+    """
+    The present step of a trainer, taken to be one whose loss or gradient is not finite.
+
+    Making it waits for a GPU.
+
+    Args:
+        engine: the trainer, whose ``state.output`` has the terms of the loss.
+    """
+
+    def __init__(self, engine: SupervisedTrainer) -> None:
+        self.iteration = engine.state.iteration
+        output = engine.state.output
+        self.terms = {
+            str(term): float(torch.as_tensor(output[term]).detach())
+            for term in (Keys.LOSS, *LossKeys)
+            if term in output
+        }
+        self.batches = {"labeled": engine.state.batch}
+        if (unlabeled := getattr(engine, "unlabeled_batch", None)) is not None:
+            self.batches["unlabeled"] = unlabeled
+
+    @property
+    def bad_terms(self) -> dict[str, float]:
+        """The terms of the loss that are not finite; the sum only where it has no other name."""
+        bad = {name: value for name, value in self.terms.items() if not math.isfinite(value)}
+        named = {name: value for name, value in bad.items() if name != Keys.LOSS}
+        return named or bad
+
+    @property
+    def cases(self) -> list[str]:
+        """Files of the patches that have voxels that are not finite, or where all are finite, of all patches."""
+        patches = [patch for batch in self.batches.values() for patch in _patches(batch)]
+        bad = [file for file, is_finite in patches if not is_finite]
+        return sorted({*(bad or (file for file, _ in patches))})
+
+    def describe(self) -> str:
+        """What is wrong with which cases, as a phrase whose subject is the step."""
+        what = " and ".join(f"its {name} loss is {value}" for name, value in self.bad_terms.items())
+        what = what.replace("loss loss", "loss") or "its gradient is not finite"
+        return f"{what} (cases: {', '.join(self.cases)})" if self.cases else what
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes terms, cases and batches as plain tensors and numbers."""
+        path = Path(folder) / f"step_{self.iteration:07d}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        batches = {
+            name: {str(key): value.detach().as_subclass(torch.Tensor).cpu() for key, value in _tensors(batch)}
+            for name, batch in self.batches.items()
+        }
+        torch.save({"step": self.iteration, "terms": self.terms, "cases": self.cases, **batches}, path)
+        return path
+
+
+def _tensors(batch: Any) -> list[tuple[Any, torch.Tensor]]:
+    pairs = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+    return [(key, value) for key, value in pairs if isinstance(value, torch.Tensor)]
+
+
+def _patches(batch: Any) -> list[tuple[str, bool]]:
+    """For each patch of a batch that knows its file, the file and whether all of its voxels are finite."""
+    image = batch.get(Keys.IMAGE) if isinstance(batch, Mapping) else None
+    files = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(image, MetaTensor) else None
+    if image is None or files is None:
+        return []
+    files = [files] if isinstance(files, str) else files
+    return [(str(file), bool(patch.isfinite().all())) for file, patch in zip(files, image.as_tensor())]

@@ -1,0 +1,89 @@
+"""The app that MONAI Label serves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.train import TrainTask
+
+from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.infer_task import DinoMixInferTask
+from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.label.train_task import DinoMixTrainTask
+
+__all__ = ["NAME", "DinoMixApp"]
+
+NAME = "dinomix"
+"""Name of the model, of its training, of the strategy and of the scoring in all requests."""
+
+
+class DinoMixApp(MONAILabelApp):
+    """
+    Segments scans, learns from the labels and from the scans without, and says which scan to label next.
+
+    Args:
+        app_dir: a folder as :func:`prepare_app_folder` makes it.
+        studies: folder of the scans.
+        conf: options of MONAI Label's command; none is used here.
+
+    Raises:
+        HTTPException: From requests that are refused, with the reason.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.folder = AppFolder(Path(app_dir).absolute())
+        about = {name: self.folder.metadata[name] for name in ("name", "description", "version")}
+        super().__init__(app_dir, studies, conf, **about, labels=self.folder.class_names[1:])
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """Inference."""
+        return {NAME: DinoMixInferTask(self.folder)}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Training."""
+        return {NAME: DinoMixTrainTask(self.folder)}
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segments a scan of the studies, one that was uploaded with the request, or one of a session."""
+        return _answered(self._infer, request, datastore)
+
+    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Trains."""
+        return _answered(super().train, request)
+
+    def _infer(self, request: Mapping[str, Any], datastore: Datastore | None) -> dict[str, Any]:
+        image, model = request.get("image"), request.get("model")
+        if model not in self._infers:
+            raise Refusal(f"model must be one of {', '.join(self._infers)}, got {model!r}.", 404)
+        if not isinstance(image, str):
+            raise Refusal(f"image must be the name of a scan, got a {type(image).__name__}.")
+        if os.path.exists(image):
+            self._check_place(Path(image))
+        elif not (datastore or self.datastore()).get_image_uri(image):
+            raise Refusal(f"image must be the name of a scan of the studies, got {image!r}, which is none.", 404)
+        tag = request.get("label_tag")
+        if tag is not None and Path(tag).name != tag:
+            raise Refusal(f"label_tag must be a plain name, got {tag!r}.")
+        return super().infer(request, datastore)
+
+    def _check_place(self, image: Path) -> None:
+        """Refuses files elsewhere on the machine, which a request may name by their path."""
+        places = [Path(self.studies), self.folder.root / "tmp"]
+        if self._sessions is not None:
+            places.append(Path(self._sessions.store_path))
+        if not any(image.resolve().is_relative_to(place.resolve()) for place in places):
+            raise Refusal("image must be a scan of the studies, or uploaded, got a path elsewhere.", 403)
+
+
+def _answered(task: Any, *arguments: Any) -> dict[str, Any]:
+    try:
+        return task(*arguments)
+    except Refusal as refusal:
+        raise HTTPException(refusal.status, str(refusal)) from refusal

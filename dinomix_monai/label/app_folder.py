@@ -1,0 +1,178 @@
+"""The folder of an app: its configuration, its current model and its trainings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from dinomix_monai.data import read_labels, write_labels
+
+__all__ = ["AppFolder", "prepare_app_folder"]
+
+_MAIN = '"""MONAI Label looks for the app here."""\n\nfrom dinomix_monai.label.app import DinoMixApp  # noqa: F401\n'
+_CONFIGS = ("train.json", "finetune.json", "inference.json", "metadata.json")
+_DESCRIPTION = "A patch of train.json and inference.json for this app; edit it and start anew."
+
+
+@dataclass(frozen=True)
+class AppFolder:
+    """
+    A bundle of its own with what MONAI Label needs beside it.
+
+    ``configs/`` is a copy of the bundle's, ``settings.json`` patches it, ``models/`` has the current model
+    (``model.pt``), the student that it is the average of (``student.pt``) and the classes (``labels.json``), and
+    ``runs/`` what trainings wrote.
+
+    Args:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """The app's own values of the bundle's ids."""
+        return self.root / "settings.json"
+
+    @property
+    def model_file(self) -> Path:
+        """Weights that inference uses; missing until there is a model."""
+        return self.root / "models" / "model.pt"
+
+    @property
+    def student_file(self) -> Path:
+        """Weights of the student of the training that made the model; missing where that is unknown."""
+        return self.root / "models" / "student.pt"
+
+    @property
+    def scores_file(self) -> Path:
+        """What the current model was found to know of each scan."""
+        return self.root / "models" / "scores.json"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the trainings, each in one that is named by its time."""
+        return self.root / "runs"
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label value, background first."""
+        return read_labels(self.model_file)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The bundle's metadata, with the classes of the app."""
+        return json.loads((self.root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+
+    def config_files(self, *names: str) -> list[str]:
+        """Paths of configs by name, and of the app's patch after them."""
+        return [*(str(self.root / "configs" / f"{name}.json") for name in names), str(self.settings_file)]
+
+    def parser(self, *names: str, **overrides: Any) -> ConfigParser:
+        """
+        The bundle's configuration with the app's patch and the given ids.
+
+        Args:
+            *names: configs, such as ``inference``.
+            **overrides: ids with other values.
+        """
+        parser = ConfigParser()
+        parser.read_config(self.config_files(*names))
+        parser.update({"bundle_root": str(self.root), **overrides})
+        return parser
+
+
+def prepare_app_folder(
+    root: str | Path,
+    bundle: str | Path,
+    model: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    settings: dict[str, Any] | None = None,
+    teacher_weights: str = "none",
+) -> AppFolder:
+    """
+    Makes the folder of an app, or brings an existing one up to date with the bundle.
+
+    Model, classes and settings are what a new app begins with. An app that has them keeps its own: a server that is
+    started anew goes on with the model that it has trained.
+
+    Args:
+        root: folder of the app.
+        bundle: folder of the bundle, of which the configs are copied.
+        model: weights to begin with, with ``labels.json`` beside them; ``None`` to begin without a model.
+        labels: names of the classes without background; by default those of the model, else the bundle's.
+        settings: ids of the bundle's configuration with other values.
+        teacher_weights: as the bundle's; ``none`` leaves feature distillation out, since an untrained teacher has
+            nothing to teach.
+
+    Raises:
+        FileNotFoundError: When ``bundle`` is no bundle, or there is no such ``model``.
+        ValueError: When ``labels`` are not those of the model.
+    """
+    folder = AppFolder(Path(root).expanduser().absolute())
+    source = Path(bundle).expanduser()
+    if missing := [name for name in _CONFIGS if not (source / "configs" / name).is_file()]:
+        raise FileNotFoundError(
+            f"bundle must be the folder of the bundle, with configs/{missing[0]}, got {source.absolute()}. "
+            "Give its path, or start from the root of the project."
+        )
+    for name in ("configs", "models", "runs", "tmp"):
+        (folder.root / name).mkdir(parents=True, exist_ok=True)
+    labels_file = folder.model_file.with_name("labels.json")
+    if not labels_file.is_file():
+        names = _class_names(folder, model, labels)
+        if model is not None:
+            _copy_model(Path(model).expanduser(), folder)
+        write_labels(folder.model_file, names)
+    for name in _CONFIGS:
+        shutil.copyfile(source / "configs" / name, folder.root / "configs" / name)
+    _name_classes(folder.root / "configs" / "metadata.json", folder.class_names)
+    if not folder.settings_file.is_file():
+        teacher: dict[str, Any] = {"teacher_weights": teacher_weights}
+        if teacher_weights == "none":
+            teacher["distillation_weight"] = 0.0
+        elif teacher_weights != "auto":
+            teacher["teacher_weights"] = str(Path(teacher_weights).expanduser().absolute())
+        content = {**teacher, **(settings or {}), "_desc_": _DESCRIPTION}
+        folder.settings_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder.root / "main.py").write_text(_MAIN, encoding="utf-8")
+    return folder
+
+
+def _class_names(folder: AppFolder, model: str | Path | None, labels: Sequence[str] | None) -> list[str]:
+    given = None if labels is None else ["background", *labels]
+    if model is None:
+        return given or folder.class_names
+    if not Path(model).expanduser().is_file():
+        raise FileNotFoundError(f"model must be the weights of a trained model, got {model}, which does not exist.")
+    own = read_labels(Path(model).expanduser())
+    if given is not None and given != own:
+        raise ValueError(
+            f"labels must be those of the model, {', '.join(own[1:])}, got {', '.join(given[1:])}. "
+            "For other classes begin without a model."
+        )
+    return own
+
+
+def _copy_model(model: Path, folder: AppFolder) -> None:
+    shutil.copyfile(model, folder.model_file)
+    # What a training leaves beside its model to go on from.
+    state_file = model.parent / "last" / "state.pt"
+    if state_file.is_file():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        torch.save(state["network"], folder.student_file)
+
+
+def _name_classes(metadata_file: Path, class_names: Sequence[str]) -> None:
+    metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    output["num_channels"] = len(class_names)
+    output["channel_def"] = {str(value): name for value, name in enumerate(class_names)}
+    metadata_file.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Segmentation of a scan for an annotator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.transforms import SaveImaged
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.basic_infer import BasicInferTask
+from monailabel.transform.writer import Writer
+
+from dinomix_monai.handlers.pictures import class_colors
+from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.networks import with_weights
+
+__all__ = ["DinoMixInferTask"]
+
+_EXTENSION = re.compile(r"(\.[A-Za-z0-9]+)+")
+
+
+class DinoMixInferTask(BasicInferTask):
+    """
+    The bundle's ``inference.json`` behind MONAI Label's ``/infer``.
+
+    The label map is uint8 and has the shape and affine of the scan. A model that a training has put in its place is
+    used from the next request on. Without a model it says so; MONAI Label would answer with random weights.
+
+    Args:
+        folder: folder of the app.
+    """
+
+    def __init__(self, folder: AppFolder) -> None:
+        self.folder = folder
+        self._parsers: dict[str, ConfigParser] = {}
+        names = folder.class_names
+        super().__init__(
+            path=str(folder.model_file),
+            network=None,
+            type=InferType.SEGMENTATION,
+            labels={name: value for value, name in enumerate(names) if value > 0},
+            dimension=3,
+            description=folder.metadata["description"],
+        )
+        self.label_colors = {
+            name: [round(255 * part) for part in color[:3]]
+            for name, color in zip(names[1:], class_colors(len(names))[1:])
+        }
+
+    def info(self) -> dict[str, Any]:
+        """What clients are told, the color of each label included."""
+        return {**super().info(), "label_colors": self.label_colors}
+
+    def is_valid(self) -> bool:
+        """Always: an app without a model is there to get one."""
+        return True
+
+    def __call__(self, request: Mapping[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
+        """
+        Segments a scan.
+
+        Args:
+            request: MONAI Label's; ``image`` is the path of the scan.
+            callbacks: see ``BasicInferTask``.
+
+        Returns:
+            Path of the label map, and what clients are told about it.
+
+        Raises:
+            Refusal: When there is no model yet, it does not fit the app, or ``result_extension`` is no extension.
+        """
+        extension = request.get("result_extension")
+        if extension and not _EXTENSION.fullmatch(extension):
+            raise Refusal(f"result_extension must be an extension such as .nii.gz, got {extension!r}.")
+        return super().__call__(request, callbacks)
+
+    def pre_transforms(self, data: Mapping[str, Any] | None = None) -> Sequence[Callable]:
+        """The bundle's ``preprocessing``."""
+        return self._parsed("preprocessing", data).transforms
+
+    def inferer(self, data: Mapping[str, Any] | None = None) -> Inferer:
+        """The bundle's ``inferer``."""
+        return self._parsed("inferer", data)
+
+    def post_transforms(self, data: Mapping[str, Any] | None = None) -> Sequence[Callable]:
+        """The bundle's ``postprocessing``, up to where MONAI Label writes the file."""
+        transforms = self._parsed("postprocessing", data).transforms
+        return [transform for transform in transforms if not isinstance(transform, SaveImaged)]
+
+    def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
+        """Writes the label map as uint8, as NIfTI with the very affine of the scan, and names the colors."""
+        label = data[self.output_label_key]
+        array, affine = label.array[0].astype(np.uint8), np.asarray(label.affine, dtype=float)
+        extension = extension or data.get("result_extension") or _own_extension(data["image_path"])
+        result = {**data.get(self.output_json_key, {}), "label_colors": self.label_colors}
+        if extension in (".nii", ".nii.gz"):
+            # MONAI Label's writers rotate by way of quaternions, or take the first axis for channels.
+            with NamedTemporaryFile(suffix=extension, delete=False) as file:
+                nib.save(_nifti(array, affine), file.name)
+            return file.name, result
+        plain = {self.output_label_key: array, f"{self.output_label_key}_meta_dict": {"affine": affine}}
+        options = {"result_extension": extension, "result_dtype": np.uint8}
+        path, _ = Writer(label=self.output_label_key)({**data, **plain, **options})
+        return path, result
+
+    def _get_network(self, device: str, data: Mapping[str, Any] | None) -> Any:
+        path = Path(self.folder.model_file)
+        if not path.is_file():
+            raise Refusal("Segmentation needs a model, and the app has none yet. Label scans and train one.", 409)
+        changed = path.stat().st_mtime_ns
+        network, of = self._networks.get(device, (None, None))
+        if of != changed:
+            try:
+                network = with_weights(self._parsed("network_def", data), path)
+            except ValueError as error:
+                raise Refusal(f"The model does not fit the app. {error}", 409) from error
+            network = network.to(device).eval()
+            self._networks[device] = network, changed
+        return network
+
+    def _parsed(self, name: str, data: Mapping[str, Any] | None) -> Any:
+        # One for each device, since what inverts the preprocessing must be the objects that preprocessed.
+        device = str((data or {}).get("device", "cpu"))
+        if device not in self._parsers:
+            self._parsers[device] = self.folder.parser("inference", device=device)
+        return self._parsers[device].get_parsed_content(name)
+
+
+def _own_extension(path: str) -> str:
+    """That of a file which may have more dots in its name; a series of DICOM files has none and becomes a NIfTI."""
+    return next((extension for extension in (".nii.gz", ".nii", ".nrrd") if path.endswith(extension)), ".nii.gz")
+
+
+def _nifti(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    # Both, because viewers differ in which of them they read.
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    return image

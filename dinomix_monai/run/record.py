@@ -1,0 +1,105 @@
+"""What a run leaves beside its outputs, however it ends."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dinomix_monai.run.configuration import idle_settings, present_parser
+from dinomix_monai.run.failure import report_failures, stop_on_sigterm
+
+__all__ = ["start_run"]
+
+
+def start_run(output_dir: str | Path, name: str, state_file: str | Path | None = None) -> Path:
+    """
+    Opens the log of a run and writes its configuration beside it, as overlays and the command line have made it.
+
+    It is the first thing that a run does, so both are there whatever fails later. From then on a failure ends the
+    process with one message, and its traceback stands in the log; so do SIGTERM and Ctrl-C. Called outside of a bundle,
+    it writes no configuration.
+
+    Args:
+        output_dir: folder of the run's outputs; the files are in ``logs`` there, named by time and process, so that
+            those of earlier runs stay.
+        name: what is run, the first part of their names.
+        state_file: file that the state of the run is kept in, which the message names.
+
+    Returns:
+        Path of the log.
+
+    Raises:
+        OSError: When ``output_dir`` cannot be written to.
+        ValueError: When a setting was typed on the command line that does nothing, as a mistyped one does.
+    """
+    parser = present_parser()
+    folder = Path(output_dir).expanduser().absolute() / "logs"
+    log_file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = _RunLog(log_file)
+        if parser is not None:
+            log_file.with_suffix(".json").write_text(json.dumps(parser.get(), indent=1, default=str) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"output_dir must be a folder that can be written to, got {output_dir} ({error.strerror}). Pass another."
+        ) from error
+    _log_to(handler)
+    report_failures(log_file, state_file)
+    stop_on_sigterm()
+    versions = ", ".join(f"{package} {version(package)}" for package in ("dinomix-monai", "monai", "torch"))
+    about = (" ".join(sys.argv), Path.cwd(), versions, platform.python_version())
+    logging.getLogger(__name__).info("%s\nin %s, %s, Python %s", *about)
+    if parser is not None:
+        _check_settings(parser.get())
+    return log_file
+
+
+class _RunLog(logging.FileHandler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is that of ``logging``
+        """Stays silent: that the disk is full is said elsewhere, and the log cannot hold it."""
+
+
+def _log_to(handler: _RunLog) -> None:
+    root = logging.getLogger()
+    for earlier in [other for other in root.handlers if isinstance(other, _RunLog)]:
+        root.removeHandler(earlier)
+        earlier.close()
+    if not root.handlers and logging.lastResort is not None:
+        # Python shows warnings where nobody has set up logging; beside a file alone it would not any more.
+        root.addHandler(logging.lastResort)
+    for other in root.handlers:
+        other.addFilter(_is_news)
+    root.addHandler(handler)
+    # Others do not see more than before: their own levels stay.
+    logging.getLogger("dinomix_monai").setLevel(logging.INFO)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Ignite says so for each engine on the way out, before the message that the user gets.
+    return "run is terminating due to exception" not in str(record.msg)
+
+
+def _check_settings(config: Mapping[str, Any]) -> None:
+    # Those that were typed alone: another becomes idle where an overlay replaces what referred to it.
+    typed = {re.split("=|#|::", word[2:])[0].replace("-", "_") for word in sys.argv if word.startswith("--")}
+    for name in typed.intersection(idle_settings(config)):
+        similar = difflib.get_close_matches(name, [other for other in config if other != name], n=1)
+        question = f" Did you mean {similar[0]}?" if similar else " All settings stand at the top of the configuration."
+        raise ValueError(
+            f"--{name} must be a setting, got a name that nothing in the configuration refers to.{question}"
+        )

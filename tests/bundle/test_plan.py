@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dinomix_monai.engines import plan_training
+
+
+def test_the_plan_of_a_training_knows_what_the_training_would_do_and_writes_nothing(
+    workflow, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    built = workflow(
+        "train", epochs=40, steps_per_epoch=30, warm_up=0.25, val_interval=10, atlas_dir=str(tmp_path / "a")
+    )
+    plan = plan_training(built.parser, repetitions=2)
+    assert list(tmp_path.iterdir()) == []
+    assert (plan.epochs, plan.steps_per_epoch, plan.warm_up, plan.validations, plan.cases) == (40, 30, 0.25, 5, 1)
+    assert all(seconds > 0 for seconds in (*plan.step_s, plan.validation_s, *plan.seconds.values()))
+    assert plan.memory > 1e8
+    text = str(plan)
+    assert "2 training, 2 unlabeled, 1 validation, 2 test cases" in text
+    assert "32 x 32 x 16 voxels of 8 x 8 x 10 mm" in text
+    assert "UNTRAINED" in text
+    assert capsys.readouterr().err == ""
+
+
+def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Path) -> None:
+    plan = plan_training(workflow("train").parser, repetitions=1)
+    built = workflow("train", atlas_dir=str(tmp_path / "atlas"))
+    datasets = [built.parser.get_parsed_content(f"train#{name}") for name in ("dataset", "unlabeled_dataset")]
+    built.parser.get_parsed_content("atlas").describe()
+    # Beside the tokens there are headers and the components' basis.
+    files = [file for file in (tmp_path / "atlas").rglob("*") if file.stat().st_size > 20_000 and file.is_file()]
+    expected = sum(file.stat().st_size for file in files)
+    assert plan.disk["token atlas"] == pytest.approx(expected, rel=0.1)
+    volumes = [item["image"] for dataset in datasets for item in dataset._cache]
+    assert plan.voxels == sum(volume[0].numel() for volume in volumes)

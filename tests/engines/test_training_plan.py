@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from monai.bundle import ConfigParser
+
+from dinomix_monai.engines import TrainingPlan, plan_training
+
+
+def test_the_duration_is_the_sum_of_its_parts_by_hand():
+    plan = TrainingPlan(
+        what={"data": "4 training cases"},
+        epochs=10,
+        steps_per_epoch=100,
+        warm_up=0.25,
+        validations=6,
+        cases=4,
+        voxels=2000,
+        device="2 CPU threads",
+        preparation_s_per_voxel=0.5,
+        step_s=(2.0, 4.0),
+        validation_s=3.0,
+        memory=2.5e9,
+        disk={"best model": 5e6},
+    )
+    assert plan.seconds == {"preparation": 1000, "steps": 250 * 2 + 750 * 4, "validation": 72}
+    lines = dict(line.split("  ", 1) for line in str(plan).splitlines())
+    assert lines["steps"].strip() == "10 epochs of 100 = 1000, the first 25% without unlabeled patches"
+    assert lines["memory"].strip().startswith("2.5 GB")
+    assert lines["duration"].strip() == "76 min: preparation 17 min, steps 58 min, validation 72 s"
+    assert lines["measured"].strip().startswith("now, on 2 CPU threads; for another device nothing is known")
+
+
+def test_no_repetitions_are_refused():
+    with pytest.raises(ValueError, match="repetitions must be >= 1, got 0"):
+        plan_training(ConfigParser(), 0)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from dinomix_monai.data import make_phantom
+from dinomix_monai.label import AppFolder, prepare_app_folder
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "bundle"
+ORGANS = ["spleen", "right kidney", "left kidney"]
+
+# The real network, shrunk to a toy.
+TOY = {
+    "patch_size": [32, 32, 16],
+    "network_def#n_filters": 4,
+    "spacing_mm": [8.0, 8.0, 10.0],
+    "epochs": 2,
+    "steps_per_epoch": 2,
+    "val_interval": 1,
+    "amp": False,
+}
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scans of thirteen organs, all with labels."""
+    return make_phantom(
+        tmp_path_factory.mktemp("phantom"), cases=(2, 4, 0, 0), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
+    ).parent
+
+
+@pytest.fixture
+def studies(phantom: Path, tmp_path: Path) -> Path:
+    """Three scans without labels."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(phantom / "images" / f"phantom_00{number}.nii", folder / f"case_{number}.nii")
+    return folder
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., AppFolder]:
+    def make(**arguments: Any) -> AppFolder:
+        return prepare_app_folder(tmp_path / "app", BUNDLE, **{"settings": TOY, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def give_model() -> Callable[[AppFolder], None]:
+    """Puts a model with random weights into an app, as a training leaves it."""
+
+    def give(folder: AppFolder, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        network = folder.parser("inference").get_parsed_content("network_def")
+        torch.save(network.state_dict(), folder.model_file)
+
+    return give
+
+
+@pytest.fixture
+def client(studies: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[AppFolder], TestClient]]:
+    """Serves an app in this process."""
+    # Read where MONAI Label is imported first, and set on its settings for later tests.
+    os.environ.update(MONAI_LABEL_AUTO_UPDATE_SCORING="false", MONAI_LABEL_DATASTORE_AUTO_RELOAD="false")
+    from monailabel.app import app
+    from monailabel.config import settings
+    from monailabel.interfaces.utils.app import clear_cache
+
+    started = []
+
+    def start(folder: AppFolder) -> TestClient:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder.root / "tmp"))
+        monkeypatch.setattr(settings, "MONAI_LABEL_APP_DIR", str(folder.root))
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", str(studies))
+        monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(folder.root / "sessions"))
+        started.append(TestClient(app))
+        return started[-1].__enter__()
+
+    yield start
+    for one in started:
+        one.__exit__(None, None, None)
+    clear_cache()
+
+
+@pytest.fixture
+def save_label() -> Callable[..., None]:
+    """Saves a label as a viewer does."""
+
+    def save(client: TestClient, name: str, file: Path, tag: str = "final") -> None:
+        with file.open("rb") as opened:
+            answer = client.put(f"/datastore/label?image={name}&tag={tag}", files={"label": (file.name, opened)})
+        assert answer.status_code == 200, answer.text
+
+    return save

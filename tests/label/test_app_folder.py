@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dinomix_monai.data import write_labels
+from dinomix_monai.label import prepare_app_folder
+
+BUNDLE = Path(__file__).parents[2] / "bundle"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of two classes as a training leaves it, with the state of the run."""
+    path = tmp_path / "run" / "models" / "model.pt"
+    write_labels(path, ["background", "left", "right"])
+    torch.save({"weight": torch.ones(1)}, path)
+    (path.parent / "last").mkdir()
+    torch.save({"network": {"weight": torch.zeros(1)}, "trainer": {"epoch": 3}}, path.parent / "last" / "state.pt")
+    return path
+
+
+def test_an_app_begins_with_model_student_and_classes_of_a_training(model: Path, tmp_path: Path) -> None:
+    folder = prepare_app_folder(tmp_path / "app", BUNDLE, model)
+    assert folder.class_names == ["background", "left", "right"]
+    assert torch.load(folder.model_file, weights_only=True) == {"weight": torch.ones(1)}
+    assert torch.load(folder.student_file, weights_only=True) == {"weight": torch.zeros(1)}
+    output = json.loads((folder.root / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]
+    assert output["pred"]["channel_def"] == {"0": "background", "1": "left", "2": "right"}
+    assert output["pred"]["num_channels"] == 3
+
+
+def test_an_app_that_is_there_keeps_its_model_classes_and_settings(model: Path, tmp_path: Path) -> None:
+    first = prepare_app_folder(tmp_path / "app", BUNDLE, None, ["tumor"], {"spacing_mm": [1, 1, 1]})
+    torch.save({"weight": torch.full((1,), 7.0)}, first.model_file)
+    (first.root / "configs" / "train.json").write_text("{}")
+    again = prepare_app_folder(tmp_path / "app", BUNDLE, model, None, {"spacing_mm": [2, 2, 2]})
+    assert again.class_names == ["background", "tumor"]
+    assert torch.load(again.model_file, weights_only=True) == {"weight": torch.full((1,), 7.0)}
+    assert again.parser("inference").get_parsed_content("spacing_mm") == [1, 1, 1]
+    assert (again.root / "configs" / "train.json").read_bytes() == (BUNDLE / "configs" / "train.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [("none", ("none", 0.0)), ("auto", ("auto", 0.05)), ("dino.pth", (str(Path("dino.pth").absolute()), 0.05))],
+)
+def test_features_are_distilled_only_from_a_teacher_with_weights(tmp_path: Path, weights: str, expected) -> None:
+    parser = prepare_app_folder(tmp_path / "app", BUNDLE, teacher_weights=weights).parser("train")
+    found = tuple(parser.get_parsed_content(name) for name in ("teacher_weights", "distillation_weight"))
+    assert found == expected
+
+
+def test_an_overlay_of_the_bundle_can_be_the_settings(tmp_path: Path) -> None:
+    overlay = json.loads((BUNDLE / "configs" / "acdc.json").read_text())
+    folder = prepare_app_folder(tmp_path / "app", BUNDLE, labels=["ventricle"], settings=overlay)
+    network: nn.Module = folder.parser("inference").get_parsed_content("network_def")
+    assert network.stem[0].stride == (2, 2, 1)
+
+
+def test_what_is_missing_or_does_not_fit_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"bundle must be the folder of the bundle, .* got .*/nowhere\."):
+        prepare_app_folder(tmp_path / "app", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"model must be the weights of a trained model, got none\.pt"):
+        prepare_app_folder(tmp_path / "app", BUNDLE, "none.pt")
+    with pytest.raises(ValueError, match="labels must be those of the model, left, right, got tumor"):
+        prepare_app_folder(tmp_path / "app", BUNDLE, model, ["tumor"])
+    assert not (tmp_path / "app" / "models" / "labels.json").exists()

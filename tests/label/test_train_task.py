@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from dinomix_monai.data.anatomy import ORGANS
+from dinomix_monai.label import TrainingRun
+
+
+@pytest.fixture
+def train(client) -> Callable[..., dict]:
+    """Trains through REST and waits for the answer."""
+
+    def call(http, status: int = 200, **params: object) -> dict:
+        answer = http.post("/train/dinomix?run_sync=true", json={"device": "cpu", "max_epochs": 1, **params})
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    return call
+
+
+@pytest.fixture
+def labels(phantom: Path) -> Path:
+    return phantom / "labels"
+
+
+def stamp_of(file: Path) -> tuple[int, int]:
+    """What changes when a file is written or another one is moved to its place."""
+    stat = file.stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def edited(file: Path, folder: Path, edit: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A copy of a label with other voxels."""
+    label = nib.load(file)
+    nib.save(nib.Nifti1Image(edit(np.array(label.dataobj)), label.affine), folder / "edited.nii")
+    return folder / "edited.nii"
+
+
+def test_a_training_learns_from_labeled_and_unlabeled_scans_and_its_model_segments(
+    client, make_folder, save_label, train, labels: Path
+) -> None:
+    folder = make_folder()
+    http = client(folder)
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    save_label(http, "case_3", labels / "phantom_003.nii", tag="original")
+    result = train(http, max_epochs=2)
+    assert (result["labeled"], result["unlabeled"], result["validation"]) == (1, 2, 0)
+    assert result["replaced"]
+    assert any("lists one labeled case" in warning for warning in result["warnings"])
+    listed = json.loads((Path(result["run"]) / "dataset.json").read_text())
+    # What a model has proposed is no label.
+    assert [Path(case["image"]).name for case in listed["unlabeled"]] == ["case_2.nii", "case_3.nii"]
+    stats = http.get("/info/").json()["train_stats"]["dinomix"]
+    assert [row["epoch"] for row in stats["epochs"]] == [1, 2]
+    assert all(row["unsupervised"] > 0 for row in stats["epochs"][1:])
+    assert stats["result"]["replaced"]
+    assert http.post("/infer/dinomix?image=case_2&output=json").status_code == 200
+    student, teacher = (torch.load(file, weights_only=True) for file in (folder.student_file, folder.model_file))
+    assert student.keys() == teacher.keys()
+    assert any(not torch.equal(student[name], teacher[name]) for name in student)
+
+
+def test_a_training_goes_on_from_the_model_or_begins_anew(
+    client, make_folder, give_model, save_label, train, labels: Path
+) -> None:
+    folder = make_folder(settings={**TOY_STILL, "network_def#n_filters": 4})
+    http = client(folder)
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    give_model(folder, seed=7)
+    before = torch.load(folder.model_file, weights_only=True)
+    train(http)
+    after = torch.load(folder.model_file, weights_only=True)
+    # With a learning rate of 0 the weights are those that it began with.
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    train(http, pretrained=False)
+    anew = torch.load(folder.model_file, weights_only=True)
+    assert any(not torch.equal(before[name], anew[name]) for name in before)
+
+
+TOY_STILL = {
+    "patch_size": [32, 32, 16],
+    "spacing_mm": [8.0, 8.0, 10.0],
+    "steps_per_epoch": 1,
+    "learning_rate": 0.0,
+    "amp": False,
+}
+
+
+def test_a_model_that_validation_finds_worse_does_not_replace_the_old_one(
+    client, make_folder, give_model, save_label, train, labels: Path
+) -> None:
+    # With a learning rate of 0 the new model is as good as the old one, and not better.
+    folder = make_folder(settings=TOY_STILL)
+    http = client(folder)
+    for number in (1, 2):
+        save_label(http, f"case_{number}", labels / f"phantom_00{number}.nii")
+    give_model(folder)
+    stamp = stamp_of(folder.model_file)
+    share = between(*(hash_share(f"case_{number}.nii") for number in (1, 2)))
+    result = train(http, val_split=share)
+    assert (result["labeled"], result["validation"]) == (1, 1)
+    assert result["score"] == result["score_before"]
+    assert not result["replaced"]
+    assert stamp_of(folder.model_file) == stamp
+
+
+def hash_share(name: str) -> float:
+    import hashlib
+
+    return int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64
+
+
+def between(a: float, b: float) -> float:
+    return (a + b) / 2
+
+
+def test_a_better_model_replaces_the_old_one(
+    client, make_folder, give_model, save_label, train, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder()
+    http = client(folder)
+    for number in (1, 2):
+        save_label(http, f"case_{number}", labels / f"phantom_00{number}.nii")
+    give_model(folder)
+    # A model that finds nothing at all.
+    weights = torch.load(folder.model_file, weights_only=True)
+    weights["head.projection.weight"].zero_()
+    weights["head.projection.bias"].zero_()
+    torch.save(weights, folder.model_file)
+    result = train(http, val_split=between(*(hash_share(f"case_{number}.nii") for number in (1, 2))), max_epochs=2)
+    assert result["score_before"] == 0
+    assert result["replaced"] == (result["score"] > 0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda label: np.where(label == 1, 77, label).astype(np.uint8), "voxels of no class, from 77 to 77"),
+        (lambda label: label[:-3], "has 37 x 40 x 28 voxels and its image 40 x 40 x 28"),
+    ],
+    ids=["values", "shape"],
+)
+def test_a_label_with_wrong_values_or_shape_is_named_and_the_model_stays(
+    client, make_folder, give_model, save_label, train, labels: Path, tmp_path: Path, edit, problem: str
+) -> None:
+    folder = make_folder()
+    http = client(folder)
+    give_model(folder)
+    stamp = stamp_of(folder.model_file)
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    save_label(http, "case_2", edited(labels / "phantom_002.nii", tmp_path, edit))
+    detail = train(http, status=422)["detail"]
+    assert "labels/final/case_2.nii" in detail
+    assert problem in detail
+    assert "case_1" not in detail
+    assert stamp_of(folder.model_file) == stamp
+    assert list(folder.runs.iterdir()) == []
+
+
+def test_without_a_label_the_answer_says_what_to_do(client, make_folder, train) -> None:
+    detail = train(client(make_folder()), status=422)["detail"]
+    assert detail == (
+        "Training needs at least one scan with a label of tag final, got none among 3 scans. Save one, and train again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs must be >= 1, got 0"),
+        ({"max_epochs": "many"}, "max_epochs, seed and val_split must be numbers"),
+        ({"val_split": 1.0}, r"val_split must be in [0, 1), got 1.0"),
+        ({"val_split": 0.999}, "all for validation with val_split 0.999"),
+    ],
+)
+def test_wrong_parameters_are_refused(
+    client, make_folder, save_label, train, labels: Path, params: dict, message: str
+) -> None:
+    http = client(make_folder())
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    assert message in train(http, status=422, **params)["detail"]
+
+
+def test_a_model_of_other_classes_can_only_be_replaced(
+    client, make_folder, give_model, save_label, train, labels: Path, tmp_path: Path
+) -> None:
+    folder = make_folder()
+    give_model(folder)
+    http = client(folder)
+    # As a person would change the classes of an app.
+    names = ["background", "everything"]
+    folder.model_file.with_name("labels.json").write_text(json.dumps(dict(enumerate(names))))
+    file = edited(labels / "phantom_001.nii", tmp_path, lambda label: (label > 0).astype(np.uint8))
+    save_label(http, "case_1", file)
+    assert "Train anew, with pretrained false" in train(http, status=422)["detail"]
+    assert train(http, pretrained=False)["replaced"]
+    weights = torch.load(folder.model_file, weights_only=True)
+    assert weights["head.projection.bias"].shape[0] == 2 * 8
+
+
+def test_a_training_that_fails_leaves_the_model_as_it_was(
+    make_folder, give_model, studies: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder()
+    give_model(folder)
+    stamp = stamp_of(folder.model_file)
+    run = TrainingRun(folder, [{"image": str(studies / "case_1.nii"), "label": str(labels / "phantom_001.nii")}], [])
+    monkeypatch.setattr(os, "fsync", broken_disk)
+    with pytest.raises(RuntimeError):
+        run(epochs=1)
+    assert stamp_of(folder.model_file) == stamp
+
+
+def broken_disk(file: int) -> None:
+    raise RuntimeError("no space left")
+
+
+def test_the_classes_of_an_app_need_not_be_those_of_the_phantom(make_folder, studies: Path, labels: Path) -> None:
+    folder = make_folder(labels=[*ORGANS, "duodenum"])
+    labeled = [{"image": str(studies / "case_1.nii"), "label": str(labels / "phantom_001.nii")}]
+    result = TrainingRun(folder, labeled, [str(studies / "case_2.nii")])(epochs=1)
+    assert any("names duodenum, which no label" in warning for warning in result.warnings)
+    assert torch.load(folder.model_file, weights_only=True)["head.projection.bias"].shape[0] == 15 * 8
+
+
+def test_no_scan_that_was_learned_from_judges_a_later_model(make_folder, studies: Path) -> None:
+    names = [f"scan_{number}.nii" for number in range(40)]
+    cases = [{"image": name, "label": name} for name in names]
+    for share in (0.2, 0.6):
+        folder = make_folder()
+        few, all_ = (TrainingRun(folder, part, [], share) for part in (cases[:10], cases))
+        chosen = {case["image"] for case in all_.validation}
+        assert {case["image"] for case in few.validation} == chosen & set(names[:10])
+        assert abs(len(chosen) / 40 - share) < 0.25
+        assert not chosen & {case["image"] for case in all_.training}
