@@ -1,12 +1,14 @@
 """
-What a training step costs with FKD and without: time as ratios within one process, and memory.
+What a training step costs: with FKD and without, or against two networks that teach each other.
 
     python benchmarks/step_cost.py
+    python benchmarks/step_cost.py --peers
     python benchmarks/step_cost.py --teacher vit_large_patch16_dinov3 --repetitions 60
 
 Every form trains its own student on the same phantom of a few patients. Their steps take turns, so that whatever else
 the machine does meets all of them, and medians are compared. FKD is computed in every step here, whatever the
-interval that the bundle sets.
+interval that the bundle sets. ``--peers`` has the setting in which the costs of published methods were counted: 2
+labeled and 2 unlabeled patches of 64 x 64 x 64 voxels, 14 classes, V-Net with 32 filters at full resolution.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +27,64 @@ import fire
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle" / "configs"
-FORMS = {
+FKD_FORMS = {
     "no FKD": ("ablation/pic",),
     "FKD from the atlas": (),
     "FKD online": ("online_teacher",),
 }
+PEER_FORMS = {"two networks, CPS with DHC's weights": ("baseline/cps",), "DINO-Mix": ()}
+FORMS = {**FKD_FORMS, **PEER_FORMS}
+PEER_SETTING = {
+    "patch_size": [64, 64, 64],
+    "unlabeled_batch_size": 2,
+    "distillation_modules": ["decoder.2"],
+    "network_def": {
+        "_target_": "dinomix_monai.networks.VNet",
+        "in_channels": 1,
+        "out_channels": "@num_classes",
+        "n_filters": 32,
+    },
+}
 
 
-def main(teacher: str = "vit_small_patch16_dinov3", repetitions: int = 40) -> None:
-    """Prints the table."""
+def main(teacher: str = "vit_small_patch16_dinov3", repetitions: int = 40, peers: bool = False) -> None:
+    """Prints the table, with ratios to its first row."""
+    forms = list(PEER_FORMS if peers else FKD_FORMS)
     with tempfile.TemporaryDirectory() as folder:
         # Each form in a process of its own, because a peak is never taken back, and while this process is small,
         # because theirs begin with its peak. The first form that needs the atlas makes it.
-        memory = {form: _in_a_process(form, folder, teacher) for form in FORMS}
-        medians = _interleaved(folder, teacher, repetitions)
-    print(f"{teacher}, untrained\n| form | step | ratio | peak memory |\n|---|---|---|---|")
+        counted = {form: _in_a_process(form, folder, teacher) for form in forms}
+        medians = _interleaved(forms, folder, teacher, repetitions)
+    print(f"{teacher}, untrained\n| form | GFLOP | step | ratio | peak memory | ratio |\n|---|---|---|---|---|---|")
     for form, median in medians.items():
-        ratio = median / medians["no FKD"]
-        print(f"| {form} | {1e3 * median:.0f} ms | {ratio:.2f} | {memory[form]:.0f} MB |")
+        gflop, memory = counted[form]
+        ratios = [f"{a / b:.2f}" for a, b in ((median, medians[forms[0]]), (memory, counted[forms[0]][1]))]
+        print(f"| {form} | {gflop:.0f} | {1e3 * median:.0f} ms | {ratios[0]} | {memory:.0f} MB | {ratios[1]} |")
 
 
 def peak(form: str, folder: str, teacher: str) -> None:
-    """Takes ten steps and prints the peak memory of this process in MB."""
+    """Takes a few steps and prints the GFLOP of one and the peak memory of this process in MB."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     steps = _steps(form, folder, teacher)
-    for _ in range(10):
+    for _ in range(2 if form in PEER_FORMS else 10):
         next(steps)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with FlopCounterMode(display=False) as counter:
+        next(steps)
+    print(counter.get_total_flops() / 1e9, memory)
 
 
-def _interleaved(folder: str, teacher: str, repetitions: int) -> dict[str, float]:
-    streams = {form: _steps(form, folder, teacher) for form in FORMS}
-    times: dict[str, list[float]] = {form: [] for form in FORMS}
+def _interleaved(forms: Sequence[str], folder: str, teacher: str, repetitions: int) -> dict[str, float]:
+    streams = {form: _steps(form, folder, teacher) for form in forms}
+    times: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(repetitions):
         for form, stream in streams.items():
             start = time.perf_counter()
             next(stream)
             times[form].append(time.perf_counter() - start)
     # The first steps fill caches.
-    return {form: statistics.median(values[5:]) for form, values in times.items()}
+    return {form: statistics.median(values[min(5, repetitions // 3) :]) for form, values in times.items()}
 
 
 def _steps(form: str, folder: str, teacher: str) -> Iterator[None]:
@@ -95,6 +117,7 @@ def _trainer(form: str, folder: str, teacher: str) -> Any:
         teacher_model=teacher,
         teacher_weights="none",
         distillation_interval=1,
+        **(PEER_SETTING if form in PEER_FORMS else {}),
     )
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -102,10 +125,11 @@ def _trainer(form: str, folder: str, teacher: str) -> Any:
     return trainer
 
 
-def _in_a_process(form: str, folder: str, teacher: str) -> float:
+def _in_a_process(form: str, folder: str, teacher: str) -> tuple[float, float]:
     command = [sys.executable, __file__, "peak", form, folder, teacher]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(result.stdout.splitlines()[-1])
+    gflop, memory = map(float, result.stdout.split()[-2:])
+    return gflop, memory
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
 from dinomix_monai.data.site_split import split_dataset
-from dinomix_monai.data.streams import PatchStream, patch_stream
+from dinomix_monai.data.streams import PatchStream, patch_stream, share_of
 from dinomix_monai.data.tensor_file import read_tensor_file
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "read_protocol",
     "read_tensor_file",
     "scaling_window",
+    "share_of",
     "split_dataset",
     "verify_dataset",
     "write_labels",

@@ -8,6 +8,8 @@ import torch
 from monai.utils import convert_to_tensor
 from torch import nn
 
+from dinomix_monai.processes import process_count, sum_over_processes
+
 __all__ = ["PseudoLabeler"]
 
 # A class that is all but lost, or that is seen everywhere, is moved by this factor at most.
@@ -27,7 +29,8 @@ class PseudoLabeler(nn.Module):
     that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
     that class: ``threshold * status_c / max_k status_k``, at least ``floor``.
 
-    It moves to where the logits are.
+    It moves to where the logits are. Under ``torch.distributed`` both averages follow the batches of all processes,
+    which must be of one size.
 
     References: Berthelot et al., "ReMixMatch", ICLR 2020, https://arxiv.org/abs/1911.09785 (alignment); Wang et al.,
     "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, https://arxiv.org/abs/2205.07246
@@ -109,7 +112,7 @@ class PseudoLabeler(nn.Module):
         return label, weight
 
     def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
-        found = probabilities.mean(dim=[0, *range(2, probabilities.ndim)])
+        found = sum_over_processes(probabilities.mean(dim=[0, *range(2, probabilities.ndim)])) / process_count()
         followed = self.decay * self.predicted_shares + (1 - self.decay) * found
         # An average that has once been NaN would be so for ever.
         self.predicted_shares = torch.where(found.isfinite().all(), followed, self.predicted_shares)
@@ -119,7 +122,8 @@ class PseudoLabeler(nn.Module):
 
     def _follow(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
         zeros = torch.zeros_like(self.status)
-        voxels = zeros.index_add(0, label, torch.ones_like(confidence))
-        mean = zeros.index_add(0, label, confidence) / voxels.clamp_min(1)
+        sums = zeros.index_add(0, label, torch.ones_like(confidence)), zeros.index_add(0, label, confidence)
+        voxels, total = sum_over_processes(torch.stack(sums))
+        mean = total / voxels.clamp_min(1)
         is_seen = (voxels > 0) & mean.isfinite()
         self.status = torch.where(is_seen, self.decay * self.status + (1 - self.decay) * mean, self.status)

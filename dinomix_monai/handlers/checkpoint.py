@@ -39,6 +39,8 @@ class BestModelHandler:
         path: file to write.
         class_names: names by label value, background first.
         key_metric: name of the metric.
+        writes: whether to write; ``False`` in all but one of several processes that train together, which only
+            remember the best value.
 
     Attributes:
         best: the highest value so far, ``None`` before the first.
@@ -46,10 +48,13 @@ class BestModelHandler:
         waited: evaluations since then.
     """
 
-    def __init__(self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY) -> None:
+    def __init__(
+        self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY, writes: bool = True
+    ) -> None:
         self.path = Path(path)
         self.class_names = list(class_names)
         self.key_metric = key_metric
+        self.writes = writes
         self.best: float | None = None
         self.epoch = 0
         self.waited = 0
@@ -73,10 +78,11 @@ class BestModelHandler:
         value = float(metrics[self.key_metric])
         value = -math.inf if math.isnan(value) else value
         if self.best is None or value > self.best:
-            if self.best is None:
+            if self.best is None and self.writes:
                 _set_aside(self.path)
             self.best, self.epoch, self.waited = value, engine.state.epoch, 0
-            self.write(engine.network)
+            if self.writes:
+                self.write(engine.network)
         else:
             self.waited += 1
 

@@ -7,13 +7,49 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from torch import distributed, nn
 
 from dinomix_monai.handlers.bad_step import BadStep
+from dinomix_monai.processes import process_count, sum_over_processes
 
-__all__ = ["ClipGradientHandler"]
+__all__ = ["AverageGradientHandler", "ClipGradientHandler"]
+
+
+class AverageGradientHandler:
+    """
+    Averages the gradients of a module over all processes, as ``DistributedDataParallel`` does for what it wraps.
+
+    For modules that train beside the network and not in its forward pass, such as projection heads. At the start of
+    a run their weights become those of rank 0. It does nothing in a run of one process.
+
+    Args:
+        module: what is trained, or ``None``; of a parameter, either all processes or none must have a gradient.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.parameters = [] if module is None else list(module.parameters())
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the start and to the end of each backward pass; attach it before any use of the gradients."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Takes the weights of rank 0."""
+        if process_count() > 1:
+            for parameter in self.parameters:
+                distributed.broadcast(parameter.detach(), 0)
+
+    def __call__(self, engine: Engine) -> None:
+        """Averages the gradients."""
+        if process_count() > 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad = sum_over_processes(parameter.grad) / process_count()
+
 
 # As many batches are saved, and as many steps are left out in a row before the run is taken to be lost.
 _MANY = 10

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from dinomix_monai.processes import rank_seed
+
 __all__ = ["EpochSeedHandler"]
 
 
@@ -20,10 +22,16 @@ class EpochSeedHandler:
     Args:
         seed: seed of the run.
         randomizables: transforms and others with ``set_random_state``.
+        streams: others that are given the same seed in each of several processes, because they see to it themselves
+            that processes draw differently, such as :class:`dinomix_monai.data.PatchStream`.
+        rank: number of this process.
     """
 
-    def __init__(self, seed: int, randomizables: Sequence[Any] = ()) -> None:
-        self.seed = seed
+    def __init__(
+        self, seed: int, randomizables: Sequence[Any] = (), streams: Sequence[Any] = (), rank: int = 0
+    ) -> None:
+        self.seed, self.rank = seed, rank
+        self.streams = [item for item in streams if item is not None]
         self.randomizables = [item for item in randomizables if item is not None]
 
     def attach(self, engine: Engine) -> None:
@@ -33,6 +41,7 @@ class EpochSeedHandler:
     def __call__(self, engine: Engine) -> None:
         """Seeds torch, which the samplers draw from, and the transforms."""
         seed = (self.seed * 1_000_003 + engine.state.epoch) % 2**32
-        torch.manual_seed(seed)
-        for number, item in enumerate(self.randomizables):
-            item.set_random_state(seed=(seed + 7919 * (number + 1)) % 2**32)
+        torch.manual_seed(rank_seed(seed, self.rank))
+        for number, item in enumerate([*self.streams, *self.randomizables]):
+            item_seed = (seed + 7919 * (number + 1)) % 2**32
+            item.set_random_state(seed=item_seed if number < len(self.streams) else rank_seed(item_seed, self.rank))

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
+from dinomix_monai.processes import sum_over_processes
+
 __all__ = ["FeatureDistillationLoss", "semantic_uniqueness"]
 
 
@@ -17,7 +19,8 @@ class FeatureDistillationLoss(_Loss):
     orthogonal, 4 at most. The plain form has ``a_i = 1``, the uniqueness form weights a cell by
     :func:`semantic_uniqueness`. The caller puts both on one grid and projects the student to the teacher's channels.
     The target is detached here, so no gradient reaches the teacher. Cells whose target is 0 in all channels, of which
-    the teacher has nothing to say, do not count; where no cell counts the loss is 0.
+    the teacher has nothing to say, do not count; where no cell counts the loss is 0. Under ``torch.distributed`` sums
+    run over all processes.
 
     Reference: Liu and Sun, "DINO-Mix", 2026, https://arxiv.org/abs/2602.07819 (normalized MSE); the weights are a
     reading of its "semantic uniqueness".
@@ -58,7 +61,8 @@ class FeatureDistillationLoss(_Loss):
         weight = target.any(dim=1).float()
         if self.weighting == "uniqueness":
             weight = weight * semantic_uniqueness(target)
-        return (weight * distance).sum() / weight.sum().clamp_min(1e-6)
+        total_distance, total = sum_over_processes(torch.stack([(weight * distance).sum(), weight.sum()]))
+        return total_distance / total.clamp_min(1e-6)
 
 
 def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
+from dinomix_monai.processes import sum_over_processes
+
 __all__ = ["VoxelWeightedDiceCELoss"]
 
 
@@ -15,7 +17,8 @@ class VoxelWeightedDiceCELoss(_Loss):
     """
     Sum of soft Dice and cross-entropy, in which a voxel counts as much as its weight says.
 
-    Pseudo-labels need it: ``monai.losses.DiceCELoss`` cannot leave voxels out. Sums run over the whole batch. Dice is
+    Pseudo-labels need it: ``monai.losses.DiceCELoss`` cannot leave voxels out. Sums run over the whole batch, and under
+    ``torch.distributed`` over those of all processes, which then have the same loss and must all compute it. Dice is
     the mean over the foreground classes that have weight in the target: an absent class has no overlap to improve, and
     cross-entropy already speaks for it. Softmax is computed once for both terms.
 
@@ -96,12 +99,12 @@ class VoxelWeightedDiceCELoss(_Loss):
     def _cross_entropy(
         self, log_prob_target: torch.Tensor, target: torch.Tensor, voxel_weight: torch.Tensor
     ) -> torch.Tensor:
-        total = voxel_weight.sum()
         if self.class_weight is not None:
-            voxel_weight = voxel_weight * self.class_weight.to(voxel_weight)[target]
             # Normalized as F.cross_entropy does, but over the voxels that count.
-            total = voxel_weight.sum()
-        return -(log_prob_target * voxel_weight).sum() / total.clamp_min(1e-8)
+            voxel_weight = voxel_weight * self.class_weight.to(voxel_weight)[target]
+        sums = torch.stack([(log_prob_target * voxel_weight).sum(), voxel_weight.sum()])
+        total_log_prob, total = sum_over_processes(sums)
+        return -total_log_prob / total.clamp_min(1e-8)
 
     def _dice(
         self, prob: torch.Tensor, log_prob_target: torch.Tensor, target: torch.Tensor, voxel_weight: torch.Tensor
@@ -111,6 +114,7 @@ class VoxelWeightedDiceCELoss(_Loss):
         zeros = torch.zeros_like(predicted)
         overlap = zeros.index_add(0, flat, log_prob_target.flatten().exp() * flat_weight)
         present = zeros.index_add(0, flat, flat_weight)
+        overlap, predicted, present = sum_over_processes(torch.stack([overlap, predicted, present]))
         dice = (2 * overlap + self.smooth) / (predicted + present + self.smooth)
         counted = (present > 0)[1:].to(dice)
         return ((1 - dice[1:]) * counted).sum() / counted.sum().clamp_min(1)

@@ -11,6 +11,7 @@ import torch
 from monai.transforms import RandAffineGrid, Randomizable, Resample, Transform
 from monai.utils import convert_to_tensor
 
+from dinomix_monai.processes import gather_over_processes
 from dinomix_monai.transforms.donor_bank import DonorBank, Patch
 
 __all__ = ["DIRECTIONS", "PICCutMix", "class_probabilities", "imbalance"]
@@ -196,18 +197,27 @@ class PICCutMix(Randomizable, Transform):
         """
         Puts patches into the bank and counts their pseudo-labeled voxels.
 
+        Under ``torch.distributed`` voxels are counted over all processes, in the order of ranks; every bank has the
+        patches of its own process. All must add as many unlabeled patches.
+
         Args:
             patches: label, weight, position and images of each, without a batch axis.
             labeled: for each of them, whether its label is ground truth.
         """
+        unlabeled = []
         for patch, is_labeled in zip(patches, labeled):
             label, weight, *rest = patch
-            if not all(part.isfinite().all() for part in rest):
-                continue  # It would come back in other steps.
-            voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts)).cpu().numpy()
-            self.bank.add(patch, np.flatnonzero(voxels), is_labeled)
+            voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts))
+            if all(part.isfinite().all() for part in rest):
+                self.bank.add(patch, voxels.nonzero()[:, 0].tolist(), is_labeled)
+            else:
+                voxels = torch.full_like(voxels, -1)  # Left out: it would come back in other steps.
             if not is_labeled:
-                self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
+                unlabeled.append(voxels)
+        if unlabeled:
+            for voxels in gather_over_processes(torch.stack(unlabeled)).cpu().numpy():
+                if (voxels >= 0).all():
+                    self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
 
     def randomize(  # type: ignore[override]  # MONAI's takes any data
         self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int, shape: Sequence[int]

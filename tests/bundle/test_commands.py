@@ -136,3 +136,23 @@ def test_sigterm_ends_a_training_with_its_state_and_a_few_lines(phantom: Path, t
     assert "Traceback" in log.read_text()
     assert torch.load(state, weights_only=True)["trainer"]["epoch"] >= 0
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_two_processes_train_one_model_and_write_it_once(phantom: Path, tmp_path: Path) -> None:
+    settings = {name: value for name, value in TINY_RUN.items() if name not in ("device", "epochs")}
+    configs = "['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']"
+    command = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run", "training")
+    options = {"dataset_dir": phantom, "output_dir": tmp_path, **settings}
+    printed = python(*command, config_file=configs, epochs=2, **options)
+    assert printed.count("Written:") == 1
+    assert printed.count("left adrenal gland") == 1
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2"]
+    writers = {path.name.split(".")[-2] for path in (tmp_path / "events").iterdir()}  # ids of processes
+    assert len(writers) == 1
+    assert len(list((tmp_path / "atlas").glob("*/*.npy"))) == 4  # of two labeled and two unlabeled volumes
+    # One process goes on with the state of two.
+    resumed = configs.replace("multi_gpu_train", "resume")
+    python("monai.bundle", "run", "training", config_file=resumed, epochs=3, device="cpu", **options)
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]

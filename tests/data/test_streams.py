@@ -7,7 +7,7 @@ import torch
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, RandLambdad
 
-from dinomix_monai.data import PatchStream, patch_stream
+from dinomix_monai.data import PatchStream, patch_stream, share_of
 
 
 def cases(count):
@@ -106,3 +106,31 @@ def test_an_empty_data_set_has_no_stream():
 def test_batches_and_epochs_of_nothing_are_refused(batch_size, steps, count):
     with pytest.raises(ValueError, match=rf"batch_size and steps must be >= 1, got {batch_size} and {steps}\."):
         patch_stream(Dataset(cases(count)), batch_size, steps)
+
+
+def test_processes_share_the_batches_of_one_with_batches_as_large_as_theirs_together():
+    whole = patch_stream(Dataset(cases(7), Compose([])), batch_size=6, steps=5).set_random_state(seed=3)
+    shares = [
+        patch_stream(Dataset(cases(7), Compose([])), batch_size=2, steps=5, rank=rank, world_size=3)
+        for rank in range(3)
+    ]
+    for share in shares:
+        share.set_random_state(seed=3)
+        assert len(share) == 5
+    assert [[*a, *b, *c] for a, b, c in zip(*map(epoch, shares))] == epoch(whole)
+
+
+def test_transforms_of_processes_draw_differently():
+    streams = [patch_stream(noisy(1), batch_size=1, steps=1, rank=rank, world_size=2) for rank in range(2)]
+    draws = [next(iter(stream.set_random_state(seed=3)))["image"].item() for stream in streams]
+    assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(5, 2), (4, 4), (2, 3), (0, 2)])
+def test_every_case_is_evaluated_equally_often(count, world_size):
+    shares = [share_of(range(count), rank, world_size) for rank in range(world_size)]
+    counted = Counter(case for share in shares for case in share)
+    assert set(counted) == set(range(count))
+    assert len(set(counted.values())) <= 1
+    # A process without a case would have no score to average.
+    assert count == 0 or all(len(share) > 0 for share in shares)

@@ -45,3 +45,18 @@ def test_torch_is_seeded_once_an_epoch_and_not_at_each_step():
 @pytest.mark.parametrize("seed", [0, 2**32 - 1, 10**12])
 def test_a_seed_of_any_size_is_fine(seed):
     assert draws(seed, [1]) == draws(seed, [1])
+
+
+def test_processes_draw_differently_but_streams_get_one_seed():
+    class Stream:
+        def set_random_state(self, seed):
+            self.seed = seed
+
+    engine, found = Engine(lambda engine, batch: None), []
+    for rank in (0, 1):
+        transform, stream = RandGaussianNoise(prob=1.0), Stream()
+        EpochSeedHandler(0, [transform], [stream, None], rank=rank)(engine)
+        found.append((stream.seed, transform.R.random_sample(), torch.rand(1).item()))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+    assert found[0][2] != found[1][2]
