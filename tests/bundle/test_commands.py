@@ -102,7 +102,7 @@ def test_bundle_runs_from_any_folder_with_absolute_paths(
         model_file=trained[0] / "models" / "model.pt",
         **TINY_NETWORK,
     )
-    found = sorted(path.name for path in (tmp_path / "output").iterdir())
+    found = sorted(path.name for path in (tmp_path / "output").glob("*.nii.gz"))
     assert found == [f"{path.stem}_seg.nii.gz" for path in sorted((phantom / "images").iterdir())]
 
 
