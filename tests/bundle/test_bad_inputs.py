@@ -152,7 +152,8 @@ DATA = {
     "no training cases": (
         {},
         listed(training=[]),
-        f"{LIST}DATA/dataset.json must have entries under training, got none.",
+        "dataset.json  lists no labeled cases  List labeled cases under `training`; scans alone can be learned from in a "
+        "federation only.",
     ),
     "training that is no list": (
         {},
@@ -270,9 +271,9 @@ SETTINGS = {
     ),
     "unknown reaction to a bad loss": (
         {"on_bad_loss": "ignore"},
-        "Error at train::handlers::3: on_bad_loss must be 'skip' or 'stop', got 'ignore'.",
+        "Error at train::handlers::4: on_bad_loss must be 'skip' or 'stop', got 'ignore'.",
     ),
-    "patience of 0": ({"patience": 0}, "Error at patience_handler: patience must be >= 1 or None, got 0."),
+    "patience of 0": ({"patience": 0}, "Error at train::handlers::8: patience must be >= 1 or None, got 0."),
     "boxes larger than the patch": (
         {"mix#box_fraction": [0.5, 2]},
         "Error at mix: box_fraction must be two numbers 0 < least <= greatest <= 1, got (0.5, 2).",
