@@ -152,8 +152,8 @@ DATA = {
     "no training cases": (
         {},
         listed(training=[]),
-        "dataset.json  lists no labeled cases  List labeled cases under `training`; scans alone can be learned from in a "
-        "federation only.",
+        "dataset.json  lists no labeled cases  List labeled cases under `training`; scans alone can be learned from in "
+        "a federation only.",
     ),
     "training that is no list": (
         {},
