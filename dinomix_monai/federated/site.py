@@ -197,8 +197,7 @@ class Site:
         }
         workflow = self._build("federated", **changes)
         if not self._parsed(workflow, "datalist").training:
-            # There are no labels to score against and no labeled donors.
-            workflow.parser["train#trainer#key_train_metric"] = None
+            # There are no labeled donors.
             workflow.parser["mix#directions"] = {"unlabeled_to_unlabeled": 1.0}
         trainer = self._parsed(workflow, "train#trainer")
         trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, self._count_step)

@@ -173,7 +173,7 @@ class PICCutMix(Randomizable, Transform):
         self.count_decay = count_decay
         self.bank = DonorBank(len(self.labeled_counts), bank_size)
         self.affine_grid = affine_grid
-        self._resample = Resample()
+        self._resample = Resample(dtype=torch.float32)
         self._modes: list[str] = []
         self._share_random_state()
         self._recipes: list[_Recipe] = []
@@ -283,9 +283,15 @@ class PICCutMix(Randomizable, Transform):
         if grid is None:
             return [part[box] for part in parts]
         modes = [("nearest", "zeros")] * 2 + [(mode, "border") for mode in self._modes]
-        # Only the voxels of the box are interpolated.
-        moved = (self._resample(part, grid[box], mode, padding) for part, (mode, padding) in zip(parts, modes))
-        return [convert_to_tensor(part).to(before.dtype) for part, before in zip(moved, parts)]
+        moved: list[torch.Tensor] = list(parts)
+        # Only the voxels of the box are interpolated, and at once for all parts that are interpolated alike.
+        for mode, padding in dict.fromkeys(modes[: len(parts)]):
+            alike = [i for i, each in enumerate(modes[: len(parts)]) if each == (mode, padding)]
+            stacked = torch.cat([convert_to_tensor(parts[i]).to(torch.float32) for i in alike])
+            found = convert_to_tensor(self._resample(stacked, grid[box], mode, padding))
+            for i, part in zip(alike, found.split([len(parts[i]) for i in alike])):
+                moved[i] = part.to(parts[i].dtype)
+        return moved
 
     def _draw_class(self, from_labeled: bool) -> int | None:
         available = self.bank.available(from_labeled)

@@ -12,7 +12,7 @@ import torch
 ACDC = Path(__file__).parents[3] / "shared" / "data" / "acdc_mini"
 # What the overlay sets, once more: the fixture's toy settings come after it.
 OVERLAY = json.loads((Path(__file__).parents[2] / "bundle" / "configs" / "acdc.json").read_text())
-SETTINGS = {name: OVERLAY[name] for name in ("spacing_mm", "patch_size")}
+SETTINGS = {name: OVERLAY[name] for name in ("spacing_mm", "patch_size")} | {"allow_outside": True}
 
 pytestmark = pytest.mark.skipif(not (ACDC / "dataset.json").is_file(), reason=f"needs {ACDC}")
 

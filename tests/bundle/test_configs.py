@@ -44,7 +44,7 @@ RELIED_ON = {
             "train#dataset#data",
             "train#unlabeled_dataset",
         ),
-        *("train#inferer", "train#handlers", "train#key_metric"),
+        *("train#inferer", "train#handlers"),
         *("validate#evaluator", "validate#dataset", "validate#handlers"),
     ],
     "inference": [
