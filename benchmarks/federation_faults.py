@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from simulated_federation import simulate
 
 from dinomix_monai.data import make_phantom, split_dataset
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
@@ -90,32 +89,11 @@ def _simulate(
     recipe = build_recipe(
         num_rounds=3, epochs_per_round=1, settings=TOYS, arguments=arguments, compare_alone=False, **options
     )
-    recipe.export(str(folder / "job"))
-    workspace = folder / "workspace"
-    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(folder / "job" / "dinomix")]
-    command += ["-w", str(workspace), "-n", "2", "-t", "2"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     start = time.time()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
-            # A group of its own, so that nothing of it is left over where it has to be stopped.
-            start_new_session=True,
-        )
-        try:
-            if watch is not None:
-                watch(workspace)
-            code = str(process.wait(timeout))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            code = f"none in {timeout} s"
-    text = (folder / "log").read_text()
+    code, text, results = simulate(recipe, folder, 2, timeout, watch)
     said = [line.split(" - ")[-1] for line in text.splitlines() if "Handshake:" in line or "refused" in line]
     said += [line.split(" - ")[-1] for line in text.splitlines() if "gnore" in line and "result from" in line]
-    model = workspace / "server" / "simulate_job" / "app_server" / "FL_global_model.pt"
+    model = results / "app_server" / "FL_global_model.pt"
     rounds = text.count("Global model of round")
     written = f"{'there' if model.is_file() else 'none'}, {rounds} models scored"
     (Path(tempfile.gettempdir()) / "federation_fault.log").write_text(text)

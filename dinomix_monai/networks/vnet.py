@@ -19,12 +19,13 @@ class VNet(nn.Module):
     V-Net with 3x3x3 convolutions, as UA-MT and its successors train it (not the 5x5x5 of ``monai.networks.nets.VNet``).
 
     Level ``i`` has ``n_filters * 2**i`` channels and ``num_convs[i]`` convolutions on the way down and, but for the
-    lowest, on the way up; levels are joined by strided convolutions, transposed convolutions and summed skips. With
-    the defaults and ``n_filters=16`` it has the 9.45 million parameters that the literature reports.
+    lowest, on the way up; levels are joined by strided convolutions, transposed convolutions and summed skips. The
+    first convolution of the first level sees the image. With the defaults and ``n_filters=16`` it has the 9.45 million
+    parameters that the literature reports.
 
-    ``stem_stride`` puts the first level on a coarser grid: a strided convolution before it, and after it a projection
-    of every cell to the logits of the voxels in it. No convolution then runs at full resolution, which makes a step
-    several times cheaper on a CPU.
+    ``stem_stride`` puts the first level on a coarser grid: a strided convolution beside its own, and after it a
+    projection of every cell to the logits of the voxels in it. No convolution then runs at full resolution, which makes
+    a step several times cheaper on a CPU.
 
     Reference: Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
     Segmentation", 3DV 2016, https://arxiv.org/abs/1606.04797.
@@ -87,15 +88,17 @@ class VNet(nn.Module):
             name, kwargs = (act, {}) if isinstance(act, str) else act
             return [layer, get_norm_layer(norm, spatial_dims, out), Act[name](**kwargs)]
 
-        def stage(level: int) -> _Stage:
+        def stage(level: int, count: int) -> nn.Module:
             c = channels[level]
-            convs = [unit(convolution(c, c, 3, padding=1), c) for _ in range(num_convs[level])]
-            return _Stage([module for conv in convs for module in conv], residual)
+            convs = [unit(convolution(c, c, 3, padding=1), c) for _ in range(count)]
+            return _Stage([module for conv in convs for module in conv], residual) if convs else nn.Identity()
 
-        kernel = {"kernel_size": stem, "stride": stem} if max(stem) > 1 else {"kernel_size": 3, "padding": 1}
+        is_strided = max(stem) > 1
+        kernel = {"kernel_size": stem, "stride": stem} if is_strided else {"kernel_size": 3, "padding": 1}
         first = convolution(in_channels, channels[0], **kernel)
         self.stem = nn.Sequential(*unit(first, channels[0]))
-        self.encoder = nn.ModuleList(stage(level) for level in range(levels))
+        after_stem = num_convs[0] if is_strided else num_convs[0] - 1
+        self.encoder = nn.ModuleList(stage(level, count) for level, count in enumerate([after_stem, *num_convs[1:]]))
         self.down = nn.ModuleList(
             nn.Sequential(*unit(convolution(channels[i], channels[i + 1], step, step), channels[i + 1]))
             for i, step in enumerate(steps)
@@ -104,7 +107,7 @@ class VNet(nn.Module):
             nn.Sequential(*unit(transposed(channels[i + 1], channels[i], step, step), channels[i]))
             for i, step in enumerate(steps)
         )
-        self.decoder = _from_the_lowest(stage(level) for level in range(levels - 1))
+        self.decoder = _from_the_lowest(stage(level, num_convs[level]) for level in range(levels - 1))
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout) if dropout else nn.Identity()
         self.head = _CellsToVoxels(convolution(channels[0], out_channels * math.prod(stem), 1), stem)
 
