@@ -4,9 +4,9 @@ What a site without labels brings to a federation, and what differential privacy
     python benchmarks/federation.py [--forms labeled,unlabeled,private] [--seeds 0]
 
 Three sites share the phantom: two of them have the labels, and the unlabeled patients are dealt to all three. Each form
-is a run in NVFlare's simulator with the same rounds and steps: the two sites with labels alone; all three; and all three
-with clipped and noised changes. The best global model by validation is scored on the test patients of the two sites with
-labels. Runs that are already in the output folder are not repeated.
+is a run in NVFlare's simulator with the same rounds and steps: the two sites with labels alone; all three; and all
+three with clipped and noised changes. The best global model by validation is scored on the test patients of the two
+sites with labels. Runs that are already in the output folder are not repeated.
 """
 
 from __future__ import annotations
