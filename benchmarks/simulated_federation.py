@@ -15,7 +15,7 @@ __all__ = ["simulate"]
 
 
 def simulate(
-    recipe: Recipe, folder: Path, sites: int, timeout: int, watch: Callable[[Path], None] | None = None
+    recipe: Recipe, folder: Path, sites: int, timeout: int, watch: Callable[[subprocess.Popen], None] | None = None
 ) -> tuple[str, str, Path]:
     """
     Runs the job with all sites at once, each on its share of the cores, and ends what is left of it after the time.
@@ -25,14 +25,14 @@ def simulate(
         folder: where the job, the log and the workspace are written.
         sites: number of sites.
         timeout: seconds.
-        watch: called with the workspace while the job runs.
+        watch: called with the process, which leads its group, while the job runs.
 
     Returns:
         The exit code, or that there is none; the log; the folder of the server's results.
     """
     recipe.export(str(folder / "job"))
     workspace = folder / "workspace"
-    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(folder / "job" / recipe.job.name)]
+    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(folder / "job" / recipe.name)]
     command += ["-w", str(workspace), "-n", str(sites), "-t", str(sites)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     threads = str(max(1, (os.cpu_count() or 1) // sites))
@@ -47,7 +47,7 @@ def simulate(
         )
         try:
             if watch is not None:
-                watch(workspace)
+                watch(process)
             code = str(process.wait(timeout))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)

@@ -101,9 +101,12 @@ def main(
         where = PocEnv(num_clients=sites)
     else:
         where = ProdEnv(startup_kit_location=startup_kit, username=username)
-    run = recipe.execute(where)
+    try:
+        run = recipe.execute(where)
+    except RuntimeError as error:  # such as a simulation that has ended with an exit code, which its log explains
+        raise SystemExit(str(error)) from error
     if env == "sim":
-        summary = Path(root, recipe.job.name, "server", "simulate_job", "summary.json")
+        summary = Path(root, recipe.name, "server", "simulate_job", "summary.json")
         if not summary.is_file():
             raise SystemExit("The run has not come to its end; the log above says why.")
         print(f"Best {json.loads(summary.read_text())['best']} on validation. Written to {summary.parent}.")

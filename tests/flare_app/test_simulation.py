@@ -50,18 +50,25 @@ class MessageRecorder(Filter):
 """
 JOB = """
 import json, sys
+import job
 from message_recorder import MessageRecorder
-from dinomix_monai.federated.recipe import build_recipe, client_arguments
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
-recipe = build_recipe(
-    num_rounds=1, epochs_per_round=1, settings=settings, compare_alone=False,
-    arguments=client_arguments(settings_file=folder + "/{SITE_NAME}.json"),
+
+
+def build_recorded(**options):
+    recipe = build_recipe(**options)
+    # By name, because a filter knows no wildcard.
+    tasks = ["handshake", "train", "validate", "score"]
+    recipe.add_client_output_filter(MessageRecorder(folder + "/messages.jsonl"), tasks=tasks)
+    return recipe
+
+
+build_recipe, job.build_recipe = job.build_recipe, build_recorded
+job.main(
+    rounds=1, epochs_per_round=1, settings=settings, compare_alone=False, workspace=folder + "/workspace",
+    settings_file=folder + "/{SITE_NAME}.json",
 )
-# By name, because a filter knows no wildcard.
-tasks = ["handshake", "train", "validate", "score"]
-recipe.add_client_output_filter(MessageRecorder(folder + "/messages.jsonl"), tasks=tasks)
-recipe.export(folder + "/job")
 """
 
 
@@ -76,24 +83,22 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (folder / "message_recorder.py").write_text(RECORDER)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(folder), str(ROOT), str(ROOT / "flare_app"), os.environ.get("PYTHONPATH", "")]
+        ),
         "OMP_NUM_THREADS": "1",
     }
-    jobs = [
-        [sys.executable, "-c", JOB, str(folder), json.dumps(TOYS)],
-        [sys.executable, "-m", "nvflare.cli", "simulator", str(folder / "job" / "dinomix")],
-    ]
-    jobs[1] += ["-w", str(folder / "workspace"), "-n", "2", "-t", "2"]
-    for job in jobs:
-        done = subprocess.run(job, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    command = [sys.executable, "-c", JOB, str(folder), json.dumps(TOYS)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return folder, done.stdout
 
 
 def test_it_ends_with_the_table_and_the_models_are_at_the_server(simulated: tuple[Path, str], tmp_path: Path) -> None:
     folder, printed = simulated
     assert "Dice of the global model before and after federation" in printed
-    run = folder / "workspace" / "server" / "simulate_job"
+    run = folder / "workspace" / "dinomix" / "server" / "simulate_job"
+    assert f"Written to {run}" in printed
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["scores"]) == {"before", "after"}
     assert list(summary["scores"]["after"]) == ["site-1"]
