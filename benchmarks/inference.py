@@ -74,7 +74,7 @@ def make(folder: str) -> None:
     from monai.transforms import LoadImage, Resize, SaveImage
 
     workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / "train.json"), str(CONFIGS / "ablation" / "supervised.json")],
+        config_file=[str(CONFIGS / "train.json"), str(CONFIGS / "baseline" / "supervised.json")],
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=False,
         workflow_type="train",
