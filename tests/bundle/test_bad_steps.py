@@ -49,6 +49,24 @@ def test_a_case_with_nan_spoils_nothing_and_is_named(run, spoiled, tmp_path, cap
     assert all(np.isfinite(float(row[name])) for name in ("loss", "supervised", "unsupervised", "val_mean_dice"))
 
 
+def test_the_frozen_teacher_goes_on_with_the_other_cases(run, spoiled, tmp_path, caplog):
+    folder, file = spoiled
+    settings = {
+        **SETTINGS,
+        "distillation_weight": 0.05,
+        "distillation_interval": 1,
+        "atlas_dir": str(tmp_path / "atlas"),
+    }
+    trained = run("train", dataset_dir=str(folder), **settings)
+    assert f"{file} has no teacher tokens, because they are not finite" in caplog.text
+    distiller = trained.parser.get_parsed_content("distiller")
+    assert all(torch.isfinite(value).all() for value in distiller.state_dict().values())
+    with (tmp_path / "history.csv").open() as table:
+        (row,) = csv.DictReader(table)
+    assert float(row["distillation"]) > 0
+    assert (tmp_path / "report" / "teacher.png").is_file()
+
+
 def test_it_stops_the_run_if_it_shall(run, spoiled):
     folder, file = spoiled
     with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
