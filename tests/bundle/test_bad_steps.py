@@ -42,7 +42,7 @@ def test_a_case_with_nan_spoils_nothing_and_is_named(run, spoiled, tmp_path, cap
     assert len(list((tmp_path / "bad_steps").iterdir())) == len(left_out) < 6
     network, labeler, mix = (trained.parser.get_parsed_content(id_) for id_ in ("network", "pseudo_labeler", "mix"))
     kept = [*network.state_dict().values(), *labeler.state_dict().values()]
-    kept += [part for patch in mix.state_dict()["bank"]["patches"] for part in patch]
+    kept += [part for labeled in (True, False) for patch in mix.mixer.bank.donors(labeled) for part in patch]
     assert all(torch.isfinite(value).all() for value in kept)
     with (tmp_path / "history.csv").open() as table:
         (row,) = csv.DictReader(table)
