@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from monai.bundle import ConfigParser
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 __all__ = ["idle_settings", "present_parser"]
 
@@ -23,6 +24,8 @@ def present_parser() -> ConfigParser | None:
     MONAI hands a component its own arguments and nothing else of the configuration. The parser is looked for on the
     call stack, so it is the right one however many there are.
     """
+    from monai.bundle import ConfigParser
+
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
