@@ -206,8 +206,9 @@ def label(
         host: address to listen on; another than this machine's own needs authentication.
         port: port to listen on.
     """
-    from dinomix_monai.label import prepare_app_folder, serve
+    from dinomix_monai.label import check_server, prepare_app_folder, serve
 
+    check_server(studies, host)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     chosen = {} if settings is None else loads(Path(settings).read_text(encoding="utf-8"))
     folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)

@@ -85,6 +85,7 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
     [
         (("compare", "nowhere", "nowhere"), "Error: "),
         (("prepare", "spleen", "RAW", "OUT"), "Error: "),
+        (("label", "nowhere", "--app", "OUT"), "Error: studies must be the folder of the scans, got nowhere, which is"),
         (("check", "DATA", "--patch_size", "1,2"), "Error: patch_size must have three numbers above 0, got (1, 2).\n"),
         (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),
         (("atlas", "DATA", "--distillation_weight", "0"), "Error: config_file must have teacher_key 'origin' and a "),
