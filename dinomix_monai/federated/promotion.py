@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from dinomix_monai.data import read_tensor_file, write_labels
+from dinomix_monai.data import write_labels
+from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
 
