@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from json import dumps, loads
-from pathlib import Path
+from json import dumps
 from typing import Any
 
 import fire
 from fire.decorators import SetParseFn
 
-from dinomix_monai.run import report_failures
+from dinomix_monai.run import open_configuration, read_configuration, report_failures
 
 __all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
 
@@ -114,12 +113,8 @@ def atlas(
     Raises:
         ValueError: When the configuration makes no use of an atlas.
     """
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    chosen = {"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights}
-    parser.update({**chosen, **settings})
+    parser = open_configuration(config_file, **settings)
+    parser.update({"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights})
     if parser.get_parsed_content("no_atlas"):
         raise ValueError(
             "config_file must have teacher_key 'origin' and a distillation_weight above 0, got "
@@ -146,13 +141,11 @@ def plan(
         repetitions: steps of each kind to time.
         **settings: ids of the configuration with other values, as training is given them.
     """
-    from monai.bundle import ConfigParser
-
     from dinomix_monai.engines import plan_training
 
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    parser.update({**({"dataset_dir": dataset_dir} if dataset_dir else {}), **settings})
+    parser = open_configuration(config_file, **settings)
+    if dataset_dir:
+        parser.update({"dataset_dir": dataset_dir})
     print(plan_training(parser, repetitions))
 
 
@@ -210,7 +203,7 @@ def label(
 
     check_server(studies, host)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
-    chosen = {} if settings is None else loads(Path(settings).read_text(encoding="utf-8"))
+    chosen = {} if settings is None else read_configuration(settings, "settings")
     folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)
     print(f"App in {folder.root}, classes: {', '.join(folder.class_names[1:])}.", flush=True)
     serve(folder, studies, host, port)

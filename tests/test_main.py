@@ -85,6 +85,19 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
     [
         (("compare", "nowhere", "nowhere"), "Error: "),
         (("prepare", "spleen", "RAW", "OUT"), "Error: "),
+        (
+            ("atlas", "DATA", "--config_file", "a.json"),
+            "Error: config_file must be a configuration of the bundle, got ",
+        ),
+        (
+            ("plan", "--epoch", "3"),
+            "Error: --epoch must be a setting, got a name that nothing in the configuration refe",
+        ),
+        (("plan", "--epochs", "0"), "Error: epochs must be a whole number >= 1, got 0.\n"),
+        (
+            ("label", ".", "--app", "OUT", "--settings", "a.json"),
+            "Error: settings must be a configuration of the bundle",
+        ),
         (("label", "nowhere", "--app", "OUT"), "Error: studies must be the folder of the scans, got nowhere, which is"),
         (("check", "DATA", "--patch_size", "1,2"), "Error: patch_size must have three numbers above 0, got (1, 2).\n"),
         (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
 from dinomix_monai.data import write_labels
+from dinomix_monai.run import open_configuration
 from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
@@ -50,12 +50,12 @@ def promote_checkpoint(
         ``model_file``.
 
     Raises:
-        ValueError: When the weights are not those of that network.
+        FileNotFoundError: When ``checkpoint`` or ``config_file`` is missing.
+        ValueError: When the weights are not those of that network, or a file is damaged.
     """
     content = read_checkpoint(checkpoint)
     class_names = content["meta_props"]["class_names"]
-    parser = ConfigParser()
-    parser.read_config(config_file)
+    parser = open_configuration(config_file)
     parser["num_classes"] = len(class_names)
     network = parser.get_parsed_content("network_def")
     try:
