@@ -173,7 +173,7 @@ class PICCutMix(Randomizable, Transform):
         self.count_decay = count_decay
         self.bank = DonorBank(len(self.labeled_counts), bank_size)
         self.affine_grid = affine_grid
-        self._resample = Resample(dtype=torch.float32)
+        self._resample = Resample(dtype=np.float32)
         self._modes: list[str] = []
         self._share_random_state()
         self._recipes: list[_Recipe] = []
