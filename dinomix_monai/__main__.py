@@ -5,29 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from json import dumps, loads
-from pathlib import Path
+from json import dumps
 from typing import Any
 
 import fire
 from fire.decorators import SetParseFn
-from monai.bundle import ConfigParser
 
-from dinomix_monai.data import (
-    check_dataset,
-    findings_table,
-    make_phantom,
-    prepare_dataset,
-    read_protocol,
-    split_dataset,
-)
-from dinomix_monai.engines import plan_training
-from dinomix_monai.federated.promotion import promote_checkpoint, read_checkpoint
-from dinomix_monai.label import prepare_app_folder, serve
-from dinomix_monai.metrics import compare_runs, read_scores
-from dinomix_monai.run import report_failures
+from dinomix_monai.run import open_configuration, read_configuration, report_failures
 
 __all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
+
+# Each command imports what it runs: MONAI and PyTorch take many seconds, and a help text needs neither.
 
 
 def check(
@@ -51,6 +39,8 @@ def check(
         json: print one JSON object instead of a table.
         allow_outside: accept a list that names files outside of its folder.
     """
+    from dinomix_monai.data import check_dataset, findings_table
+
     findings = check_dataset(
         dataset_dir,
         file=datalist_file,
@@ -81,6 +71,8 @@ def compare(run_a: str, run_b: str, rule: str = "sound", metric: str | None = No
         metric: column of metrics.csv to compare; the rule's Dice if not given.
         json: print one JSON object instead of the table.
     """
+    from dinomix_monai.metrics import compare_runs, read_scores
+
     a, b = ({folder: read_scores(folder, rule) for folder in run.split(",")} for run in (run_a, run_b))
     comparison = compare_runs(a, b, metric)
     print(dumps(comparison.to_dict(), indent=1) if json else comparison.table())
@@ -94,6 +86,8 @@ def phantom(dataset_dir: str, seed: int = 0) -> None:
         dataset_dir: folder to write to.
         seed: seed of the patients; 0 is what the bundle makes on first use.
     """
+    from dinomix_monai.data import make_phantom
+
     print(make_phantom(dataset_dir, seed=seed))
 
 
@@ -119,10 +113,8 @@ def atlas(
     Raises:
         ValueError: When the configuration makes no use of an atlas.
     """
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    chosen = {"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights}
-    parser.update({**chosen, **settings})
+    parser = open_configuration(config_file, **settings)
+    parser.update({"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights})
     if parser.get_parsed_content("no_atlas"):
         raise ValueError(
             "config_file must have teacher_key 'origin' and a distillation_weight above 0, got "
@@ -149,9 +141,11 @@ def plan(
         repetitions: steps of each kind to time.
         **settings: ids of the configuration with other values, as training is given them.
     """
-    parser = ConfigParser()
-    parser.read_config(config_file)
-    parser.update({**({"dataset_dir": dataset_dir} if dataset_dir else {}), **settings})
+    from dinomix_monai.engines import plan_training
+
+    parser = open_configuration(config_file, **settings)
+    if dataset_dir:
+        parser.update({"dataset_dir": dataset_dir})
     print(plan_training(parser, repetitions))
 
 
@@ -169,6 +163,8 @@ def prepare(
         protocol: name of the split; synapse has skcdf, dhc and genericssl, the others one each.
         workers: processes; each holds one case at a time.
     """
+    from dinomix_monai.data import prepare_dataset, read_protocol
+
     chosen = read_protocol(dataset, protocol)
     labeled = chosen.default_labeled if labeled is None else labeled
     counts = ", ".join(f"{len(cases)} {section}" for section, cases in chosen.sections(labeled).items())
@@ -203,8 +199,11 @@ def label(
         host: address to listen on; another than this machine's own needs authentication.
         port: port to listen on.
     """
+    from dinomix_monai.label import check_server, prepare_app_folder, serve
+
+    check_server(studies, host)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
-    chosen = {} if settings is None else loads(Path(settings).read_text(encoding="utf-8"))
+    chosen = {} if settings is None else read_configuration(settings, "settings")
     folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)
     print(f"App in {folder.root}, classes: {', '.join(folder.class_names[1:])}.", flush=True)
     serve(folder, studies, host, port)
@@ -223,6 +222,8 @@ def promote(
         model_file: file to write.
         config_file: the bundle's training configuration and the overlays of the run.
     """
+    from dinomix_monai.federated import promote_checkpoint, read_checkpoint
+
     path = promote_checkpoint(checkpoint, model_file, config_file)
     run = read_checkpoint(checkpoint)["meta_props"]
     print(f"{path}: {len(run['class_names'])} classes, after {run['next_round']} of {run['rounds']} rounds.")
@@ -239,6 +240,8 @@ def split(dataset_dir: str, sites: int, unlabeled_sites: int = 0, datalist_file:
         unlabeled_sites: how many of them have no labels.
         datalist_file: name of the list to split.
     """
+    from dinomix_monai.data import split_dataset
+
     for path in split_dataset(dataset_dir, sites, unlabeled_sites, file=datalist_file):
         print(path)
 

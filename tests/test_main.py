@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from dinomix_monai.data import make_phantom
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = ("--patch_size", "16,16,16", "--spacing_mm=4.5,4.5,5.5", "--intensity_window=-160,240")
 
 
@@ -31,6 +33,13 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 @pytest.fixture
 def phantom(tmp_path: Path) -> Path:
     return make_phantom(tmp_path, cases=(2, 1, 1, 1), size=(32, 32, 24)).parent
+
+
+def test_a_help_text_waits_for_no_large_package():
+    packages = "{'matplotlib', 'monai', 'monailabel', 'nvflare', 'scipy', 'timm', 'torch'}"
+    code = f"import sys, dinomix_monai.__main__; print(sorted({packages} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_check_finds_nothing_in_the_phantom(command, phantom, capsys):
@@ -76,6 +85,20 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
     [
         (("compare", "nowhere", "nowhere"), "Error: "),
         (("prepare", "spleen", "RAW", "OUT"), "Error: "),
+        (
+            ("atlas", "DATA", "--config_file", "a.json"),
+            "Error: config_file must be a configuration of the bundle, got ",
+        ),
+        (
+            ("plan", "--epoch", "3"),
+            "Error: --epoch must be a setting, got a name that nothing in the configuration refe",
+        ),
+        (("plan", "--epochs", "0"), "Error: epochs must be a whole number >= 1, got 0.\n"),
+        (
+            ("label", ".", "--app", "OUT", "--settings", "a.json"),
+            "Error: settings must be a configuration of the bundle",
+        ),
+        (("label", "nowhere", "--app", "OUT"), "Error: studies must be the folder of the scans, got nowhere, which is"),
         (("check", "DATA", "--patch_size", "1,2"), "Error: patch_size must have three numbers above 0, got (1, 2).\n"),
         (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),
         (("atlas", "DATA", "--distillation_weight", "0"), "Error: config_file must have teacher_key 'origin' and a "),
@@ -83,7 +106,7 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_one_message_without_a_traceback(monkeypatch, phantom, tmp_path, capsys, arguments, message):
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(ROOT)
     words = [{"DATA": str(phantom), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["dinomix_monai", *words])
     monkeypatch.delitem(sys.modules, "dinomix_monai.__main__", raising=False)

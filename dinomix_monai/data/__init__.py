@@ -13,7 +13,6 @@ from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
 from dinomix_monai.data.site_split import split_dataset
 from dinomix_monai.data.streams import PatchStream, patch_stream, share_of
-from dinomix_monai.data.tensor_file import read_tensor_file
 
 __all__ = [
     "CaseCheck",
@@ -35,7 +34,6 @@ __all__ = [
     "read_datalist",
     "read_labels",
     "read_protocol",
-    "read_tensor_file",
     "scaling_window",
     "share_of",
     "split_dataset",

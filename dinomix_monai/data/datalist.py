@@ -108,6 +108,8 @@ def open_datalist(
     """
     Reads ``dataset.json`` of a folder, and makes sure that every case is complete and its files are there.
 
+    Headers of NIfTI files are read, too: one that claims more than its file can hold would fill the memory.
+
     Args:
         dataset_dir: see :func:`read_datalist`.
         phantom_dir: see :func:`read_datalist`.
@@ -116,7 +118,8 @@ def open_datalist(
 
     Raises:
         FileNotFoundError: When there is no such list, or a file that it names is missing.
-        ValueError: When a case has no label and is not under ``unlabeled``, or as :func:`read_datalist` does.
+        ValueError: When a case has no label and is not under ``unlabeled``, a NIfTI file is none, shorter than its
+            header says or not one volume, or as :func:`read_datalist` does.
     """
     datalist = read_datalist(dataset_dir, phantom_dir, file, allow_outside)
     for section, case in datalist.cases():
@@ -125,6 +128,8 @@ def open_datalist(
         for path in case.values():
             if not Path(path).is_file():
                 raise FileNotFoundError(f"The datalist names {path} under `{section}`, but there is no such file.")
+            if path.endswith((".nii", ".nii.gz")):
+                _read_header(path, section)
     return datalist
 
 
@@ -246,6 +251,15 @@ def _case(root: Path, entry: Any, section: str) -> dict[str, str]:
     named = {key: entry[key] for key in SECTIONS[section] if isinstance(entry.get(key), str)}
     # Without `..`, so that it shows where a path leads.
     return {key: os.path.normpath(root / name) for key, name in named.items()}
+
+
+def _read_header(path: str, section: str) -> None:
+    try:
+        open_volume(path)
+    except VolumeError as error:
+        raise ValueError(
+            f"The datalist names {path} under `{section}`, which {error.problem}. {error.remedy}"
+        ) from error
 
 
 def _incomplete(section: str, entry: Any, missing: str) -> ValueError:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.data.tensor_file import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["check_model_file", "read_labels", "write_labels"]
 

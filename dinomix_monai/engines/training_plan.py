@@ -19,6 +19,8 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
+from dinomix_monai.run import check_counts
+
 __all__ = ["TrainingPlan", "plan_training"]
 
 
@@ -103,6 +105,8 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
     if repetitions < 1:
         raise ValueError(f"repetitions must be >= 1, got {repetitions}.")
     get = parser.get_parsed_content
+    counts = ("epochs", "steps_per_epoch", "labeled_batch_size", "unlabeled_batch_size", "val_interval")
+    check_counts(**{name: get(name) for name in counts})
     epochs, steps_per_epoch, warm_up, interval = (
         get(n) for n in ("epochs", "steps_per_epoch", "warm_up", "val_interval")
     )

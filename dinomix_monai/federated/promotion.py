@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
 from dinomix_monai.data import write_labels
+from dinomix_monai.run import open_configuration
+from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
 
@@ -20,13 +21,12 @@ def read_checkpoint(checkpoint: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When it is not a global model of this project.
+        ValueError: When it is damaged or not a global model of this project.
     """
     path = Path(checkpoint).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint must be a global model, got {path}, which does not exist.")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "class_names" not in content.get("meta_props", {}):
+    content = read_tensor_file(path, "checkpoint", "a global model")
+    about = content.get("meta_props")
+    if not isinstance(about, dict) or "class_names" not in about:
         raise ValueError(
             f"checkpoint must be an FL_global_model.pt or best_FL_global_model.pt of a run that has begun, got {path}."
         )
@@ -50,12 +50,12 @@ def promote_checkpoint(
         ``model_file``.
 
     Raises:
-        ValueError: When the weights are not those of that network.
+        FileNotFoundError: When ``checkpoint`` or ``config_file`` is missing.
+        ValueError: When the weights are not those of that network, or a file is damaged.
     """
     content = read_checkpoint(checkpoint)
     class_names = content["meta_props"]["class_names"]
-    parser = ConfigParser()
-    parser.read_config(config_file)
+    parser = open_configuration(config_file)
     parser["num_classes"] = len(class_names)
     network = parser.get_parsed_content("network_def")
     try:

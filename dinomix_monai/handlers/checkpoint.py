@@ -16,8 +16,9 @@ from monai.engines import SupervisedEvaluator
 from monai.networks.utils import get_state_dict
 from torch import nn
 
-from dinomix_monai.data import read_tensor_file, write_labels
+from dinomix_monai.data import write_labels
 from dinomix_monai.keys import MetricKeys
+from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 

@@ -118,6 +118,8 @@ def _as_colors(tokens: torch.Tensor) -> torch.Tensor:
     cells = F.normalize(tokens.flatten(1).T.float(), dim=1)
     seen = cells.any(dim=1)
     components = torch.zeros(len(cells), 3, device=cells.device)
+    if not seen.any():
+        return components.unflatten(0, tokens.shape[1:])
     centered = cells[seen] - cells[seen].mean(dim=0)
     directions = torch.linalg.svd(centered, full_matrices=False)[2][:3]
     components[seen, : len(directions)] = centered @ directions.T

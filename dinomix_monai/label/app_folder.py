@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from dinomix_monai.data import read_labels, write_labels
+from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["AppFolder", "prepare_app_folder"]
 
@@ -119,7 +120,7 @@ def prepare_app_folder(
 
     Raises:
         FileNotFoundError: When ``bundle`` is no bundle, or there is no such ``model``.
-        ValueError: When ``labels`` are not those of the model.
+        ValueError: When ``labels`` are not those of the model, or its file or ``last/state.pt`` beside it is damaged.
     """
     folder = AppFolder(Path(root).expanduser().absolute())
     source = Path(bundle).expanduser()
@@ -128,11 +129,11 @@ def prepare_app_folder(
             f"bundle must be the folder of the bundle, with configs/{missing[0]}, got {source.absolute()}. "
             "Give its path, or start from the root of the project."
         )
+    is_new = not folder.model_file.with_name("labels.json").is_file()
+    names = _class_names(folder, model, labels) if is_new else folder.class_names
     for name in ("configs", "models", "runs", "tmp"):
         (folder.root / name).mkdir(parents=True, exist_ok=True)
-    labels_file = folder.model_file.with_name("labels.json")
-    if not labels_file.is_file():
-        names = _class_names(folder, model, labels)
+    if is_new:
         if model is not None:
             _copy_model(Path(model).expanduser(), folder)
         write_labels(folder.model_file, names)
@@ -155,8 +156,7 @@ def _class_names(folder: AppFolder, model: str | Path | None, labels: Sequence[s
     given = None if labels is None else ["background", *labels]
     if model is None:
         return given or folder.class_names
-    if not Path(model).expanduser().is_file():
-        raise FileNotFoundError(f"model must be the weights of a trained model, got {model}, which does not exist.")
+    read_tensor_file(Path(model).expanduser(), "model", "the weights of a trained model")
     own = read_labels(Path(model).expanduser())
     if given is not None and given != own:
         raise ValueError(
@@ -167,12 +167,12 @@ def _class_names(folder: AppFolder, model: str | Path | None, labels: Sequence[s
 
 
 def _copy_model(model: Path, folder: AppFolder) -> None:
-    shutil.copyfile(model, folder.model_file)
     # What a training leaves beside its model to go on from.
     state_file = model.parent / "last" / "state.pt"
     if state_file.is_file():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        state = read_tensor_file(state_file, "last/state.pt", "the state of a run")
         torch.save(state["network"], folder.student_file)
+    shutil.copyfile(model, folder.model_file)
 
 
 def _name_classes(metadata_file: Path, class_names: Sequence[str]) -> None:

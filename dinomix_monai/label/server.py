@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dinomix_monai.label.app_folder import AppFolder
 
-__all__ = ["connections", "serve", "server_environment"]
+__all__ = ["check_server", "connections", "serve", "server_environment"]
 
 
 def server_environment(folder: AppFolder) -> dict[str, str]:
@@ -32,6 +32,27 @@ def server_environment(folder: AppFolder) -> dict[str, str]:
     return {**defaults, **given, "TMPDIR": str(folder.root / "tmp")}
 
 
+def check_server(studies: str, host: str = "127.0.0.1") -> None:
+    """
+    Makes sure of what a server needs, before an app is made for it.
+
+    Args:
+        studies: see :func:`serve`.
+        host: see :func:`serve`.
+
+    Raises:
+        NotADirectoryError: When ``studies`` is no folder.
+        ValueError: When ``host`` is not this machine alone and authentication is off.
+    """
+    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise NotADirectoryError(f"studies must be the folder of the scans, got {studies}, which is none.")
+    if not _is_loopback(host) and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() not in ("1", "true"):
+        raise ValueError(
+            f"host must be 127.0.0.1 unless MONAI_LABEL_AUTH_ENABLE is true, got {host}. Without authentication "
+            "everyone who reaches the server can read the scans and write files."
+        )
+
+
 def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 8000) -> None:
     """
     Starts the server and returns when it is stopped.
@@ -44,16 +65,10 @@ def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 
 
     Raises:
         ImportError: When MONAI Label is not installed.
-        NotADirectoryError: When ``studies`` is no folder.
-        ValueError: When ``host`` is not this machine alone and authentication is off.
+        NotADirectoryError: As :func:`check_server`.
+        ValueError: Likewise.
     """
-    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
-        raise NotADirectoryError(f"studies must be the folder of the scans, got {studies}, which is none.")
-    if not _is_loopback(host) and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() not in ("1", "true"):
-        raise ValueError(
-            f"host must be 127.0.0.1 unless MONAI_LABEL_AUTH_ENABLE is true, got {host}. Without authentication "
-            "everyone who reaches the server can read the scans and write files."
-        )
+    check_server(studies, host)
     # Taken out of the environment, because MONAI Label 0.8.5 fails on it, and compares origins with a slash at the end.
     allowed = json.loads(os.environ.pop("MONAI_LABEL_CORS_ORIGINS", "[]"))
     origins = allowed or [f"http://{name}:{port}" for name in dict.fromkeys((host, "127.0.0.1", "localhost"))]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+from dinomix_monai.tensor_file import read_tensor_file
 
 __all__ = ["with_weights"]
 
@@ -20,15 +23,20 @@ def with_weights(network: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When the weights are not those of such a network with as many classes.
+        ValueError: When the file is damaged, or the weights are not those of such a network with as many classes.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path must be the weights of a trained model, got {path}, which does not exist.")
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
+    weights = read_tensor_file(path, "path", "the weights of a trained model")
+    needed = network.state_dict()
+    found, expected = ({name: _shape(value) for name, value in state.items()} for state in (weights, needed))
+    if different := sorted(name for name, _ in found.items() ^ expected.items()):
         raise ValueError(
-            f"path must be the weights of this network with as many classes, got {path}. Train anew, or use the "
-            f"settings of that model. {error}"
-        ) from error
+            f"path must be the weights of this network with as many classes, got {path}, of which {different[0]} has "
+            f"the shape {found.get(different[0])} and not {expected.get(different[0])}. Train anew, or use the "
+            "settings of that model."
+        )
+    network.load_state_dict(weights)
     return network
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dinomix_monai.run.configuration import idle_settings, present_parser
+from dinomix_monai.run.configuration import (
+    check_settings,
+    idle_settings,
+    open_configuration,
+    present_parser,
+    read_configuration,
+)
 from dinomix_monai.run.failure import Terminated, failure_text, report_failures, stop_on_sigterm
 from dinomix_monai.run.record import start_run
 from dinomix_monai.run.settings import check_counts, check_device
@@ -11,9 +17,12 @@ __all__ = [
     "Terminated",
     "check_counts",
     "check_device",
+    "check_settings",
     "failure_text",
     "idle_settings",
+    "open_configuration",
     "present_parser",
+    "read_configuration",
     "report_failures",
     "start_run",
     "stop_on_sigterm",

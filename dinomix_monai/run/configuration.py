@@ -2,18 +2,75 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from monai.bundle import ConfigParser
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
-__all__ = ["idle_settings", "present_parser"]
+__all__ = ["check_settings", "idle_settings", "open_configuration", "present_parser", "read_configuration"]
 
 _REFERENCE = re.compile(r"[@%](\w+)")
 _TEXT_KEY = "_desc_"
 _RESERVED = ("imports", "_meta_", _TEXT_KEY)
+
+
+def open_configuration(config_file: str | Path | Sequence[str | Path], **settings: Any) -> ConfigParser:
+    """
+    Reads a configuration for a command of this package, as ``python -m monai.bundle`` does for its own.
+
+    Args:
+        config_file: a configuration and its overlays, in a list or, as MONAI has it, separated by commas.
+        **settings: ids with other values, as they were typed.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When a file is no configuration, or nothing refers to one of the settings.
+    """
+    from monai.bundle import ConfigParser
+
+    files: list[str | Path] = [config_file] if isinstance(config_file, (str, Path)) else list(config_file)
+    if len(files) == 1 and not Path(files[0]).is_file():
+        files = [*str(files[0]).split(",")]
+    for file in files:
+        read_configuration(file)
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser.update(settings)
+    check_settings(parser.get(), settings)
+    return parser
+
+
+def read_configuration(file: str | Path, name: str = "config_file") -> dict[str, Any]:
+    """
+    Reads one file of settings.
+
+    Args:
+        file: JSON or YAML, by its ending.
+        name: name of the argument, for the message.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is no configuration.
+    """
+    from monai.bundle import ConfigParser
+
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"{name} must be a configuration of the bundle, got {file}, which does not exist. Start from the project's "
+            "root, or give its absolute path."
+        )
+    try:
+        content = ConfigParser.load_config_file(file)
+    except ValueError as error:
+        raise ValueError(f"{name} must be JSON or YAML, got {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must have settings by name, got {file} with a {type(content).__name__}.")
+    return content
 
 
 def present_parser() -> ConfigParser | None:
@@ -23,6 +80,8 @@ def present_parser() -> ConfigParser | None:
     MONAI hands a component its own arguments and nothing else of the configuration. The parser is looked for on the
     call stack, so it is the right one however many there are.
     """
+    from monai.bundle import ConfigParser
+
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
@@ -44,6 +103,25 @@ def idle_settings(config: Mapping[str, Any]) -> list[str]:
     """
     named = {name for text in _strings(config) for name in _REFERENCE.findall(text)}
     return [name for name, value in config.items() if name not in named and name not in _RESERVED and _is_plain(value)]
+
+
+def check_settings(config: Mapping[str, Any], typed: Iterable[str]) -> None:
+    """
+    Makes sure that settings which somebody typed do something.
+
+    Args:
+        config: the configuration, with these settings.
+        typed: their ids.
+
+    Raises:
+        ValueError: When nothing refers to one of them.
+    """
+    for name in {re.split("#|::", name)[0] for name in typed}.intersection(idle_settings(config)):
+        similar = difflib.get_close_matches(name, [other for other in config if other != name], n=1)
+        question = f" Did you mean {similar[0]}?" if similar else " All settings stand at the top of the configuration."
+        raise ValueError(
+            f"--{name} must be a setting, got a name that nothing in the configuration refers to.{question}"
+        )
 
 
 def _strings(item: Any) -> Iterator[str]:

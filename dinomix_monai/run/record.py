@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
 import platform
-import re
 import sys
 import time
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from dinomix_monai.run.configuration import idle_settings, present_parser
+from dinomix_monai.run.configuration import check_settings, present_parser
 from dinomix_monai.run.failure import report_failures, stop_on_sigterm
 
 __all__ = ["start_run"]
@@ -62,7 +58,9 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
     about = (" ".join(sys.argv), Path.cwd(), versions, platform.python_version())
     logging.getLogger(__name__).info("%s\nin %s, %s, Python %s", *about)
     if parser is not None:
-        _check_settings(parser.get())
+        # Those that were typed alone: another becomes idle where an overlay replaces what referred to it.
+        typed = [word[2:].partition("=")[0].replace("-", "_") for word in sys.argv if word.startswith("--")]
+        check_settings(parser.get(), typed)
     return log_file
 
 
@@ -100,14 +98,3 @@ def _log_to(handler: _RunLog) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     # Ignite says so for each engine on the way out, before the message that the user gets.
     return "run is terminating due to exception" not in str(record.msg)
-
-
-def _check_settings(config: Mapping[str, Any]) -> None:
-    # Those that were typed alone: another becomes idle where an overlay replaces what referred to it.
-    typed = {re.split("=|#|::", word[2:])[0].replace("-", "_") for word in sys.argv if word.startswith("--")}
-    for name in typed.intersection(idle_settings(config)):
-        similar = difflib.get_close_matches(name, [other for other in config if other != name], n=1)
-        question = f" Did you mean {similar[0]}?" if similar else " All settings stand at the top of the configuration."
-        raise ValueError(
-            f"--{name} must be a setting, got a name that nothing in the configuration refers to.{question}"
-        )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.utils import ImageMetaKey
 from torch.nn import functional as F
 
 from dinomix_monai.teacher.slices import SliceTokens
@@ -46,7 +47,8 @@ class TokenAtlas:
     Tokens are in half precision, in one file for each volume, mapped into memory and written in one move: a run that
     was killed goes on with the volume it was at. Their folder is named after the teacher's fingerprint and the recipe,
     the file after the volume's voxels and affine, so that stale tokens cannot be used. Several processes may share a
-    folder.
+    folder. A volume whose tokens are not all finite, as those of voxels that are NaN are, has none, and a warning says
+    so at each start.
 
     With ``components`` they are reduced to their principal components over all volumes that have been added, centered;
     the components lie beside them, and the share of the variance that they keep is logged. The reduction is made when
@@ -143,7 +145,12 @@ class TokenAtlas:
             number = self.files.number(name)
             if not self.files.path(name).is_file():
                 logger.info("Teacher tokens of a volume of shape %s, once and for all.", tuple(voxels.shape[1:]))
-                self.files.write(name, self._compute(voxels, volume.pixdim.tolist()))
+                tokens = self._compute(voxels, volume.pixdim.tolist())
+                # Nowhere in part: interpolation would bring NaN to the cells around, and the mean to other volumes.
+                self.files.write(name, tokens if np.isfinite(tokens).all() else tokens[:0, :0, :0])
+        if not self.files.read(name).size:
+            file = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"a volume of shape {tuple(voxels.shape[1:])}")
+            logger.warning("%s has no teacher tokens, because they are not finite: distillation leaves it out.", file)
         self._volumes[number] = _Volume(name, torch.tensor(voxels.shape[1:]), torch.linalg.inv(affine).float())
         return number
 
@@ -152,6 +159,9 @@ class TokenAtlas:
         One line on the volumes that have been added, their tokens and what these take on disk.
 
         Makes the reduction if it has not been made.
+
+        Raises:
+            ValueError: When no volume has tokens.
         """
         self._open()
         size = sum(self.files.path(volume.name).stat().st_size for volume in self._volumes.values()) / 1e6
@@ -171,10 +181,11 @@ class TokenAtlas:
 
         Returns:
             Tokens at the centers of the cells, shape (B, embed_dim, h, w, len(cells)). They are 0 where there are none:
-            beyond the volume, and where the edge of a pasted box runs through the center of a cell.
+            beyond the volume, in one that has none, and where the edge of a pasted box runs through the center of a
+            cell.
 
         Raises:
-            ValueError: When ``origin`` has another shape, or names a volume that was not added.
+            ValueError: When ``origin`` has another shape or names a volume that was not added, or no volume has tokens.
         """
         if origin.ndim != 5 or origin.shape[1] != 4:
             raise ValueError(f"origin must have shape (B, 4, H, W, D), got {tuple(origin.shape)}.")
@@ -215,6 +226,11 @@ class TokenAtlas:
     def _open(self) -> None:
         if len(self._tokens) == len(self._volumes):
             return
+        if not any(self.files.read(volume.name).size for volume in self._volumes.values()):
+            raise ValueError(
+                f"The teacher must have finite tokens for at least one volume, got none for all {len(self._volumes)}. "
+                "Look for NaN in its weights and, with `python -m dinomix_monai check`, in the data."
+            )
         if self.components is not None:
             self.kept = self.files.reduce([volume.name for volume in self._volumes.values()], self.components)
             logger.info("Teacher tokens: %d components keep %.1f %% of the variance.", self.components, 100 * self.kept)
@@ -224,6 +240,8 @@ class TokenAtlas:
     def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:
         """Tokens (N, C) of one volume, 0 where there are none, at N places (number, x, y, z)."""
         volume, tokens = self._volumes[number], self._tokens[number]
+        if not len(tokens):
+            return exact.new_zeros(len(exact), self.embed_dim)
         to_voxel, shape = volume.to_voxel.to(exact), volume.shape.to(exact)
         cell, sizes = exact.new_tensor(self.cell), exact.new_tensor(tokens.shape[:3])
         voxel, rough_voxel = (place[:, 1:] @ to_voxel[:3, :3].T + to_voxel[:3, 3] for place in (exact, rough))

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from dinomix_monai.tensor_file import load_tensors
+
 __all__ = ["load_strictly", "matching_variant", "read_weights"]
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -151,7 +153,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     except Exception as error:  # Of any kind: unpickling bytes that have been changed may raise whatever it likes.
         raise ValueError(
             f"weights must be a file of tensors, got {path}, which is damaged, incomplete or holds something else "

@@ -58,12 +58,16 @@ class DonorBank:
         return list({id(patch): patch for patch in chain.from_iterable(self._lists[labeled])}.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Every patch once, and for each origin and class the numbers of its patches."""
+        """
+        Every patch once, and for each origin and class the numbers of its patches.
+
+        What repeats is left out: of a map such as where voxels come from, the axes along which a channel is constant.
+        """
         lists = [donors for labeled in (True, False) for donors in self._lists[labeled]]
         patches = {id(patch): patch for patch in chain.from_iterable(lists)}
         number = {key: i for i, key in enumerate(patches)}
         return {
-            "patches": [list(patch) for patch in patches.values()],
+            "patches": [_packed(patch) for patch in patches.values()],
             "lists": [[number[id(patch)] for patch in donors] for donors in lists],
         }
 
@@ -74,10 +78,40 @@ class DonorBank:
         Raises:
             ValueError: When ``state`` is of a bank with another number of classes.
         """
-        patches = [tuple(patch) for patch in state["patches"]]
+        patches = [_unpacked(parts) for parts in state["patches"]]
         lists = [donors for labeled in (True, False) for donors in self._lists[labeled]]
         if len(state["lists"]) != len(lists):
             raise ValueError(f"state must be of a bank with {len(lists) // 2} classes, got {len(state['lists']) // 2}.")
         for donors, numbers in zip(lists, state["lists"]):
             donors.clear()
             donors.extend(patches[i] for i in numbers)
+
+
+def _packed(patch: Patch) -> list[torch.Tensor | list[torch.Tensor]]:
+    """The first part as it is, because it has the shape; the others without the axes along which they are constant."""
+    first, *others = patch
+    return [first, *(_without_constant_axes(part) if part.shape[1:] == first.shape[1:] else part for part in others)]
+
+
+def _unpacked(parts: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> Patch:
+    shape = parts[0].shape[1:]  # type: ignore[union-attr]  # the first part is never packed
+    return tuple(
+        part if isinstance(part, torch.Tensor) else torch.stack([channel.expand(shape) for channel in part])
+        for part in parts
+    )
+
+
+def _without_constant_axes(part: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+    """Channels of a map, 1 long along axes where nothing changes; the map itself where there are no such axes."""
+    channels = [_shrunk(channel) for channel in part]
+    is_whole = all(channel.shape == part.shape[1:] for channel in channels)
+    # A view would take the whole map along into the file.
+    return part if is_whole else [channel.clone() for channel in channels]
+
+
+def _shrunk(channel: torch.Tensor) -> torch.Tensor:
+    for axis in range(channel.ndim):
+        start = channel.narrow(axis, 0, 1)
+        if torch.equal(start.expand_as(channel), channel):
+            channel = start
+    return channel

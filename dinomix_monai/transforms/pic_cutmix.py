@@ -173,7 +173,7 @@ class PICCutMix(Randomizable, Transform):
         self.count_decay = count_decay
         self.bank = DonorBank(len(self.labeled_counts), bank_size)
         self.affine_grid = affine_grid
-        self._resample = Resample(dtype=torch.float32)
+        self._resample = Resample(dtype=np.float32)
         self._modes: list[str] = []
         self._share_random_state()
         self._recipes: list[_Recipe] = []
@@ -209,7 +209,8 @@ class PICCutMix(Randomizable, Transform):
             label, weight, *rest = patch
             voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts))
             if all(part.isfinite().all() for part in rest):
-                self.bank.add(patch, voxels.nonzero()[:, 0].tolist(), is_labeled)
+                # Classes are few; as they come, they take twice the memory of an image.
+                self.bank.add((label.to(torch.int16), weight, *rest), voxels.nonzero()[:, 0].tolist(), is_labeled)
             else:
                 voxels = torch.full_like(voxels, -1)  # Left out: it would come back in other steps.
             if not is_labeled:

@@ -1,25 +1,35 @@
-"""Resampling beside entries that are no metadata."""
+"""Resampling of volumes that come from others."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
+from monai.data import MetaTensor
 from monai.transforms import Spacingd
+from monai.utils import ImageMetaKey
 
 __all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
+
+_MOST_VOXELS = 2**31
+"""Beyond this, 8 GiB of a resampled volume, a header lies about the size of its voxels."""
 
 
 class SafeSpacingd(Spacingd):
     """
-    ``monai.transforms.Spacingd`` that leaves other entries of a sample alone; takes one sample.
+    ``monai.transforms.Spacingd`` for files that come from others; takes one sample.
 
-    Since 1.6.0 MONAI's takes every entry whose name begins with that of the image and an underscore for a dictionary of
+    A header that lies about the size of its voxels does not fill the memory. And what is no metadata is left alone:
+    since 1.6.0 MONAI's takes every entry whose name begins with that of the image and an underscore for a dictionary of
     metadata. It fails on MONAI Label's ``image_path``, a string by which the writer of the result chooses its format.
 
     Args:
         *args: see ``monai.transforms.Spacingd``.
         **kwargs: likewise.
+
+    Raises:
+        ValueError: When a volume would have more than 2^31 voxels.
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
@@ -30,8 +40,24 @@ class SafeSpacingd(Spacingd):
             for key, value in data.items()
             if key not in self.keys and str(key).startswith(names) and not isinstance(value, dict)
         }
+        for key in self.key_iterator(data):
+            if isinstance(data[key], MetaTensor):
+                self._check_size(data[key])
         seen = {key: value for key, value in data.items() if key not in others}
         return {**super().__call__(seen, lazy=lazy), **others}
+
+    def _check_size(self, image: MetaTensor) -> None:
+        lengths, spacing = np.array(image.shape[1:]), np.asarray(image.pixdim, dtype=float)
+        # As MONAI, which takes the last one for further axes, and for what is not above 0 the image's own.
+        target = np.pad(self.spacing_transform.pixdim, (0, len(lengths)), "edge")[: len(lengths)]
+        shape = (lengths - 1) * spacing / np.where(target > 0, target, spacing) + 1
+        if not shape.prod() <= _MOST_VOXELS:
+            file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "one")
+            raise ValueError(
+                f"Images must have at most 2^31 voxels when resampled, got {file} with "
+                f"{' x '.join(f'{length:.0f}' for length in shape)}. Correct the voxel size in its header, or set a "
+                "coarser spacing_mm."
+            )
 
 
 SafeSpacingD = SafeSpacingDict = SafeSpacingd

@@ -320,6 +320,10 @@ def text_file(path: Path) -> None:
     path.write_text("no tensors")
 
 
+def huge(path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([5e5, 5e5, 5e5, 1])), path)
+
+
 def with_code(path: Path) -> None:
     torch.save({"network": Command(path.with_name("made"))}, path)
 
@@ -364,6 +368,19 @@ FILES = {
         {},
         {STATE: of_tensors(stem__weight=torch.zeros(1))},
         f"Error: The run in OUT/{STATE} had the teacher None, and now it is ",
+    ),
+    "beginning with a text": (
+        ("train", "finetune"),
+        {"start_file": "OUT/a.pt"},
+        {"a.pt": text_file},
+        f"Error at started_network: path must be the weights of a trained model, got OUT/a.pt, {DAMAGED}",
+    ),
+    "beginning with a state": (
+        ("train", "finetune"),
+        {"start_file": "OUT/a.pt"},
+        {"a.pt": of_tensors(network={"a": torch.zeros(1)})},
+        "Error at started_network: path must be the weights of this network with as many classes, got OUT/a.pt, of "
+        "which decoder.0.convs.0.bias has the shape None and not (",
     ),
     "missing teacher": (
         ("train",),
@@ -441,6 +458,13 @@ FILES = {
         {MODEL: fitting},
         "Error at dataset::data: dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got "
         "OUT/models.",
+    ),
+    "inferring with voxels of half a kilometer": (
+        ("inference",),
+        {"dataset_dir": "OUT/a.nii"},
+        {MODEL: fitting, "a.nii": huge},
+        "Error: Images must have at most 2^31 voxels when resampled, got OUT/a.nii with 187501 x 187501 x 150001. "
+        "Correct the voxel size in its header, or set a coarser spacing_mm.",
     ),
     "inferring a text": (
         ("inference",),

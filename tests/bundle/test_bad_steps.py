@@ -42,11 +42,29 @@ def test_a_case_with_nan_spoils_nothing_and_is_named(run, spoiled, tmp_path, cap
     assert len(list((tmp_path / "bad_steps").iterdir())) == len(left_out) < 6
     network, labeler, mix = (trained.parser.get_parsed_content(id_) for id_ in ("network", "pseudo_labeler", "mix"))
     kept = [*network.state_dict().values(), *labeler.state_dict().values()]
-    kept += [part for patch in mix.state_dict()["bank"]["patches"] for part in patch]
+    kept += [part for labeled in (True, False) for patch in mix.mixer.bank.donors(labeled) for part in patch]
     assert all(torch.isfinite(value).all() for value in kept)
     with (tmp_path / "history.csv").open() as table:
         (row,) = csv.DictReader(table)
     assert all(np.isfinite(float(row[name])) for name in ("loss", "supervised", "unsupervised", "val_mean_dice"))
+
+
+def test_the_frozen_teacher_goes_on_with_the_other_cases(run, spoiled, tmp_path, caplog):
+    folder, file = spoiled
+    settings = {
+        **SETTINGS,
+        "distillation_weight": 0.05,
+        "distillation_interval": 1,
+        "atlas_dir": str(tmp_path / "atlas"),
+    }
+    trained = run("train", dataset_dir=str(folder), **settings)
+    assert f"{file} has no teacher tokens, because they are not finite" in caplog.text
+    distiller = trained.parser.get_parsed_content("distiller")
+    assert all(torch.isfinite(value).all() for value in distiller.state_dict().values())
+    with (tmp_path / "history.csv").open() as table:
+        (row,) = csv.DictReader(table)
+    assert float(row["distillation"]) > 0
+    assert (tmp_path / "report" / "teacher.png").is_file()
 
 
 def test_it_stops_the_run_if_it_shall(run, spoiled):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from functools import partial
@@ -201,6 +202,24 @@ def test_a_missing_file_is_named(folder, section):
     message = rf"datalist names {re.escape(str(folder))}/images/c\.nii under `{section}`, but there is no such file"
     with pytest.raises(FileNotFoundError, match=message):
         open_datalist(write(folder, **{section: [case]}))
+
+
+@pytest.mark.parametrize("section", ["training", "test"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_header_that_claims_more_than_its_file_holds_is_refused(folder, section, ending):
+    file = folder / f"images/c{ending}"
+    header = bytearray((folder / "images/a.nii").read_bytes())
+    header[40:48] = np.array([3, 4000, 4000, 2000], dtype="<i2").tobytes()
+    file.write_bytes(gzip.compress(header) if ending == ".nii.gz" else header)
+    message = rf"The datalist names {re.escape(str(file))} under `{section}`, which is cut short, .* Copy or export"
+    with pytest.raises(ValueError, match=message):
+        open_datalist(write(folder, **{section: [{**CASE, "image": f"images/c{ending}"}]}))
+
+
+def test_a_file_of_another_format_is_left_to_monai(folder):
+    (folder / "images/c.mha").touch()
+    opened = open_datalist(write(folder, unlabeled=["images/c.mha"]))
+    assert opened.unlabeled == [{"image": str(folder / "images/c.mha")}]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,12 @@ def test_what_is_no_global_model_is_refused(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"checkpoint must be an FL_global_model\.pt or best_FL_global_model\.pt"):
         read_checkpoint(tmp_path / "model.pt")
+    torch.save({"meta_props": 3}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"checkpoint must be an FL_global_model\.pt or best_FL_global_model\.pt"):
+        read_checkpoint(tmp_path / "model.pt")
+    (tmp_path / "text.pt").write_text("no tensors")
+    with pytest.raises(ValueError, match=r"checkpoint must be a global model, got .*text\.pt, which is damaged"):
+        read_checkpoint(tmp_path / "text.pt")
 
 
 def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alone():

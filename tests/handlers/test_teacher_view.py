@@ -88,3 +88,12 @@ def test_cells_of_one_kind_have_one_color_and_cells_without_a_token_none(figure)
         assert np.ma.getmaskarray(np.ma.masked_invalid(values)).sum() == 1
     # Three cells against four: the rarer kind is the more unique one.
     assert uniqueness[1, 0] > uniqueness[1, 3]
+
+
+def test_a_volume_without_tokens_is_drawn_in_white(sample, tmp_path):
+    distiller = Distiller()
+    distiller.agreement = lambda *_: (torch.zeros(1, 4, 4, 2, 2), torch.zeros(1, 4, 2, 2))
+    engine, path = Engine(lambda *_: None), tmp_path / "teacher.png"
+    TeacherViewHandler([sample], nn.Conv3d(1, 1, 1), distiller, path, NAMES, "origin").attach(engine)
+    engine.run([0])
+    assert path.is_file()

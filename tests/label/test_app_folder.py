@@ -69,4 +69,14 @@ def test_what_is_missing_or_does_not_fit_is_named(model: Path, tmp_path: Path) -
         prepare_app_folder(tmp_path / "app", BUNDLE, "none.pt")
     with pytest.raises(ValueError, match="labels must be those of the model, left, right, got tumor"):
         prepare_app_folder(tmp_path / "app", BUNDLE, model, ["tumor"])
-    assert not (tmp_path / "app" / "models" / "labels.json").exists()
+    model.write_text("no tensors")
+    with pytest.raises(ValueError, match=r"model must be the weights of a trained model, got .*, which is damaged"):
+        prepare_app_folder(tmp_path / "app", BUNDLE, model)
+    assert not (tmp_path / "app").exists()
+
+
+def test_a_damaged_state_beside_the_model_is_named_and_the_model_not_taken(model: Path, tmp_path: Path) -> None:
+    (model.parent / "last" / "state.pt").write_text("no tensors")
+    with pytest.raises(ValueError, match=r"last/state\.pt must be the state of a run, got .*, which is damaged"):
+        prepare_app_folder(tmp_path / "app", BUNDLE, model)
+    assert not (tmp_path / "app" / "models" / "model.pt").exists()

@@ -121,7 +121,7 @@ def test_a_model_of_other_classes_is_refused(client, threshold) -> None:
     answer = client(threshold).post("/infer/dinomix?image=case_1")
     assert answer.status_code == 409
     assert "The model does not fit the app." in answer.json()["detail"]
-    assert "size mismatch" in answer.json()["detail"]
+    assert "of which bias has the shape (3,) and not (2,)" in answer.json()["detail"]
 
 
 def test_a_new_model_is_used_from_the_next_request_on(segment, threshold) -> None:

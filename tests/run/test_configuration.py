@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+
+import pytest
 from monai.bundle import ConfigParser
 
-from dinomix_monai.run import idle_settings, present_parser
+from dinomix_monai.run import idle_settings, open_configuration, present_parser
 
 
 def test_the_parser_is_the_one_that_evaluates_the_caller():
@@ -33,3 +36,41 @@ def test_settings_are_idle_that_nothing_refers_to():
         "training": "%run",
     }
     assert idle_settings(config) == ["idle", "idle_list", "nothing", "described"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A configuration and an overlay."""
+    contents = {"train": {"epochs": 3, "trainer": {"max_epochs": "@epochs"}}, "overlay": {"trainer#device": "cpu"}}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return [str(tmp_path / f"{name}.json") for name in contents]
+
+
+@pytest.mark.parametrize("join", [list, tuple, ",".join])
+def test_overlays_and_settings_are_applied_in_their_order(files, join):
+    parser = open_configuration(join(files), epochs=5, **{"trainer#device": "cuda"})
+    assert parser.get_parsed_content("trainer") == {"max_epochs": 5, "device": "cuda"}
+    assert open_configuration(files).get_parsed_content("trainer#device") == "cpu"
+    assert open_configuration(files[0]).get("trainer") == {"max_epochs": "@epochs"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"config_file must be a configuration of the bundle, got .*a\.json, which does not exist\. Start from"),
+        ("{", r"config_file must be JSON or YAML, got .*a\.json: Expecting property name"),
+        ("[1]", r"config_file must have settings by name, got .*a\.json with a list\."),
+    ],
+    ids=["missing", "no JSON", "a list"],
+)
+def test_what_is_no_configuration_is_named(files, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.json").write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        open_configuration([*files, tmp_path / "a.json"])
+
+
+def test_a_setting_that_does_nothing_is_refused(files):
+    with pytest.raises(ValueError, match=r"--epoch must be a setting, .* Did you mean epochs\?"):
+        open_configuration(files, epoch=5)

@@ -261,6 +261,41 @@ def test_components_follow_the_volumes(tmp_path):
     assert alone.shape[1] == atlas.embed_dim == 1
 
 
+@pytest.fixture
+def spoiled():
+    volume = scan(1)
+    volume[0, 3, 4, 5] = torch.nan
+    volume.meta["filename_or_obj"] = "images/spoiled.nii"
+    return volume
+
+
+@pytest.mark.parametrize("components", [None, 2])
+def test_a_volume_with_nan_has_no_tokens_and_spoils_no_other(components, spoiled, tmp_path, caplog):
+    slice_tokens = SliceTokens(MeanTeacher(), channels="neighbors")
+    clean = TokenAtlas(tmp_path / "clean", slice_tokens, CELL, components)
+    expected = atlas_tokens(clean, scan(), scan(), GRID)
+    for _ in range(2):  # the second start finds the files of the first
+        caplog.clear()
+        atlas = TokenAtlas(tmp_path / "spoiled", slice_tokens, CELL, components)
+        numbers = [atlas.add(volume) for volume in (spoiled, scan())]
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            "images/spoiled.nii has no teacher tokens, because they are not finite: distillation leaves it out."
+        ]
+        places = torch.cat([origin(volume, number) for volume, number in zip((spoiled, scan()), numbers)])
+        tokens = atlas(places, GRID)
+        assert not tokens[0].any()
+        torch.testing.assert_close(tokens[1], expected)
+        assert atlas.describe().startswith("2 volumes, up to 4 x 6 x 6 tokens each")
+
+
+@pytest.mark.parametrize("components", [None, 2])
+def test_an_atlas_without_any_tokens_is_refused(components, spoiled, tmp_path):
+    atlas = TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
+    number = atlas.add(spoiled)
+    with pytest.raises(ValueError, match="must have finite tokens for at least one volume, got none for all 1\\. Look"):
+        atlas(origin(spoiled, number), GRID)
+
+
 @pytest.mark.parametrize("affine", [np.diag([2, 2, 3, 1.0]), STRAIGHT], ids=["near", "far from isotropic"])
 def test_planes_are_averaged_where_spacing_allows(affine, tmp_path):
     volume = scan(affine=affine)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zipfile
+
 import pytest
 import timm
 import torch
@@ -107,6 +109,15 @@ def test_a_damaged_file_is_named(ending, damage, tmp_path):
     path.write_bytes({"truncated": whole[: len(whole) // 2], "web page": b"<!DOCTYPE html>", "empty": b""}[damage])
     with pytest.raises(ValueError, match=rf"weights must be a file of tensors, got .*vit\{ending}, which is damaged"):
         read_weights(path)
+
+
+def test_a_packed_archive_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(10**5)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "vit.pth", "w") as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"weights must be a file of tensors, got .*vit\.pth, .* \(ValueError\)"):
+        read_weights(tmp_path / "vit.pth")
 
 
 def test_a_pickled_object_is_refused(tmp_path):

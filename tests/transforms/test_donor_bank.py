@@ -106,6 +106,28 @@ def test_a_state_holds_each_patch_once():
     assert other.donors(True, 1)[0] is other.donors(True, 2)[0]
 
 
+def test_a_state_leaves_out_what_repeats_and_brings_it_back():
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, 9, 7)
+    along = [torch.rand(side, generator=generator) for side in shape]
+    label = torch.randint(0, 3, (1, *shape), generator=generator)
+    straight = torch.stack([torch.full(shape, 7.0), *torch.meshgrid(*along, indexing="ij")])
+    oblique = torch.stack([torch.full(shape, 7.0), straight[1] + straight[2], straight[3]])
+    whole = torch.rand(2, *shape, generator=generator)
+    parts = (label, torch.ones(1, *shape), torch.tensor([3.0, 3.0, 3.0]), whole, straight, oblique)
+    bank, other = DonorBank(3, size=1), DonorBank(3, size=1)
+    bank.add(parts, [1], labeled=True)
+    file = io.BytesIO()
+    torch.save(bank.state_dict(), file)
+    voxels = label.numel()
+    # In full: 8 bytes of a label and 4 of each of ten other channels.
+    assert file.tell() < voxels * (8 + 2 * 4) + 10_000 < voxels * (8 + 10 * 4)
+    other.load_state_dict(saved_and_loaded(bank.state_dict()))
+    (restored,) = other.donors(True, 1)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(restored, parts, strict=True))
+    assert all(part.is_contiguous() for part in restored)
+
+
 def test_a_bank_of_no_patches_is_refused():
     with pytest.raises(ValueError, match=r"size must be >= 1, got 0\."):
         DonorBank(2, size=0)

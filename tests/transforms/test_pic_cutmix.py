@@ -542,6 +542,17 @@ def test_a_saved_state_goes_on_exactly_as_the_uninterrupted_run(placement, affin
     assert resumed.unlabeled_counts.tolist() == mixer.unlabeled_counts.tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_labels_of_donors_are_kept_small_and_pasted_as_those_of_the_batch(dtype):
+    batch, labeled = noise_batch(0)
+    mixer = noise_mixer()
+    mixed, *_ = mixer(batch[0].to(dtype), *batch[1:], labeled=labeled)
+    expected, *_ = noise_mixer()(*batch, labeled=labeled)
+    assert torch.equal(mixed, expected.to(dtype))
+    assert mixed.dtype == dtype
+    assert {donor[0].element_size() for donor in mixer.bank.donors(True)} == {2}
+
+
 def test_labeled_counts_are_part_of_the_state():
     mixer, other = PICCutMix([8, 4, 2]), PICCutMix([1, 1, 1])
     other.load_state_dict(mixer.state_dict())

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from dinomix_monai.data import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file
 
 
 class Command:
