@@ -65,7 +65,7 @@ def main(kills: int = 10, seed: int = 0) -> None:
         done = 0
         for number in range(kills):
             process = _start(folder, parts)
-            how = _kill(process, parts, draw.uniform(0, 2 * duration / kills), while_writing=number % 3 == 2)
+            how = _kill(process, parts, draw.uniform(0, duration / kills), while_writing=number % 3 == 2)
             done += process.exitcode == -signal.SIGKILL
             reached = max((row["step"] for row in _steps(parts)), default=0)
             print(f"{number + 1}. {how} after step {reached}", flush=True)
