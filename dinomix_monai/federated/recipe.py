@@ -20,7 +20,7 @@ from dinomix_monai.federated.controller import FederatedController
 
 __all__ = ["PHANTOM_SETTINGS", "build_recipe", "client_arguments"]
 
-PHANTOM_SETTINGS: Mapping[str, Any] = {"steps_per_epoch": 18, "val_interval": 4, "atlas_cell#2": 8}
+PHANTOM_SETTINGS: Mapping[str, Any] = {"steps_per_epoch": 25, "val_interval": 4}
 """Settings with which two sites share the phantom and two cores for less than eight minutes."""
 
 _SCRIPT = "client.py"
