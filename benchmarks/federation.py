@@ -1,12 +1,12 @@
 """
 What a site without labels brings to a federation, and what differential privacy takes from it, on the phantom.
 
-    python benchmarks/federation.py [--forms labeled,unlabeled,private] [--seeds 0]
+    python benchmarks/federation.py [--forms labeled,unlabeled,equal,private] [--seeds 0]
 
 Three sites share the phantom: two of them have the labels, and the unlabeled patients are dealt to all three. Each form
-is a run in NVFlare's simulator with the same rounds and steps: the two sites with labels alone; all three; and all
-three with clipped and noised changes. The best global model by validation is scored on the test patients of the two
-sites with labels. Runs that are already in the output folder are not repeated.
+is a run in NVFlare's simulator with the same rounds and steps: the two sites with labels alone; all three; all three
+with steps that count alike; and all three with clipped and noised changes. The best global model by validation is
+scored on the test patients of the two sites with labels. Runs that are already in the output folder are not repeated.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dinomix_monai.federated.summary import pooled
 NAMES = {
     "labeled": "two sites with labels",
     "unlabeled": "and a third one without",
+    "equal": "and a third one without, whose steps count as much as the others'",
     "private": "all three, differentially private",
 }
 SMALLEST = 5
@@ -39,8 +40,8 @@ def main(
     seeds: int | Sequence[int] = (0,),
     rounds: int = 4,
     epochs_per_round: int = 2,
-    clip_norm: float = 1.0,
-    noise_multiplier: float = 0.001,
+    clip_norm: float = 20.0,
+    noise_multiplier: float = 0.0003,
     timeout: int = 1800,
     output_dir: str = "benchmarks/results/federation",
 ) -> None:
@@ -96,6 +97,7 @@ def _run(
         settings=PHANTOM_SETTINGS,
         arguments=client_arguments(settings_file=f"{result.parent}/{{SITE_NAME}}.json"),
         transfer="difference" if form == "private" else "full",
+        **({"unlabeled_site_weight": 1.0} if form == "equal" else {}),
         compare_alone=False,
     )
     if form == "private":

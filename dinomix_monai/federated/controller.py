@@ -54,8 +54,13 @@ class FederatedController(FedAvg):
         norm_bound: see :class:`~dinomix_monai.federated.update_check.UpdateCheck`.
         server_learning_rate: see :class:`~dinomix_monai.federated.server_optimizer.ServerOptimizer`.
         server_momentum: see :class:`~dinomix_monai.federated.server_optimizer.ServerOptimizer`.
+        unlabeled_site_weight: what a step of a site without labels counts in the average, beside one of a site with
+            labels. Its model drifts with what it takes for labels, most of all while the global model knows little.
         compare_alone: whether each site trains alone, too, after the federation; as much work again.
         **kwargs: see ``nvflare.app_common.workflows.fedavg.FedAvg``.
+
+    Raises:
+        ValueError: When ``unlabeled_site_weight`` is not positive.
     """
 
     def __init__(
@@ -78,9 +83,12 @@ class FederatedController(FedAvg):
         norm_bound: float = 0.0,
         server_learning_rate: float = 1.0,
         server_momentum: float = 0.0,
+        unlabeled_site_weight: float = 0.2,
         compare_alone: bool = True,
         **kwargs: Any,
     ) -> None:
+        if not unlabeled_site_weight > 0:
+            raise ValueError(f"unlabeled_site_weight must be > 0, got {unlabeled_site_weight}.")
         super().__init__(
             num_clients=num_clients, num_rounds=num_rounds, start_round=start_round, fedprox_mu=fedprox_mu, **kwargs
         )
@@ -99,6 +107,7 @@ class FederatedController(FedAvg):
         self.norm_bound = norm_bound
         self.server_learning_rate = server_learning_rate
         self.server_momentum = server_momentum
+        self.unlabeled_site_weight = unlabeled_site_weight
         self.compare_alone = compare_alone
         self._check = UpdateCheck(norm_bound)
         self._optimizer = ServerOptimizer(server_learning_rate, server_momentum)
@@ -208,6 +217,8 @@ class FederatedController(FedAvg):
         for sentence in version_differences(answers):
             self.warning(f"Versions differ, {sentence}.")
         self._plan = self._make_plan(voxels)
+        unlabeled = [site for site, answer in answers.items() if not any(answer["labeled_voxels"])]
+        self.aggregation_weights = {**dict.fromkeys(unlabeled, self.unlabeled_site_weight), **self.aggregation_weights}
         teacher = next(iter(answers.values()))["teacher"]
         self._identity = {"class_names": self.class_names, "teacher": teacher, "rounds": self._plan.rounds}
         self.info(f"Handshake: {', '.join(answers)} agree; labeled voxels by class {voxels}.")

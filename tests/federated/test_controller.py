@@ -207,12 +207,25 @@ def test_the_best_model_is_kept_and_the_last_one_has_its_chance(federate):
     assert federate(Hospital(0.5), num_rounds=2).best == [0.0, 0.5, 1.0]
 
 
-def test_a_site_without_labels_has_a_say_in_the_weights_and_none_in_the_choice(federate):
-    federation = federate(Hospital(1.0), Hospital(0.0, labels=False), num_rounds=2)
-    assert saved(federation) == [0.5, 1.0]
-    assert federation.best == [0.0, 0.5, 1.0]
+@pytest.mark.parametrize(("weight", "models", "best"), [(1.0, [0.5, 1.0], 1.0), (0.25, [0.8, 1.6], 0.8)])
+def test_a_site_without_labels_has_its_say_in_the_weights_and_none_in_the_choice(federate, weight, models, best):
+    sites = Hospital(1.0), Hospital(0.0, labels=False)
+    federation = federate(*sites, num_rounds=2, unlabeled_site_weight=weight)
+    assert saved(federation) == pytest.approx(models)
+    assert federation.best[-1] == pytest.approx(best)
     summary = json.loads((federation.folder / "summary.json").read_text())
-    assert summary["scores"]["after"] == {"site-1": {"liver": [1.0, 1]}}
+    assert summary["scores"]["after"] == {"site-1": {"liver": [pytest.approx(best), 1]}}
+
+
+def test_what_a_site_without_labels_counts_can_be_given_site_by_site(federate):
+    sites = Hospital(1.0), Hospital(0.0, labels=False)
+    federation = federate(*sites, num_rounds=1, aggregation_weights={"site-2": 3.0})
+    assert saved(federation) == [0.25]
+
+
+def test_a_site_without_labels_must_count_for_something():
+    with pytest.raises(ValueError, match="unlabeled_site_weight must be > 0, got 0"):
+        FederatedController(class_names=NAMES, unlabeled_site_weight=0)
 
 
 def test_the_run_ends_with_a_table_of_the_model_before_after_and_alone(federate, capsys):
