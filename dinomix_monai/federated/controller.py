@@ -109,6 +109,7 @@ class FederatedController(FedAvg):
         self.server_momentum = server_momentum
         self.unlabeled_site_weight = unlabeled_site_weight
         self.compare_alone = compare_alone
+        self._given_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
         self._check = UpdateCheck(norm_bound)
         self._optimizer = ServerOptimizer(server_learning_rate, server_momentum)
         self._plan = self._make_plan(())
@@ -218,7 +219,7 @@ class FederatedController(FedAvg):
             self.warning(f"Versions differ, {sentence}.")
         self._plan = self._make_plan(voxels)
         unlabeled = [site for site, answer in answers.items() if not any(answer["labeled_voxels"])]
-        self.aggregation_weights = {**dict.fromkeys(unlabeled, self.unlabeled_site_weight), **self.aggregation_weights}
+        self.aggregation_weights = {**dict.fromkeys(unlabeled, self.unlabeled_site_weight), **self._given_weights}
         teacher = next(iter(answers.values()))["teacher"]
         self._identity = {"class_names": self.class_names, "teacher": teacher, "rounds": self._plan.rounds}
         self.info(f"Handshake: {', '.join(answers)} agree; labeled voxels by class {voxels}.")
