@@ -17,7 +17,15 @@ import numpy as np
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.volume import VolumeError, open_volume
 
-__all__ = ["SECTIONS", "Datalist", "class_weights", "image_files", "open_datalist", "read_datalist"]
+__all__ = [
+    "SECTIONS",
+    "Datalist",
+    "class_weights",
+    "dataset_root",
+    "image_files",
+    "open_datalist",
+    "read_datalist",
+]
 
 SECTIONS = {
     "training": ("image", "label"),
@@ -157,10 +165,10 @@ def read_datalist(
         ValueError: When the list is not JSON, lacks ``labels``, or lists no case under ``training`` or ``unlabeled``, a
             case has no image or names a file outside, or the labels are not 0, 1, 2, ...
     """
-    root = Path(dataset_dir).expanduser().absolute()
+    root = dataset_root(dataset_dir)
     path = root / file
     is_empty = not path.is_file() and not (root / "dataset.json").is_file()
-    if is_empty and phantom_dir is not None and root == Path(phantom_dir).expanduser().absolute():
+    if is_empty and phantom_dir is not None and root == dataset_root(phantom_dir):
         print(f"Making the abdominal phantom in {dataset_dir} ...", flush=True)
         make_phantom(root)
     if not path.is_file():
@@ -190,6 +198,11 @@ def read_datalist(
         is_phantom="phantom_seed" in content,
         protocol=content.get("protocol"),
     )
+
+
+def dataset_root(dataset_dir: str | Path) -> Path:
+    """The folder of a data set, absolute and without ``..``, as the paths of its files are."""
+    return Path(os.path.abspath(Path(dataset_dir).expanduser()))
 
 
 def image_files(path: str | Path) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from monai.transforms import ScaleIntensityRanged, Transform
 from tqdm import tqdm
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
-from dinomix_monai.data.datalist import Datalist, read_datalist
+from dinomix_monai.data.datalist import Datalist, dataset_root, read_datalist
 from dinomix_monai.data.finding import Finding, findings_table
 
 __all__ = ["check_dataset", "scaling_window", "verify_dataset"]
@@ -53,7 +53,7 @@ def check_dataset(
     Raises:
         ValueError: When an argument is not as :class:`CaseCheck` says.
     """
-    root = Path(dataset_dir).expanduser().absolute()
+    root = dataset_root(dataset_dir)
     try:
         datalist = read_datalist(root, phantom_dir, file, allow_outside)
     except (FileNotFoundError, ValueError) as error:

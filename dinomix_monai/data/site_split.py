@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dinomix_monai.data.datalist import SECTIONS, read_datalist
+from dinomix_monai.data.datalist import SECTIONS, dataset_root, read_datalist
 
 __all__ = ["split_dataset"]
 
@@ -43,7 +43,7 @@ def split_dataset(
         raise ValueError(
             f"sites and unlabeled_sites must leave at least one site with labels, got {sites} and {unlabeled_sites}."
         )
-    root = Path(dataset_dir).expanduser().absolute()
+    root = dataset_root(dataset_dir)
     datalist = read_datalist(root, phantom_dir, file)
     if len(datalist.training) < labeled_sites:
         raise ValueError(

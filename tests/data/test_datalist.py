@@ -50,7 +50,7 @@ def test_every_section_is_read_with_absolute_paths(folder, monkeypatch):
     write(folder, **cases)
     monkeypatch.chdir(folder.parent)
     image, label = str(folder / "images/a.nii"), str(folder / "labels/a.nii")
-    for dataset_dir in (folder, str(folder), Path(folder.name)):
+    for dataset_dir in (folder, str(folder), Path(folder.name), Path(folder.name, "images", "..")):
         opened = open_datalist(dataset_dir)
         assert opened.training == opened.validation == [{"image": image, "label": label}]
         assert opened.test == 2 * [{"image": image, "label": label}]

@@ -190,6 +190,11 @@ def test_labels_of_unlabeled_cases_are_not_opened(folder):
     assert found(folder) == []
 
 
+def test_the_folder_may_be_named_by_way_of_another(folder):
+    (folder / "images/c.nii.gz").unlink()
+    assert [finding[1] for finding in found(folder / "labels" / "..")] == ["images/c.nii.gz"]
+
+
 def test_files_outside_of_the_folder_are_named_in_full(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "a.nii"
     write(folder, unlabeled=[str(elsewhere)])
