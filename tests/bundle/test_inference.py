@@ -246,7 +246,7 @@ def test_model_with_another_number_of_classes_is_refused(segment, model_file: Pa
             write_labels(model_file, labels)
         with pytest.raises(RuntimeError) as error:
             segment(file)
-        with pytest.raises(ValueError, match=r"the weights of the configured network, got .* head\.projection\.bias"):
+        with pytest.raises(ValueError, match=r"the weights of the configured network, got .* head\.bias"):
             raise root_of(error.value)
     assert not list((tmp_path / "output").glob("*.nii.gz"))
 

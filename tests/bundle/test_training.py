@@ -113,7 +113,7 @@ def test_number_and_names_of_classes_follow_from_dataset_json(
     names = {**json.loads((phantom / "dataset.json").read_text())["labels"], "14": "duodenum"}
     folder = edited_phantom(labels=names)
     trained = run("train", dataset_dir=str(folder), epochs=1)
-    assert trained.parser.get_parsed_content("train#trainer").network.head.projection.out_channels == 15 * 8
+    assert trained.parser.get_parsed_content("train#trainer").network.head.out_channels == 15
     assert json.loads((tmp_path / "models" / "labels.json").read_text()) == names
 
 
@@ -143,6 +143,14 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(run, tmp_path: Pa
         run("train", epochs=1, seed=seed, output_dir=str(tmp_path / name))
     a, b, c = ((tmp_path / name / "history.csv").read_text() for name in "abc")
     assert a == b != c
+
+
+def test_volumes_on_disk_train_like_those_in_memory(run, tmp_path: Path) -> None:
+    for name, overlays in (("memory", []), ("disk", ["memory_map"])):
+        run("train", *overlays, epochs=1, output_dir=str(tmp_path / name))
+    assert (tmp_path / "disk" / "volumes").is_dir()
+    memory, disk = ((tmp_path / name / "history.csv").read_text() for name in ("memory", "disk"))
+    assert memory == disk
 
 
 def test_the_configuration_that_a_run_leaves_repeats_it(run, tmp_path: Path) -> None:

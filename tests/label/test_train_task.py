@@ -131,8 +131,8 @@ def test_a_better_model_replaces_the_old_one(
     give_model(folder)
     # A model that finds nothing at all.
     weights = torch.load(folder.model_file, weights_only=True)
-    weights["head.projection.weight"].zero_()
-    weights["head.projection.bias"].zero_()
+    weights["head.weight"].zero_()
+    weights["head.bias"].zero_()
     torch.save(weights, folder.model_file)
     result = train(http, val_split=between(*(hash_share(f"case_{number}.nii") for number in (1, 2))), max_epochs=2)
     assert result["score_before"] == 0
@@ -204,7 +204,7 @@ def test_a_model_of_other_classes_can_only_be_replaced(
     assert anew["replaced"]
     assert not any("everything" in warning for warning in anew["warnings"])
     weights = torch.load(folder.model_file, weights_only=True)
-    assert weights["head.projection.bias"].shape[0] == 2 * 8
+    assert weights["head.bias"].shape[0] == 2
 
 
 def test_a_training_that_fails_leaves_the_model_as_it_was(

@@ -37,6 +37,13 @@ def follow(teacher, values):
     return weights
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_it_gives_what_its_network_gives(count):
+    network = nn.Sequential(nn.Conv3d(1, 3, 3), nn.InstanceNorm3d(3))
+    teacher, x = EMATeacher(network), torch.rand(count, 1, 8, 8, 8)
+    torch.testing.assert_close(teacher(x), network(x))
+
+
 def test_the_first_updates_are_those_counted_by_hand():
     # Kept: nothing, 2/11, 3/12. (2 * 1 + 9 * 12) / 11 = 10, (10 + 3 * 2) / 4 = 4.
     assert follow(EMATeacher(Number(77)), [1, 12, 2]) == pytest.approx([1, 10, 4])

@@ -6,7 +6,6 @@ from monai.networks import convert_to_torchscript
 from torch import nn
 
 from dinomix_monai.networks import VNet
-from dinomix_monai.networks.vnet import _CellsToVoxels
 
 TOY = {"n_filters": 2, "num_convs": (1, 2, 1)}
 SHAPES = [
@@ -59,6 +58,7 @@ def test_strides_act_between_their_levels_and_along_their_axes():
 
 def test_no_convolution_runs_at_full_resolution_behind_a_stem_stride():
     sizes = grids(VNet(stem_stride=2, **TOY), torch.rand(1, 1, 16, 16, 16))
+    assert sizes.pop("head") == (16, 16, 16)
     assert max(sizes.values()) == (8, 8, 8)
 
 
@@ -71,20 +71,6 @@ def test_it_computes_the_levels_as_written_plainly():
     up = network.decoder["1"](network.up["1"](lowest) + second)
     up = network.decoder["0"](network.up["0"](up) + first)
     assert torch.equal(network(x), network.head(up))
-
-
-@pytest.mark.parametrize("cell", [(2, 2, 2), (2, 3, 1), (1, 1, 1), (4, 2)])
-def test_cells_to_voxels_is_a_transposed_convolution_of_kernel_equal_to_stride(cell):
-    kind, transposed_kind = (nn.Conv2d, nn.ConvTranspose2d) if len(cell) == 2 else (nn.Conv3d, nn.ConvTranspose3d)
-    oracle = transposed_kind(5, 3, kernel_size=cell, stride=cell)
-    voxels = oracle.weight[0, 0].numel()
-    projection = kind(5, 3 * voxels, 1)
-    with torch.no_grad():
-        # (in, out, cell...) -> (out * cell, in, 1...)
-        projection.weight.copy_(oracle.weight.flatten(1).t().reshape(projection.weight.shape))
-        projection.bias.copy_(oracle.bias.repeat_interleave(voxels))
-    x = torch.rand(2, 5, *(3, 4, 5)[: len(cell)])
-    torch.testing.assert_close(_CellsToVoxels(projection, cell)(x), oracle(x))
 
 
 def test_a_state_dict_is_loaded_strictly_and_restores_the_network():
@@ -109,7 +95,7 @@ def test_the_names_of_weights_count_levels_from_the_top():
         "decoder.0.convs.0.weight": (2, 2),
         "decoder.1.convs.0.weight": (4, 4),
         "decoder.1.convs.3.weight": (4, 4),
-        "head.projection.weight": (2, 2),
+        "head.weight": (2, 2),
     }
 
 
