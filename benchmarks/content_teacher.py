@@ -36,8 +36,8 @@ class ContentTokens(nn.Module):
 
     @torch.no_grad()
     def forward(self, volume: torch.Tensor, grid: Sequence[int], cells: Sequence[int] | None = None) -> torch.Tensor:
-        """Label maps (B, 1, H, W, D) to tokens (B, embed_dim, h, w, number of layers)."""
-        shares = F.one_hot(volume[:, 0].long(), self.num_classes).movedim(-1, 1).float()
+        """Labels + 1, or 0 for none, (B, 1, H, W, D), to tokens (B, embed_dim, h, w, number of layers)."""
+        shares = F.one_hot(volume[:, 0].long(), 1 + self.num_classes)[..., 1:].movedim(-1, 1).float()
         shares = F.adaptive_avg_pool3d(shares, tuple(grid))
         shares = shares if cells is None else shares[..., list(cells)]
         return torch.einsum("bchwd,ce->behwd", shares, self.directions)

@@ -60,8 +60,7 @@ class FeatureDistiller(nn.Module, Randomizable):
         device = next(network.parameters()).device
         features = self.tap.look(network, torch.zeros(1, in_channels, *patch_size, device=device))
         self.heads = nn.ModuleList(
-            ProjectionHead(tapped.shape[1], teacher.embed_dim, hidden_channels, spatial_dims=len(patch_size))
-            for tapped in features
+            ProjectionHead(tapped.shape[1], teacher.embed_dim, hidden_channels) for tapped in features
         ).to(device)
         self.loss_function = FeatureDistillationLoss() if loss_function is None else loss_function
         self.layers, self.interval = layers, interval

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.layers.factories import Conv
 from torch import nn
 
 __all__ = ["ProjectionHead"]
@@ -11,7 +10,7 @@ __all__ = ["ProjectionHead"]
 
 class ProjectionHead(nn.Module):
     """
-    Convolutions of kernel 1 that project student features to the channels of a teacher.
+    Projects student features to the channels of a teacher, each cell by itself.
 
     It is trained with the student and kept out of it: the student alone is saved, served and sent to a server.
 
@@ -19,19 +18,16 @@ class ProjectionHead(nn.Module):
         in_channels: channels of the student's features.
         out_channels: channels of the teacher's.
         hidden_channels: channels of a hidden layer, or ``None`` for a linear projection.
-        spatial_dims: 2 or 3.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, hidden_channels: int | None = None, spatial_dims: int = 3
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int | None = None) -> None:
         super().__init__()
-        convolution = Conv[Conv.CONV, spatial_dims]
+        # Not convolutions of kernel 1, whose backward pass costs a CPU many times that of the matrix product they are.
         if hidden_channels is None:
-            self.layers: nn.Module = convolution(in_channels, out_channels, 1)
+            self.layers: nn.Module = nn.Linear(in_channels, out_channels)
         else:
             self.layers = nn.Sequential(
-                convolution(in_channels, hidden_channels, 1), nn.GELU(), convolution(hidden_channels, out_channels, 1)
+                nn.Linear(in_channels, hidden_channels), nn.GELU(), nn.Linear(hidden_channels, out_channels)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,4 +38,4 @@ class ProjectionHead(nn.Module):
         Returns:
             Projected features, shape (B, out_channels, H, W[, D]).
         """
-        return self.layers(x)
+        return self.layers(x.movedim(1, -1)).movedim(-1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -175,7 +176,7 @@ class TokenAtlas:
     def __call__(self, origin: torch.Tensor, grid: Sequence[int], cells: Iterable[int] | None = None) -> torch.Tensor:
         """
         Args:
-            origin: for each voxel the number of its volume and its position in mm, shape (B, 4, H, W, D).
+            origin: for each voxel the number of its volume, 0 for none, and its position in mm, shape (B, 4, H, W, D).
             grid: cells (h, w, d) of the student's feature map along each axis of ``origin``.
             cells: indices in ``range(d)`` of the layers to look up, in the order wanted. Defaults to all.
 
@@ -201,6 +202,8 @@ class TokenAtlas:
         # Rounded, because what deforms patches interpolates numbers too.
         numbers = rough[..., 0].round()
         for number in numbers.unique().long().tolist():
+            if number == 0:
+                continue
             if number not in self._volumes:
                 raise ValueError(f"origin must name volumes that were added to the atlas, got number {number}.")
             here = numbers == number
@@ -248,12 +251,14 @@ class TokenAtlas:
         inside = ((voxel > -0.51) & (voxel < shape - 0.49)).all(1)
         whole = ((exact[:, 0] - number).abs() < 0.1) & ((voxel - rough_voxel).abs() < cell).all(1)
         # Token k is at the center of its cell, which covers voxels k * cell to (k + 1) * cell - 1.
-        place = (((voxel + 0.5) / cell - 0.5).clamp_min(0)).minimum(sizes - 1)
-        low, high = place.amin(0).floor().long().tolist(), place.amax(0).ceil().long().tolist()
-        block = tokens[tuple(slice(a, b + 1) for a, b in zip(low, high))]
-        # (h, w, d, C) -> (1, C, h, w, d); grid_sample counts axes from the last and coordinates from -1 to 1.
-        field = block.permute(3, 0, 1, 2)[None].to(exact)
-        unit = (2 * (place - place.new_tensor(low)) + 1) / place.new_tensor(field.shape[2:]) - 1
-        found = F.grid_sample(field, unit.flip(-1).view(1, 1, 1, -1, 3), padding_mode="border", align_corners=False)
-        # (1, C, 1, 1, N) -> (N, C)
-        return found[0, :, 0, 0].T * (inside & whole)[:, None]
+        place = ((voxel + 0.5) / cell - 0.5).clamp_min(0).minimum(sizes - 1)
+        low = place.floor()
+        beyond = place - low
+        # The eight tokens around each place, (N, 8): numbers in the volume's list of tokens, and their shares.
+        corner = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=exact.device)
+        index = (low.long()[:, None] + corner).minimum(sizes.long() - 1)
+        share = torch.where(corner.bool(), beyond[:, None], 1 - beyond[:, None]).prod(-1) * (inside & whole)[:, None]
+        _, width, depth, _ = tokens.shape
+        number_of = (index[..., 0] * width + index[..., 1]) * depth + index[..., 2]
+        table = tokens.flatten(0, 2)
+        return F.embedding_bag(number_of, table, mode="sum", per_sample_weights=share.to(table.dtype)).to(exact)

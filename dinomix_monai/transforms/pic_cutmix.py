@@ -208,7 +208,8 @@ class PICCutMix(Randomizable, Transform):
         for patch, is_labeled in zip(patches, labeled):
             label, weight, *rest = patch
             voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts))
-            if all(part.isfinite().all() for part in rest):
+            # A sum is finite where all is, and takes a fraction of the time.
+            if all(part.sum().isfinite() for part in rest):
                 # Classes are few; as they come, they take twice the memory of an image.
                 self.bank.add((label.to(torch.int16), weight, *rest), voxels.nonzero()[:, 0].tolist(), is_labeled)
             else:
@@ -283,11 +284,14 @@ class PICCutMix(Randomizable, Transform):
         """Label, weight and images of one patch, deformed and then cut."""
         if grid is None:
             return [part[box] for part in parts]
-        modes = [("nearest", "zeros")] * 2 + [(mode, "border") for mode in self._modes]
+        # Two parts may be all: then there are no images.
+        modes = (["nearest"] * 2 + self._modes)[: len(parts)]
         moved: list[torch.Tensor] = list(parts)
         # Only the voxels of the box are interpolated, and at once for all parts that are interpolated alike.
-        for mode, padding in dict.fromkeys(modes[: len(parts)]):
-            alike = [i for i, each in enumerate(modes[: len(parts)]) if each == (mode, padding)]
+        for mode, padding in (("nearest", "zeros"), ("bilinear", "border")):
+            alike = [i for i, each in enumerate(modes) if each == mode]
+            if not alike:
+                continue
             stacked = torch.cat([convert_to_tensor(parts[i]).to(torch.float32) for i in alike])
             found = convert_to_tensor(self._resample(stacked, grid[box], mode, padding))
             for i, part in zip(alike, found.split([len(parts[i]) for i in alike])):
@@ -321,8 +325,8 @@ class PICCutMix(Randomizable, Transform):
             positions: offsets of the patches in their volumes, in voxels, shape (B, dims); needed for
                 ``placement="anatomical"``.
             num_mixed: number M of mixed patches; ``None`` for the number of unlabeled ones.
-            modes: for each of the images, how a deformation interpolates it: ``"bilinear"``, the default of all, or
-                ``"nearest"``.
+            modes: for each of the images, how a deformation interpolates it: ``"bilinear"``, the default of all, which
+                repeats the edge beyond a patch, or ``"nearest"``, which is 0 there.
             randomize: whether to draw anew, or to repeat the last draw.
 
         Returns:
@@ -346,7 +350,8 @@ class PICCutMix(Randomizable, Transform):
             self.add_donors(patches, labeled)
             count = sum(not value for value in labeled) if num_mixed is None else num_mixed
             self.randomize(labeled, positions, count, label.shape[2:])
-        mixed = tuple(batch[[recipe.recipient for recipe in self._recipes]].clone() for batch in batches)
+        recipients = [recipe.recipient for recipe in self._recipes]
+        mixed = tuple(batch[recipients] for batch in batches)
         for m, recipe in enumerate(self._recipes):
             if recipe.grid is not None:
                 for batch, part in zip(mixed, self._deformed([batch[m] for batch in mixed], recipe.grid)):

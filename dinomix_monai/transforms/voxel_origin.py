@@ -20,7 +20,8 @@ class VoxelOrigind(MapTransform):
     Writes for each voxel of a patch the number of its volume and its position in mm; takes one sample.
 
     The position follows from the affine, so it is right after any chain of MONAI's spatial transforms. Put it after the
-    last of them. What mixes patches mixes this map like an image, and it still tells where everything comes from.
+    last of them. What mixes patches mixes this map like an image, and it still tells where everything comes from;
+    number 0 is nowhere.
 
     Args:
         keys: image; with several, the last one counts.
@@ -58,9 +59,11 @@ class VoxelOrigind(MapTransform):
             steps = [torch.arange(side, device=image.device, dtype=torch.float32) for side in image.shape[1:]]
             # Along each axis of the patch, (3, side): how far a voxel lies from the first one.
             along = [affine[:3, axis, None] * step for axis, step in enumerate(steps)]
-            position = along[0][:, :, None, None] + along[1][:, None, :, None] + along[2][:, None, None, :]
-            number = position.new_full((1, *position.shape[1:]), result[self.volume_key])
-            result[self.origin_key] = torch.cat([number, position + affine[:3, 3, None, None, None]])
+            plane = along[1][:, :, None] + along[2][:, None, :] + affine[:3, 3, None, None]
+            origin = torch.empty(4, *image.shape[1:], device=image.device)
+            origin[0] = result[self.volume_key]
+            torch.add(along[0][:, :, None, None], plane[:, None], out=origin[1:])
+            result[self.origin_key] = origin
         return result
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 import torch
 
-from dinomix_monai.losses import FeatureDistillationLoss, semantic_uniqueness
+from dinomix_monai.losses import FeatureDistillationLoss, semantic_rarity, semantic_uniqueness
 
-WEIGHTINGS = pytest.mark.parametrize("weighting", ["plain", "uniqueness"])
+WEIGHTINGS = pytest.mark.parametrize("weighting", ["plain", "uniqueness", "rarity"])
 
 
 def features(*size, channels=8):
@@ -73,6 +74,38 @@ def test_uniqueness_is_the_mean_over_all_pairs_of_a_slice():
             torch.testing.assert_close(weight[b, :, :, z].flatten(), expected / expected.mean())
 
 
+@pytest.mark.parametrize(
+    ("size", "tolerance"),
+    [((8, 6), 0.01), ((8, 6, 3), 0.01), ((64, 48), 0.1)],
+    ids=["2D", "3D", "compared with some cells"],
+)
+def test_each_group_of_cells_alike_weighs_the_same_however_small(size, tolerance):
+    groups = torch.zeros(2, *size, dtype=torch.long)
+    half, third = size[0] // 2, size[1] // 3
+    groups[:, :half], groups[:, half // 2 : half, -third:] = 1, 2
+    tokens = torch.eye(5)[groups].movedim(-1, 1) * torch.rand(2, 1, *size).add(0.5)
+    weight = semantic_rarity(tokens)
+    assert weight.shape == groups.shape
+    shares = torch.stack([(weight * (groups == group)).sum((1, 2)) / weight.sum((1, 2)) for group in range(3)])
+    torch.testing.assert_close(shares, torch.full_like(shares, 1 / 3), rtol=tolerance, atol=0)
+    torch.testing.assert_close(weight.mean((1, 2)), torch.ones_like(weight.mean((1, 2))))
+
+
+def test_rarity_by_hand():
+    # Three cells of four are alike, the cosine of the fourth with them is 0.8.
+    slice_of_four = plane((2, 0), (1, 0), (1, 0), (4, 3))
+    near = math.exp(-0.2 / 0.5)
+    weight = torch.tensor([4 / (3 + near)] * 3 + [4 / (1 + 3 * near)])
+    torch.testing.assert_close(semantic_rarity(slice_of_four, temperature=0.5)[0, 0], weight / weight.mean())
+
+
+def test_one_cell_among_many_has_no_boundless_weight():
+    tokens = torch.zeros(1, 2, 40, 40)
+    tokens[:, 0], tokens[:, :, 1, 1] = 1, torch.tensor([0.0, 1.0])
+    weight = semantic_rarity(tokens, references=16)
+    assert weight[0, 1, 1] / weight[0, 0, 0] == pytest.approx(16)
+
+
 def test_the_loss_is_the_weighted_mean_of_distances():
     student, teacher = features(), features()
     weight = semantic_uniqueness(teacher)
@@ -136,7 +169,7 @@ def test_half_precision_is_computed_in_single_precision():
 
 
 def test_an_unknown_weighting_is_refused():
-    with pytest.raises(ValueError, match="weighting must be 'plain' or 'uniqueness', got 'rare'"):
+    with pytest.raises(ValueError, match="weighting must be one of plain, uniqueness, rarity, got 'rare'"):
         FeatureDistillationLoss("rare")
 
 

@@ -182,6 +182,15 @@ def test_a_number_that_interpolation_has_moved_a_little_still_counts(atlas):
     torch.testing.assert_close(atlas(moved, GRID), atlas(places, GRID))
 
 
+def test_nowhere_has_no_token(atlas):
+    volume = scan()
+    places = origin(volume, atlas.add(volume))
+    places[:, :, : CELL[0]] = 0
+    tokens = atlas(places, GRID)[0].any(0)
+    assert not tokens[0].any()
+    assert tokens[1:].all()
+
+
 def test_a_center_that_an_edge_runs_through_has_no_token(atlas):
     numbers = [atlas.add(scan(0)), atlas.add(scan(1))]
     mixed = origin(scan(0), numbers[0])

@@ -438,12 +438,13 @@ def test_label_weight_and_images_are_deformed_alike(prob):
 
 def test_what_a_deformation_brings_in_from_beyond_the_patch_has_weight_0():
     shrink = RandAffineGrid(scale_range=[(1.0, 1.0)] * 3)
-    _, weight, image = whole_patch_mixer(shrink)(
-        batch_of([1, 0], (8, 8, 8)), batch_of([1, 1], (8, 8, 8)), batch_of([5, 0], (8, 8, 8)), labeled=[True, False]
-    )
+    label, weight, image = (batch_of(values, (8, 8, 8)) for values in ([1, 0], [1, 1], [5, 0]))
+    modes = ["bilinear", "nearest"]
+    _, weight, image, place = whole_patch_mixer(shrink)(label, weight, image, image, labeled=[True, False], modes=modes)
     assert weight.sum() == 4**3
     assert weight[0, 0, 2:6, 2:6, 2:6].all()
     assert (image == 5).all()
+    assert torch.equal(place, 5 * weight)
 
 
 def test_donors_and_recipients_are_deformed_anew_for_each_patch():
