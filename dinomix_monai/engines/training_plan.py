@@ -20,6 +20,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 from dinomix_monai.run import check_counts
+from dinomix_monai.transforms import MemoryMapd
 
 __all__ = ["TrainingPlan", "plan_training"]
 
@@ -135,6 +136,10 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
     voxels, seen = (
         sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
     )
+    # An image in single precision and a label for each volume; the measurement held one of each list.
+    cached = 5.0 * (voxels - seen)
+    if any(isinstance(transform, MemoryMapd) for transform in get("volume_transforms")):
+        disk["mapped volumes, while it runs"], cached = 5.0 * voxels, 0.0
     return TrainingPlan(
         what=_what(parser),
         epochs=epochs,
@@ -147,8 +152,7 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
         preparation_s_per_voxel=measured["preparation_s"] / seen,
         step_s=measured["step_s"],
         validation_s=measured["validation_s"],
-        # An image in single precision and a label, for each volume beyond those of the measurement.
-        memory=measured["memory"] + 5.0 * (voxels - seen),
+        memory=measured["memory"] + cached,
         disk=disk,
     )
 

@@ -9,6 +9,7 @@ from dinomix_monai.transforms.invert_to_label import (
     InvertToLabelDict,
     interpolated_argmax,
 )
+from dinomix_monai.transforms.memory_map import MemoryMapD, MemoryMapd, MemoryMapDict
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
@@ -22,6 +23,9 @@ __all__ = [
     "InvertToLabelD",
     "InvertToLabelDict",
     "InvertToLabeld",
+    "MemoryMapD",
+    "MemoryMapDict",
+    "MemoryMapd",
     "PICCutMix",
     "PICCutMixD",
     "PICCutMixDict",

@@ -10,10 +10,9 @@ from monai.data import MetaTensor
 from monai.transforms import Spacingd
 from monai.utils import ImageMetaKey
 
-__all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
+from dinomix_monai.data.volume import MOST_VOXELS, resampled_shape
 
-_MOST_VOXELS = 2**31
-"""Beyond this, 8 GiB of a resampled volume, a header lies about the size of its voxels."""
+__all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
 
 
 class SafeSpacingd(Spacingd):
@@ -47,11 +46,11 @@ class SafeSpacingd(Spacingd):
         return {**super().__call__(seen, lazy=lazy), **others}
 
     def _check_size(self, image: MetaTensor) -> None:
-        lengths, spacing = np.array(image.shape[1:]), np.asarray(image.pixdim, dtype=float)
-        # As MONAI, which takes the last one for further axes, and for what is not above 0 the image's own.
+        lengths = image.shape[1:]
+        # As MONAI, which takes the last one for further axes.
         target = np.pad(self.spacing_transform.pixdim, (0, len(lengths)), "edge")[: len(lengths)]
-        shape = (lengths - 1) * spacing / np.where(target > 0, target, spacing) + 1
-        if not shape.prod() <= _MOST_VOXELS:
+        shape = resampled_shape(lengths, np.asarray(image.pixdim), target)
+        if not shape.prod() <= MOST_VOXELS:
             file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "one")
             raise ValueError(
                 f"Images must have at most 2^31 voxels when resampled, got {file} with "

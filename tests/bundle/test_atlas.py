@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from toys import TOY
 
 from dinomix_monai.__main__ import atlas
 from dinomix_monai.teacher import TokenAtlas
@@ -17,9 +19,8 @@ def files_of(folder: Path) -> dict[str, int]:
 def test_the_command_computes_what_training_then_finds(
     run, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    settings = {"spacing_mm": [8.0, 8.0, 10.0], "patch_size": [32, 32, 16], "network_def#n_filters": 4}
     folder = tmp_path / "tokens"
-    atlas(str(phantom), weights="none", config_file=CONFIG, atlas_dir=str(folder), device="cpu", **settings)
+    atlas(str(phantom), weights="none", config_file=CONFIG, atlas_dir=str(folder), device="cpu", **TOY)
     assert "4 volumes, up to 10 x 10 x 7 tokens each" in capsys.readouterr().out
     computed = files_of(folder)
     assert len(computed) == 8  # in full and reduced
@@ -47,6 +48,21 @@ def test_volumes_are_read_once_and_then_kept(workflow, edited_phantom) -> None:
         case.unlink()
     labeled, unlabeled = (dataset[0] for dataset in datasets)
     assert labeled[0]["origin"].shape == unlabeled["origin"].shape == (4, 32, 32, 16)
+
+
+def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:
+    # As large as the volumes: what is cut is all of it.
+    built = workflow("train", patch_size=[40, 40, 28], flip_prob=[0.5, 0.5, 0.5])
+    built.initialize()
+    for name in ("train#dataset", "train#unlabeled_dataset"):
+        dataset = built.parser.get_parsed_content(name)
+        kept = [{key: item[key].clone() for key in ("image", "label") if key in item} for item in dataset._cache]
+        operations = [len(item["image"].applied_operations) for item in dataset._cache]
+        for number in range(4 * len(dataset)):
+            dataset[number % len(dataset)]
+        for item, before, count in zip(dataset._cache, kept, operations):
+            assert all(torch.equal(item[key], before[key]) for key in before)
+            assert len(item["image"].applied_operations) == count
 
 
 def test_the_student_is_taught_the_tokens_of_what_its_patches_are_mixed_of(workflow, monkeypatch) -> None:

@@ -213,7 +213,7 @@ def test_no_config_knows_a_place_on_disk(name: str) -> None:
     assert [text for text in strings(read(name)) if absolute.search(text)] == []
 
 
-@pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos", *ARMS.values()])
+@pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos", "memory_map", *ARMS.values()])
 def test_overlay_changes_what_is_there(overlay: str) -> None:
     # An overlay for training and inference may have settings of training alone, so train.json is what it is held to.
     parser = ConfigParser(read("train"))
@@ -221,7 +221,7 @@ def test_overlay_changes_what_is_there(overlay: str) -> None:
         if name == "_desc_":
             continue
         # An argument that the base leaves at its default may be new, the object that it belongs to may not.
-        owner = name.lstrip("+").rpartition("#")[0] or name
+        owner = name.lstrip("+").rpartition("#")[0] or name.lstrip("+")
         assert owner in parser, name
 
 

@@ -36,3 +36,9 @@ def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Pat
     assert plan.disk["token atlas"] == pytest.approx(expected, rel=0.1)
     volumes = [item["image"] for dataset in datasets for item in dataset._cache]
     assert plan.voxels == sum(volume[0].numel() for volume in volumes)
+
+
+def test_volumes_that_are_mapped_take_disk_and_no_memory(workflow) -> None:
+    plan = plan_training(workflow("train", "memory_map").parser, repetitions=1)
+    assert plan.disk["mapped volumes, while it runs"] == 5 * plan.voxels
+    assert "mapped volumes, while it runs" not in plan_training(workflow("train").parser, repetitions=1).disk
