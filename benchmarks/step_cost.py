@@ -4,11 +4,13 @@ What a training step costs: with FKD and without, or against two networks that t
     python benchmarks/step_cost.py
     python benchmarks/step_cost.py --peers
     python benchmarks/step_cost.py --teacher vit_large_patch16_dinov3 --repetitions 60
+    python benchmarks/step_cost.py --operators 12
 
 Every form trains its own student on the same phantom of a few patients. Their steps take turns, so that whatever else
 the machine does meets all of them, and medians are compared. FKD is computed in every step here, whatever the
 interval that the bundle sets. ``--peers`` has the setting in which the costs of published methods were counted: 2
 labeled and 2 unlabeled patches of 64 x 64 x 64 voxels, 14 classes, V-Net with 32 filters at full resolution.
+``--operators`` adds the operators that take the most time, in each form.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from bundle_workflow import open_workflow
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "bundle" / "configs"
 FKD_FORMS = {
     "no FKD": ("ablation/pic",),
     "FKD from the atlas": (),
@@ -47,19 +48,29 @@ PEER_SETTING = {
 }
 
 
-def main(teacher: str = "vit_small_patch16_dinov3", repetitions: int = 40, peers: bool = False) -> None:
-    """Prints the table, with ratios to its first row."""
+def main(
+    teacher: str = "vit_small_patch16_dinov3", repetitions: int = 40, peers: bool = False, operators: int = 0
+) -> None:
+    """Prints the table, with ratios to its first row, and one of so many operators."""
     forms = list(PEER_FORMS if peers else FKD_FORMS)
     with tempfile.TemporaryDirectory() as folder:
         # Each form in a process of its own, because a peak is never taken back, and while this process is small,
         # because theirs begin with its peak. The first form that needs the atlas makes it.
         counted = {form: _in_a_process(form, folder, teacher) for form in forms}
         medians = _interleaved(forms, folder, teacher, repetitions)
-    print(f"{teacher}, untrained\n| form | GFLOP | step | ratio | peak memory | ratio |\n|---|---|---|---|---|---|")
+        loading = {form: _loading(form, folder, teacher, repetitions) for form in forms}
+        profiles = {form: _profile(form, folder, teacher) for form in forms if operators}
+    print(f"{teacher}, untrained\n| form | GFLOP | step | ratio | of it loading | peak memory | ratio |")
+    print(f"|{'---|' * 7}")
     for form, median in medians.items():
         gflop, memory = counted[form]
         ratios = [f"{a / b:.2f}" for a, b in ((median, medians[forms[0]]), (memory, counted[forms[0]][1]))]
-        print(f"| {form} | {gflop:.0f} | {1e3 * median:.0f} ms | {ratios[0]} | {memory:.0f} MB | {ratios[1]} |")
+        load = f"{1e3 * loading[form]:.0f} ms"
+        print(
+            f"| {form} | {gflop:.0f} | {1e3 * median:.0f} ms | {ratios[0]} | {load} | {memory:.0f} MB | {ratios[1]} |"
+        )
+    if operators:
+        print(_operator_table(profiles, operators))
 
 
 def peak(form: str, folder: str, teacher: str) -> None:
@@ -87,6 +98,41 @@ def _interleaved(forms: Sequence[str], folder: str, teacher: str, repetitions: i
     return {form: statistics.median(values[min(5, repetitions // 3) :]) for form, values in times.items()}
 
 
+def _loading(form: str, folder: str, teacher: str, repetitions: int) -> float:
+    """Seconds that the patches of a step take."""
+    trainer = _trainer(form, folder, teacher)
+    times = []
+    while len(times) < repetitions:
+        for _ in trainer.data_loader:
+            trainer.next_unlabeled()
+            times.append(time.perf_counter())
+    return statistics.median(later - earlier for earlier, later in zip(times, times[1:]))
+
+
+def _profile(form: str, folder: str, teacher: str, repetitions: int = 5) -> dict[str, float]:
+    """Milliseconds that each operator takes of a step, without those that it calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    steps = _steps(form, folder, teacher)
+    for _ in range(3):
+        next(steps)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(repetitions):
+            next(steps)
+    return {event.key: event.self_cpu_time_total / 1e3 / repetitions for event in profiler.key_averages()}
+
+
+def _operator_table(profiles: dict[str, dict[str, float]], count: int) -> str:
+    totals = {name: sum(times.get(name, 0) for times in profiles.values()) for name in set().union(*profiles.values())}
+    names = sorted(totals, key=totals.__getitem__, reverse=True)[:count]
+    lines = ["", f"| operator, ms of a step | {' | '.join(profiles)} |", f"|{'---|' * (1 + len(profiles))}"]
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(f'{times.get(name, 0):.0f}' for times in profiles.values())} |")
+    others = {form: sum(times.values()) - sum(times.get(name, 0) for name in names) for form, times in profiles.items()}
+    lines.append(f"| all others | {' | '.join(f'{time:.0f}' for time in others.values())} |")
+    return "\n".join(lines)
+
+
 def _steps(form: str, folder: str, teacher: str) -> Iterator[None]:
     trainer = _trainer(form, folder, teacher)
     trainer.unsupervised_weight = 1.0
@@ -98,19 +144,14 @@ def _steps(form: str, folder: str, teacher: str) -> Iterator[None]:
 
 
 def _trainer(form: str, folder: str, teacher: str) -> Any:
-    from monai.bundle import ConfigWorkflow
-
     from dinomix_monai.data import make_phantom
 
     data = Path(folder) / "phantom"
     if not data.is_dir():
         make_phantom(data, cases=(2, 2, 1, 1))
-    workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / f"{name}.json") for name in ("train", *FORMS[form])],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(ROOT / "bundle"),
+    workflow = open_workflow(
+        "train",
+        *FORMS[form],
         output_dir=folder,
         dataset_dir=str(data),
         check_data=False,
@@ -119,7 +160,6 @@ def _trainer(form: str, folder: str, teacher: str) -> Any:
         distillation_interval=1,
         **(PEER_SETTING if form in PEER_FORMS else {}),
     )
-    workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
     trainer.state.iteration = 0
     return trainer
