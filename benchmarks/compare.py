@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from spread import spread
 from timed_run import fitting_epochs, in_a_process
 
 NAMES = {
@@ -145,8 +146,8 @@ def _table(folder: Path, arms: list[str]) -> str:
             NAMES[arm],
             ", ".join(path.name for path, _ in found),
             str(results[0]["steps"]),
-            _spread(means),
-            _spread(small) if len(results[0]["dice"]) > SMALLEST else "",
+            spread(means),
+            spread(small) if len(results[0]["dice"]) > SMALLEST else "",
             f"{lowest:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -181,10 +182,6 @@ def _verdicts(folder: Path, arms: list[str]) -> list[str]:
             f"({mean.low:+.3f} to {mean.high:+.3f}), p {mean.p:.3f}: {verdict}. Seeds {', '.join(seeds)}."
         )
     return lines
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

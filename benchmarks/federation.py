@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from simulated_federation import simulate
+from simulated_federation import simulate, write_site_settings
+from spread import spread
 
 from dinomix_monai.data import make_phantom, read_datalist, split_dataset
 from dinomix_monai.federated.privacy import GaussianPrivacy
@@ -87,15 +88,14 @@ def _run(
 ) -> None:
     sites = 2 if form == "labeled" else 3
     # Shares of three, whoever takes part.
-    for number, datalist in enumerate(split_dataset(data, 3, unlabeled_sites=1), start=1):
-        own = {"dataset_dir": str(data), "datalist_file": datalist.name, "teacher_weights": "none", "seed": seed}
-        (result.parent / f"site-{number}.json").write_text(json.dumps({**own, "device": "cpu", "amp": False}))
+    lists = split_dataset(data, 3, unlabeled_sites=1)
+    settings_file = write_site_settings(result.parent, lists, [{"seed": seed}] * len(lists))
     recipe = build_recipe(
         num_sites=sites,
         num_rounds=rounds,
         epochs_per_round=epochs_per_round,
         settings=PHANTOM_SETTINGS,
-        arguments=client_arguments(settings_file=f"{result.parent}/{{SITE_NAME}}.json"),
+        arguments=client_arguments(settings_file=settings_file),
         transfer="difference" if form == "private" else "full",
         **({"unlabeled_site_weight": 1.0} if form == "equal" else {}),
         compare_alone=False,
@@ -129,15 +129,11 @@ def _table(folder: Path, data: Path) -> str:
             name,
             ", ".join(file.parent.name for file in files),
             str(results[0]["steps"]),
-            _spread([statistics.mean(each.values()) for each in dice]),
-            _spread([statistics.mean(each.get(organ, 0.0) for organ in smallest) for each in dice]),
+            spread([statistics.mean(each.values()) for each in dice]),
+            spread([statistics.mean(each.get(organ, 0.0) for organ in smallest) for each in dice]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -21,19 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from simulated_federation import simulate
+from bundle_workflow import TOY, make_toy_phantom
+from simulated_federation import simulate, write_site_settings
 
-from dinomix_monai.data import make_phantom, split_dataset
+from dinomix_monai.data import split_dataset
 from dinomix_monai.federated import read_checkpoint
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
 
-TOYS = {
-    "patch_size": [32, 32, 16],
-    "network_def#n_filters": 4,
-    "spacing_mm": [8.0, 8.0, 10.0],
-    "steps_per_epoch": 3,
-    "distillation_weight": 0,
-}
+SETTINGS = {**TOY, "steps_per_epoch": 3, "distillation_weight": 0}
 ROUNDS = 3
 MODEL = Path("server", "simulate_job", "app_server", "FL_global_model.pt")
 
@@ -122,23 +117,21 @@ def _simulate(
     start_round: int = 0,
     **options: Any,
 ) -> list[str]:
-    data = make_phantom(folder / "data", cases=(2, 2, 2, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)).parent
+    data = make_toy_phantom(folder / "data", cases=(2, 2, 2, 2))
     lists = split_dataset(data, 2)
     if edit is not None:
         content = json.loads(lists[1].read_text())
         edit(content)
         lists[1].write_text(json.dumps(content))
-    for number, settings in enumerate(({}, second), start=1):
-        own = {"dataset_dir": str(data), "datalist_file": lists[number - 1].name, "teacher_weights": "none"}
-        # What a site keeps lies outside of the workspace, which a simulation begins by clearing.
-        own |= {"folder": str(folder / f"site-{number}"), "device": "cpu", "amp": False}
-        (folder / f"site-{number}.json").write_text(json.dumps({**own, **settings}))
+    # What a site keeps lies outside of the workspace, which a simulation begins by clearing.
+    own = [{"folder": str(folder / f"site-{number}"), **others} for number, others in enumerate(({}, second), start=1)]
+    settings_file = write_site_settings(folder, lists, own)
     recipe = build_recipe(
         num_rounds=ROUNDS - start_round,
         start_round=start_round,
         epochs_per_round=1,
-        settings=TOYS,
-        arguments=client_arguments(settings_file=f"{folder}/{{SITE_NAME}}.json"),
+        settings=SETTINGS,
+        arguments=client_arguments(settings_file=settings_file),
         compare_alone=False,
         **options,
     )

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from bundle_workflow import open_workflow
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "bundle" / "configs"
 SHAPE = (512, 512, 300)
 WAYS: dict[str, dict[str, Any]] = {
     "stock": {
@@ -70,15 +69,11 @@ def main(model_file: str | None = None, scan: str | None = None, repetitions: in
 
 def make(folder: str) -> None:
     """Trains a model for a short while, and makes a scan."""
-    from monai.bundle import ConfigWorkflow
     from monai.transforms import LoadImage, Resize, SaveImage
 
-    workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / "train.json"), str(CONFIGS / "baseline" / "supervised.json")],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(ROOT / "bundle"),
+    workflow = open_workflow(
+        "train",
+        "baseline/supervised",
         output_dir=folder,
         dataset_dir=f"{folder}/phantom",
         phantom_dir=f"{folder}/phantom",
@@ -86,7 +81,6 @@ def make(folder: str) -> None:
         epochs=6,
         teacher_weights="none",
     )
-    workflow.initialize()
     workflow.parser.get_parsed_content("train#trainer").run()
     patient = workflow.parser.get_parsed_content("datalist").test[0]["image"]
     image = Resize(SHAPE, mode="trilinear")(LoadImage(ensure_channel_first=True)(patient))
@@ -113,20 +107,8 @@ def _interleaved(model_file: str, scan: str, folder: str, repetitions: int) -> d
 
 
 def _evaluator(way: str, model_file: str, scan: str, folder: str) -> Any:
-    from monai.bundle import ConfigWorkflow
-
-    workflow = ConfigWorkflow(
-        config_file=str(CONFIGS / "inference.json"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(ROOT / "bundle"),
-        model_file=model_file,
-        dataset_dir=scan,
-        output_dir=f"{folder}/{way}",
-        **WAYS[way],
-    )
-    workflow.initialize()
+    paths = {"model_file": model_file, "dataset_dir": scan, "output_dir": f"{folder}/{way}"}
+    workflow = open_workflow("inference", workflow_type="infer", **paths, **WAYS[way])
     return workflow.parser.get_parsed_content("evaluator")
 
 

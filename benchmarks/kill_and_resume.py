@@ -26,13 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from bundle_workflow import TOY, make_toy_phantom, open_workflow
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "bundle" / "configs"
 SETTINGS = {
-    "patch_size": [32, 32, 16],
-    "network_def#n_filters": 4,
-    "spacing_mm": [8.0, 8.0, 10.0],
+    **TOY,
     "epochs": 14,
     "steps_per_epoch": 3,
     "val_interval": 2,
@@ -51,11 +48,9 @@ TERMS = ("loss", "supervised", "unsupervised", "distillation")
 
 def main(kills: int = 10, seed: int = 0) -> None:
     """Kills, resumes and compares."""
-    from dinomix_monai.data import make_phantom
-
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        make_phantom(Path(folder) / "phantom", cases=(2, 2, 1, 1), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0))
+        make_toy_phantom(Path(folder) / "phantom", cases=(2, 2, 1, 1))
         whole, parts = Path(folder) / "whole", Path(folder) / "parts"
         # Once more, because the first makes the atlas and the time of the second is what moments are drawn from.
         _finish(folder, Path(folder) / "first")
@@ -97,7 +92,6 @@ def _finish(folder: str, output: Path) -> None:
 def _train(folder: str, output: Path) -> None:
     import torch
     from ignite.engine import Events
-    from monai.bundle import ConfigWorkflow
 
     torch.set_num_threads(1)
     output.mkdir(exist_ok=True)
@@ -105,18 +99,13 @@ def _train(folder: str, output: Path) -> None:
     os.dup2(os.open(output / "printed.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
     os.dup2(1, 2)
     configs = ("train", "resume") if (output / STATE).is_file() else ("train",)
-    workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / f"{name}.json") for name in configs],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(ROOT / "bundle"),
+    workflow = open_workflow(
+        *configs,
         dataset_dir=f"{folder}/phantom",
         atlas_dir=f"{folder}/atlas",
         output_dir=str(output),
         **SETTINGS,
     )
-    workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")
     with (output / STEPS).open("a") as file:
 

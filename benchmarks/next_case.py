@@ -25,6 +25,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
+from spread import spread
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ("dinomix", "random", "entropy")
@@ -144,18 +145,10 @@ def _table(folder: Path) -> str:
         for labels in ROUNDS:
             of = [one for one in results if one["strategy"] in (strategy, "start") and len(one["labeled"]) == labels]
             values = [statistics.mean(one["dice"][organ] for organ in smallest) for one in of]
-            cells.append(_spread(values))
+            cells.append(f"{spread(values)} ({len(values)})" if values else "")
             seeds |= {one["seed"] for one in of} if labels == ROUNDS[-1] else set()
         lines.append(f"| {strategy} | {', '.join(map(str, sorted(seeds)))} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.mean(values):.3f}" + (
-        f" ± {statistics.stdev(values):.3f} ({len(values)})" if len(values) > 1 else ""
-    )
 
 
 def _result(folder: Path, seed: int, strategy: str, labels: int) -> Path:

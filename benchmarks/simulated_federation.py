@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nvflare.recipe.spec import Recipe
 
-__all__ = ["simulate"]
+__all__ = ["simulate", "write_site_settings"]
+
+
+def write_site_settings(folder: Path, lists: Sequence[Path], own: Sequence[Mapping[str, Any]]) -> str:
+    """
+    Writes a settings file for each site, which then computes on the CPU and without a pre-trained teacher.
+
+    Args:
+        folder: where they are written.
+        lists: the datalist of each site, in the folder of the data set.
+        own: other settings of each.
+
+    Returns:
+        The path of the files, with ``{SITE_NAME}`` for the name of a site.
+    """
+    for number, (datalist, others) in enumerate(zip(lists, own), start=1):
+        data = {"dataset_dir": str(datalist.parent), "datalist_file": datalist.name, "teacher_weights": "none"}
+        file = folder / f"site-{number}.json"
+        file.write_text(json.dumps({**data, "device": "cpu", "amp": False, **others}))
+    return f"{folder}/{{SITE_NAME}}.json"
 
 
 def simulate(

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from bundle_workflow import open_workflow
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "bundle" / "configs"
 SETTINGS = {
     "patch_size": [32, 32, 16],
     "network_def#n_filters": 8,
@@ -60,19 +60,7 @@ def main(
 
 
 def _trainer(folder: str) -> Any:
-    from monai.bundle import ConfigWorkflow
-
-    workflow = ConfigWorkflow(
-        config_file=str(CONFIGS / "train.json"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(ROOT / "bundle"),
-        output_dir=folder,
-        phantom_dir=f"{folder}/phantom",
-        **SETTINGS,
-    )
-    workflow.initialize()
+    workflow = open_workflow("train", output_dir=folder, phantom_dir=f"{folder}/phantom", **SETTINGS)
     return workflow.parser.get_parsed_content("train#trainer")
 
 

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
-
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "bundle" / "configs"
+from bundle_workflow import CONFIGS, open_workflow
 
 
 def fitting_epochs(folder: Path, minutes: float, arm: str, **data: Any) -> int:
@@ -119,24 +117,9 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
 
 
 def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], *patches: str, **settings: Any) -> Any:
-    # Imported here: the process that only starts others needs none of it.
-    from monai.bundle import ConfigWorkflow
-
-    sys.path.insert(0, str(ROOT))
     # An arm goes by its name, whatever its folder; the method itself is the bundle as it is.
     arms = [str(file) for file in CONFIGS.glob(f"*/{arm}.json")]
-    names = ["train", *overlays, *arms, *patches]
-    workflow = ConfigWorkflow(
-        config_file=[name if name.endswith(".json") else str(CONFIGS / f"{name}.json") for name in names],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        output_dir=str(output_dir),
-        bundle_root=str(ROOT / "bundle"),
-        **settings,
-    )
-    workflow.initialize()
-    return workflow
+    return open_workflow("train", *overlays, *arms, *patches, output_dir=str(output_dir), **settings)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Files of tensors, opened with distrust."""
+"""Files of tensors: opened with distrust, written in one move."""
 
 from __future__ import annotations
 
+import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["load_tensors", "read_tensor_file"]
+__all__ = ["load_tensors", "read_tensor_file", "shape_difference", "write_tensor_file"]
 
 
 def load_tensors(path: Path) -> Any:
@@ -51,3 +53,60 @@ def read_tensor_file(path: str | Path, name: str, what: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{name} must be {what}, got {path} with a {type(content).__name__} of something else.")
     return content
+
+
+def write_tensor_file(content: Any, path: str | Path) -> Path:
+    """
+    Writes what ``torch.save`` takes in one move: there is the old file or the whole new one, whatever happens.
+
+    Args:
+        content: tensors, numbers, texts and containers of them.
+        path: file to write; its folder is made if it is not there.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OSError: When it cannot be written, as on a full disk.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch.save fails over the rest of its archive when the disk is full, which says nothing of the disk.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(
+            reason.errno,
+            f"{path} must be a file that can be written to, got: {reason.strerror}. "
+            "What was there before is unchanged.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def shape_difference(weights: Mapping[str, Any], needed: Mapping[str, Any]) -> str | None:
+    """
+    The first tensor that two state dicts do not share, as a phrase; ``None`` where all names and shapes are the same.
+
+    Args:
+        weights: state dict that came; what is no tensor in it differs.
+        needed: state dict of the network.
+    """
+    found, expected = ({name: _shape(value) for name, value in state.items()} for state in (weights, needed))
+    different = sorted(name for name, _ in found.items() ^ expected.items())
+    if not different:
+        return None
+    name = different[0]
+    return f"{name} has the shape {found.get(name)} and not {expected.get(name)}"
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

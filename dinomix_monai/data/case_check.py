@@ -15,15 +15,12 @@ from nibabel.orientations import io_orientation
 
 from dinomix_monai.data.datalist import SECTIONS
 from dinomix_monai.data.finding import Finding
-from dinomix_monai.data.volume import VolumeError, image_values, label_values, open_volume
+from dinomix_monai.data.volume import MOST_VOXELS, VolumeError, image_values, label_values, open_volume, resampled_shape
 
 __all__ = ["CaseCheck", "CaseReport"]
 
 _SPACING_MM = (0.05, 50.0)
 """Beyond this a voxel size is in another unit, or was never measured."""
-
-_MOST_VOXELS = 2**31
-"""Beyond this, 8 GiB of a resampled volume, a header lies about its voxels or their size."""
 
 _OBLIQUE_DEGREES = 10.0
 """A patient who was meant to lie straight lies straighter than this."""
@@ -140,7 +137,7 @@ class CaseCheck:
             report.error(report.image, f"has voxels of {_times(spacing)} mm", "Write their size in mm into its header.")
             return
         shape = _resampled_shape(image, self.spacing_mm)
-        if math.prod(shape) > _MOST_VOXELS:
+        if math.prod(shape) > MOST_VOXELS:
             problem = f"is {_times(shape)} voxels when resampled"
             report.error(report.image, problem, "Correct the voxel size in its header, or set a coarser spacing_mm.")
             return
@@ -207,8 +204,7 @@ def _resampled_shape(image: nib.Nifti1Pair, spacing_mm: Sequence[float] | None) 
     # For each axis of the body, the axis of the file.
     axes = np.argsort(io_orientation(image.affine)[:, 0])
     lengths, spacing = np.array(image.shape[:3])[axes], voxel_sizes(image.affine)[axes]
-    target = spacing if spacing_mm is None else np.where(np.array(spacing_mm) > 0, spacing_mm, spacing)
-    return np.round((lengths - 1) * spacing / target + 1).astype(int).tolist()
+    return np.round(resampled_shape(lengths, spacing, [0.0] if spacing_mm is None else spacing_mm)).astype(int).tolist()
 
 
 def _times(numbers: Iterable[float]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.tensor_file import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file, shape_difference
 
 __all__ = ["check_model_file", "read_labels", "write_labels"]
 
@@ -70,13 +70,8 @@ def check_model_file(model_file: str | Path, network: nn.Module | None = None) -
             f"model_file must be the weights of a trained model, got {model_file} with something else than tensors. "
             "The model of a training is models/model.pt in its output_dir."
         )
-    if network is not None:
-        found, needed = (
-            {name: tuple(value.shape) for name, value in state.items()} for state in (weights, network.state_dict())
+    if network is not None and (difference := shape_difference(weights, network.state_dict())):
+        raise ValueError(
+            f"model_file must be the weights of the configured network, got {model_file}, of which {difference}. Pass "
+            "the overlay and the settings of network_def and patch_size that the model was trained with."
         )
-        if different := sorted(name for name, _ in found.items() ^ needed.items()):
-            raise ValueError(
-                f"model_file must be the weights of the configured network, got {model_file}, of which {different[0]} "
-                f"has the shape {found.get(different[0])} and not {needed.get(different[0])}. Pass the overlay and the "
-                "settings of network_def and patch_size that the model was trained with."
-            )

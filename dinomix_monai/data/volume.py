@@ -14,8 +14,10 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import ArrayLike
 
 __all__ = [
+    "MOST_VOXELS",
     "ImageValues",
     "LabelValues",
     "VolumeError",
@@ -23,7 +25,11 @@ __all__ = [
     "is_single_volume",
     "label_values",
     "open_volume",
+    "resampled_shape",
 ]
+
+MOST_VOXELS = 2**31
+"""Beyond this, 8 GiB of a resampled volume, a header lies about its voxels or their size."""
 
 _DEFLATE_RATIO = 1032
 """Bytes that one byte of a gzip file can stand for at most."""
@@ -84,6 +90,19 @@ class LabelValues(NamedTuple):
     strays: int
     low: float
     high: float
+
+
+def resampled_shape(lengths: ArrayLike, spacing: ArrayLike, target: ArrayLike) -> np.ndarray:
+    """
+    The shape that MONAI's ``Spacingd`` gives, before it is rounded.
+
+    Args:
+        lengths: voxels along each axis.
+        spacing: voxel size along each axis, in mm.
+        target: the voxel size to resample to; where it is not above 0, the present one stays.
+    """
+    present, wanted = np.asarray(spacing, dtype=float), np.asarray(target, dtype=float)
+    return (np.asarray(lengths) - 1) * present / np.where(wanted > 0, wanted, present) + 1
 
 
 def is_single_volume(shape: Sequence[int]) -> bool:

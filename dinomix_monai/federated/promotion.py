@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dinomix_monai.data import write_labels
 from dinomix_monai.run import open_configuration
-from dinomix_monai.tensor_file import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
 
@@ -67,6 +65,4 @@ def promote_checkpoint(
         ) from error
     path = Path(model_file)
     write_labels(path, class_names)
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(network.state_dict(), partial)
-    return partial.replace(path)
+    return write_tensor_file(network.state_dict(), path)

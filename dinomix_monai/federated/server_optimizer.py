@@ -52,8 +52,8 @@ class ServerOptimizer:
             present = np.asarray(model[name])
             change = np.asarray(value, dtype=np.float64) - (0.0 if is_difference else present)
             if not name.endswith(_BUFFERS):
-                change = change + self.momentum * self._velocity.get(name, 0.0)
-                self._velocity[name] = change if self.momentum else np.zeros(())
+                if self.momentum:
+                    change = self._velocity[name] = change + self.momentum * self._velocity.get(name, 0.0)
                 change = self.learning_rate * change
             moved = present + change
             following[name] = (moved.round() if present.dtype.kind in "iu" else moved).astype(present.dtype)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +19,11 @@ from dinomix_monai.federated.bundle_network import config_files
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.site_settings import SiteSettings
 from dinomix_monai.federated.update import State, make_update, norm_names
+from dinomix_monai.handlers.epoch_table import read_table
 from dinomix_monai.keys import MetricKeys
 from dinomix_monai.metrics.nan_means import nan_mean
+from dinomix_monai.run.versions import package_version
+from dinomix_monai.tensor_file import load_tensors
 
 __all__ = ["RoundResult", "Site"]
 
@@ -81,7 +82,10 @@ class Site:
             "cases": {
                 section: len(getattr(datalist, section)) for section in ("training", "unlabeled", "validation", "test")
             },
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: package_version(name, "none") for name in _PACKAGES},
+            },
         }
 
     def train(self, weights: State, round_number: int) -> RoundResult:
@@ -183,8 +187,7 @@ class Site:
         trainer = self._parsed(workflow, "train#trainer")
         trainer.network.load_state_dict(weights)
         trainer.run()
-        model = torch.load(folder / "models" / "model.pt", map_location="cpu", weights_only=True)
-        return self.score(model)
+        return self.score(load_tensors(folder / "models" / "model.pt"))
 
     def _round_workflow(self, round_number: int) -> ConfigWorkflow:
         """What trains and validates; it is built once for each process, with the state of earlier rounds."""
@@ -243,13 +246,5 @@ class Site:
 
 
 def _losses(history: Path, after_epoch: int) -> list[dict[str, float]]:
-    with history.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["epoch"]) > after_epoch]
+    rows = [row for row in read_table(history) if int(row["epoch"]) > after_epoch]
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
-
-
-def _version(package: str) -> str:
-    try:
-        return str(version(package))
-    except PackageNotFoundError:
-        return "none"

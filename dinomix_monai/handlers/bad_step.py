@@ -14,6 +14,7 @@ from monai.utils import ImageMetaKey
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.keys import LossKeys
+from dinomix_monai.tensor_file import write_tensor_file
 
 __all__ = ["BadStep"]
 
@@ -62,14 +63,12 @@ class BadStep:
 
     def save(self, folder: str | Path) -> Path:
         """Writes terms, cases and batches as plain tensors and numbers."""
-        path = Path(folder) / f"step_{self.iteration:07d}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
         batches = {
             name: {str(key): value.detach().as_subclass(torch.Tensor).cpu() for key, value in _tensors(batch)}
             for name, batch in self.batches.items()
         }
-        torch.save({"step": self.iteration, "terms": self.terms, "cases": self.cases, **batches}, path)
-        return path
+        content = {"step": self.iteration, "terms": self.terms, "cases": self.cases, **batches}
+        return write_tensor_file(content, Path(folder) / f"step_{self.iteration:07d}.pt")
 
 
 def _tensors(batch: Any) -> list[tuple[Any, torch.Tensor]]:

@@ -48,8 +48,8 @@ def draw_losses(path: Path, history: Path) -> Path:
             target.plot(*zip(*points), "o-k" if is_metric else "-", markersize=3, label=column)
     axes.set(xlabel="epoch", ylabel="loss")
     right.set(ylabel=str(MetricKeys.KEY), ylim=(0, 1))
-    handles = axes.get_legend_handles_labels(), right.get_legend_handles_labels()
-    axes.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], loc="center right", fontsize="small")
+    if axes.lines or right.lines:
+        figure.legend(loc="outside lower center", ncols=5, fontsize="small", frameon=False)
     return save_figure(figure, path)
 
 

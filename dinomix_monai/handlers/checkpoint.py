@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.networks.utils import get_state_dict
@@ -18,7 +16,7 @@ from torch import nn
 
 from dinomix_monai.data import write_labels
 from dinomix_monai.keys import MetricKeys
-from dinomix_monai.tensor_file import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
@@ -90,7 +88,7 @@ class BestModelHandler:
     def write(self, network: nn.Module) -> None:
         """Writes the weights of a network and the names of the classes."""
         write_labels(self.path, self.class_names)
-        _write({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, self.path)
+        write_tensor_file({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Best value, its epoch, and the evaluations since then."""
@@ -167,7 +165,7 @@ class RunStateSaver:
         state = {name: part.state_dict() for name, part in _parts(engine, self.objects).items()}
         state["trainer"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         state["teacher"] = _fingerprint(engine)
-        _write(state, self.path)
+        write_tensor_file(state, self.path)
 
 
 class RunStateLoader:
@@ -269,26 +267,3 @@ def _set_aside(path: Path) -> None:
         kept = path.with_name(f"{path.stem}.previous{path.suffix}")
         path.replace(kept)
         logging.getLogger(__name__).warning("%s was there from an earlier run and is now %s.", path, kept.name)
-
-
-def _write(content: Any, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch.save fails over the rest of its archive when the disk is full, which says nothing of the disk.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(
-            reason.errno,
-            f"{path} must be a file that can be written to, got: {reason.strerror}. "
-            "What was there before is unchanged.",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -81,6 +81,8 @@ class ProgressLineHandler:
             initial=engine.state.iteration,
             unit="step",
             dynamic_ncols=True,
+            # On this line, also where a bar of a training that failed was left open.
+            position=0,
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
             # The time left follows from the mean of all steps, which includes the time for validation.
             smoothing=0,

@@ -7,11 +7,12 @@ import platform
 import shlex
 import sys
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dinomix_monai.run.versions import package_version
 
 __all__ = ["FILE_NAME", "provenance", "read_run"]
 
@@ -24,7 +25,10 @@ def provenance() -> dict[str, str]:
     """Command, versions, machine and time of this process, by name."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads{gpu}"
-    versions = [f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in _PACKAGES)]
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {package_version(name, 'from source')}" for name in _PACKAGES),
+    ]
     return {
         "command": shlex.join(sys.orig_argv),
         "versions": ", ".join(versions),
@@ -36,10 +40,3 @@ def provenance() -> dict[str, str]:
 def read_run(path: str | Path) -> dict[str, Any] | None:
     """What a report has written down of its run, ``None`` where there was none."""
     return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # it runs from its source folder
-        return "from source"

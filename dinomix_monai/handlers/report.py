@@ -116,6 +116,7 @@ class ReportHandler:
         folder = self.output_dir / "report"
         folder.mkdir(parents=True, exist_ok=True)
         written: dict[str, str | Path] = {"scores per case and class": write_scores(self.output_dir, self.scores)}
+        comparisons = self._comparisons()
         facts = {**self.facts, **provenance()}
         (self.output_dir / FILE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         page = write_page(
@@ -124,14 +125,14 @@ class ReportHandler:
             notes=self.notes,
             facts=facts,
             scores=self.scores,
-            comparisons=self._comparisons(),
+            comparisons=comparisons,
             pictures=self._draw(folder),
         )
         written["report"] = page
         print(f"\n{self.title}")
         for one in self.scores:
             print(f"{one.table()}\n")
-        for sentence in (*self._comparisons(), *self.notes):
+        for sentence in (*comparisons, *self.notes):
             print(sentence)
         print("Written:")
         for what, path in (*self.written.items(), *written.items()):

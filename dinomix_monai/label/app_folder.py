@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
 from dinomix_monai.data import read_labels, write_labels
-from dinomix_monai.tensor_file import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["AppFolder", "prepare_app_folder"]
 
@@ -171,7 +170,7 @@ def _copy_model(model: Path, folder: AppFolder) -> None:
     state_file = model.parent / "last" / "state.pt"
     if state_file.is_file():
         state = read_tensor_file(state_file, "last/state.pt", "the state of a run")
-        torch.save(state["network"], folder.student_file)
+        write_tensor_file(state["network"], folder.student_file)
     shutil.copyfile(model, folder.model_file)
 
 

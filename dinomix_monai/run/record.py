@@ -8,11 +8,12 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+import warnings
 from pathlib import Path
 
 from dinomix_monai.run.configuration import check_settings, present_parser
 from dinomix_monai.run.failure import report_failures, stop_on_sigterm
+from dinomix_monai.run.versions import package_version
 
 __all__ = ["start_run"]
 
@@ -52,9 +53,12 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
             f"output_dir must be a folder that can be written to, got {output_dir} ({error.strerror}). Pass another."
         ) from error
     _log_to(handler)
+    _silence_decoders()
     report_failures(log_file, state_file)
     stop_on_sigterm()
-    versions = ", ".join(f"{package} {_version(package)}" for package in ("dinomix-monai", "monai", "torch"))
+    versions = ", ".join(
+        f"{package} {package_version(package, 'not installed')}" for package in ("dinomix-monai", "monai", "torch")
+    )
     about = (" ".join(sys.argv), Path.cwd(), versions, platform.python_version())
     logging.getLogger(__name__).info("%s\nin %s, %s, Python %s", *about)
     if parser is not None:
@@ -64,11 +68,10 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
     return log_file
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # From the project's root this package runs without being installed.
-        return "not installed"
+def _silence_decoders() -> None:
+    # For each loader MONAI 1.6 says that a decoder of DICOM on GPUs is missing, which reads no NIfTI.
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 class _RunLog(logging.FileHandler):

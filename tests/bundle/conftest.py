@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigWorkflow
-
-from dinomix_monai.data import make_phantom
+from toys import TOY, make_toy_phantom
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 
-# The real networks, shrunk to toys.
-TOY_NETWORK = {"patch_size": [32, 32, 16], "network_def#n_filters": 4}
 TOY_RUN = {
-    **TOY_NETWORK,
-    "spacing_mm": [8.0, 8.0, 10.0],
+    **TOY,
     "epochs": 2,
     "steps_per_epoch": 3,
     "val_interval": 1,
@@ -31,9 +27,7 @@ TOY_RUN = {
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_phantom(
-        tmp_path_factory.mktemp("phantom"), cases=(2, 2, 1, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
-    ).parent
+    return make_toy_phantom(tmp_path_factory.mktemp("phantom"), cases=(2, 2, 1, 2))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +57,7 @@ def workflow(phantom: Path, atlas_dir: Path, tmp_path: Path) -> Callable[..., Co
     def build(*configs: str, run_id: str = "run", kind: str = "train", **overrides: object) -> ConfigWorkflow:
         defaults = {**TOY_RUN, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "atlas_dir": str(atlas_dir)}
         if kind == "infer":
-            defaults = {**TOY_NETWORK, "spacing_mm": TOY_RUN["spacing_mm"], "device": "cpu", "amp": False}
+            defaults = {**TOY, "device": "cpu", "amp": False}
         return ConfigWorkflow(
             config_file=[str(CONFIGS / f"{name}.json") for name in configs],
             meta_file=str(CONFIGS / "metadata.json"),

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from toys import TOY, make_toy_phantom
 
-from dinomix_monai.data import make_phantom, split_dataset
+from dinomix_monai.data import split_dataset
 from dinomix_monai.federated import RunPlan, Site, SiteSettings, bundle_network, find_bundle
 
-TOYS = {
-    "patch_size": [32, 32, 16],
-    "network_def#n_filters": 4,
-    "spacing_mm": [8.0, 8.0, 10.0],
+SETTINGS = {
+    **TOY,
     "steps_per_epoch": 2,
     "warm_up": 0.0,
     "ramp_up": 0.0,
@@ -25,9 +24,7 @@ VOXELS = tuple(float(1000 - 60 * value) for value in range(14))
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_phantom(
-        tmp_path_factory.mktemp("phantom"), cases=(2, 4, 2, 2), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
-    ).parent
+    folder = make_toy_phantom(tmp_path_factory.mktemp("phantom"), cases=(2, 4, 2, 2))
     split_dataset(folder, 3, unlabeled_sites=1)
     return folder
 
@@ -41,7 +38,7 @@ def atlas_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_plan() -> Callable[..., RunPlan]:
     def make(settings: dict | None = None, **changes: object) -> RunPlan:
         defaults = {"rounds": 2, "epochs_per_round": 1, "labeled_voxels": VOXELS}
-        return RunPlan(settings={**TOYS, **(settings or {})}, **{**defaults, **changes})
+        return RunPlan(settings={**SETTINGS, **(settings or {})}, **{**defaults, **changes})
 
     return make
 
@@ -68,4 +65,4 @@ def make_site(phantom: Path, atlas_dir: Path, tmp_path: Path, make_plan: Callabl
 @pytest.fixture
 def weights() -> dict:
     """The global model of the server."""
-    return bundle_network(14, settings=TOYS, seed=7).state_dict()
+    return bundle_network(14, settings=SETTINGS, seed=7).state_dict()

@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import TOY, make_toy_phantom
 
-from dinomix_monai.data import make_phantom, split_dataset
+from dinomix_monai.data import split_dataset
 from dinomix_monai.federated import bundle_network, promote_checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TOYS = {
-    "patch_size": [32, 32, 16],
-    "network_def#n_filters": 4,
-    "spacing_mm": [8.0, 8.0, 10.0],
-    "steps_per_epoch": 2,
-    "distillation_weight": 0,
-}
+SETTINGS = {**TOY, "steps_per_epoch": 2, "distillation_weight": 0}
 # What each site sends, as it is when it has left the client and not yet the machine: a filter of all results.
 RECORDER = """
 import json
@@ -76,7 +71,7 @@ job.main(
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder of a federation of two sites, of which the second has no labels, and what it printed."""
     folder = tmp_path_factory.mktemp("federation")
-    data = make_phantom(folder / "data", cases=(1, 2, 1, 1), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)).parent
+    data = make_toy_phantom(folder / "data", cases=(1, 2, 1, 1))
     for number, path in enumerate(split_dataset(data, 2, unlabeled_sites=1), start=1):
         own = {"dataset_dir": str(data), "datalist_file": path.name, "device": "cpu", "amp": False, "warm_up": 0.0}
         (folder / f"site-{number}.json").write_text(json.dumps(own))
@@ -88,7 +83,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         ),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", JOB, str(folder), json.dumps(TOYS)]
+    command = [sys.executable, "-c", JOB, str(folder), json.dumps(SETTINGS)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return folder, done.stdout
@@ -104,7 +99,7 @@ def test_it_ends_with_the_table_and_the_models_are_at_the_server(simulated: tupl
     assert list(summary["scores"]["after"]) == ["site-1"]
     assert sorted(path.name for path in (run / "tb_events").iterdir()) == ["site-1", "site-2"]
     last, best = (run / "app_server" / f"{name}FL_global_model.pt" for name in ("", "best_"))
-    network = bundle_network(14, settings=TOYS)
+    network = bundle_network(14, settings=SETTINGS)
     for checkpoint in (last, best):
         network.load_state_dict(read_checkpoint(checkpoint)["model"], strict=True)
     assert read_checkpoint(last)["meta_props"]["next_round"] == 1
@@ -122,7 +117,7 @@ def test_every_message_of_a_site_holds_weights_of_the_student_numbers_and_names_
     lines = (folder / "messages.jsonl").read_text().splitlines()
     # Of each of the two: handshake, a round, the last validation, and two models to score.
     assert len(lines) == 2 * 5
-    student = {name: list(value.shape) for name, value in bundle_network(14, settings=TOYS).state_dict().items()}
+    student = {name: list(value.shape) for name, value in bundle_network(14, settings=SETTINGS).state_dict().items()}
     updates = 0
     for line in lines:
         assert ".nii" not in line

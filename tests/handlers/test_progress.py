@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import nn
+from tqdm import tqdm
 
 from dinomix_monai.handlers import HistoryHandler, ProgressLineHandler
 
@@ -122,7 +123,9 @@ class TestProgressLine:
     def test_on_a_terminal_it_is_one_live_line_over_the_whole_run(self, monkeypatch):
         monkeypatch.setattr(sys, "stderr", terminal := Terminal())
         validator = make_validator()
+        left_open = tqdm(total=3, file=io.StringIO())
         make_trainer(3, [ProgressLineHandler(validator, interval=1), ValidationHandler(1, validator)]).run()
+        left_open.close()
         text = terminal.getvalue()
         assert text.count("\n") == 1
         assert text.endswith("\n")

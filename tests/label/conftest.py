@@ -10,19 +10,16 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from toys import TOY, make_toy_phantom
 
-from dinomix_monai.data import make_phantom
 from dinomix_monai.label import AppFolder, prepare_app_folder
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundle"
 ORGANS = ["spleen", "right kidney", "left kidney"]
 
-# The real network, shrunk to a toy.
-TOY = {
-    "patch_size": [32, 32, 16],
-    "network_def#n_filters": 4,
-    "spacing_mm": [8.0, 8.0, 10.0],
+SETTINGS = {
+    **TOY,
     "epochs": 2,
     "steps_per_epoch": 2,
     "val_interval": 1,
@@ -33,9 +30,7 @@ TOY = {
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six scans of thirteen organs, all with labels."""
-    return make_phantom(
-        tmp_path_factory.mktemp("phantom"), cases=(2, 4, 0, 0), size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)
-    ).parent
+    return make_toy_phantom(tmp_path_factory.mktemp("phantom"), cases=(2, 4, 0, 0))
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def studies(phantom: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., AppFolder]:
     def make(**arguments: Any) -> AppFolder:
-        return prepare_app_folder(tmp_path / "app", BUNDLE, **{"settings": TOY, **arguments})
+        return prepare_app_folder(tmp_path / "app", BUNDLE, **{"settings": SETTINGS, **arguments})
 
     return make
 
