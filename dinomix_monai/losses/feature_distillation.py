@@ -89,6 +89,7 @@ def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:
     return torch.where(mean > 1e-6, weight / mean.clamp_min(1e-6), torch.ones_like(weight))
 
 
+@torch.no_grad()
 def semantic_rarity(features: torch.Tensor, temperature: float = 0.1, references: int = 256) -> torch.Tensor:
     """
     How few cells of its slice are like each cell: ``1 / mean_j exp((cos(f_i, f_j) - 1) / temperature)``, scaled to mean
@@ -113,9 +114,9 @@ def semantic_rarity(features: torch.Tensor, temperature: float = 0.1, references
     there = counted.movedim((1, 2), (-2, -1)).float()
     step = math.ceil(math.sqrt(math.prod(there.shape[-2:]) / references))
     others, other_there = unit[..., ::step, ::step, :].flatten(-3, -2), there[..., ::step, ::step].flatten(-2)
-    cosine = unit.flatten(-3, -2) @ others.transpose(-1, -2)
-    alike = ((cosine - 1) / temperature).exp() * other_there[..., None, :]
-    density = alike.sum(-1) / other_there.sum(-1, keepdim=True).clamp_min(1)
+    # All pairs of cells and others: in place, because nothing here is as large.
+    alike = ((unit / temperature).flatten(-3, -2) @ others.transpose(-1, -2)).sub_(1 / temperature).exp_()
+    density = (alike @ other_there[..., None])[..., 0] / other_there.sum(-1, keepdim=True).clamp_min(1)
     weight = there.flatten(-2) / density.clamp_min(1 / references)
     mean = weight.sum(-1, keepdim=True) / there.flatten(-2).sum(-1, keepdim=True).clamp_min(1)
     weight = (weight / mean.clamp_min(1e-6)).unflatten(-1, there.shape[-2:])
