@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIGS", "TOY", "make_toy_phantom", "open_workflow"]
+__all__ = ["CONFIGS", "ROOT", "open_workflow"]
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundle" / "configs"
-TOY: dict[str, Any] = {"patch_size": [32, 32, 16], "network_def#n_filters": 4, "spacing_mm": [8.0, 8.0, 10.0]}
-"""Settings that shrink patches and network until a step takes no time."""
 
 
 def open_workflow(*configs: str, workflow_type: str = "train", **settings: Any) -> Any:
@@ -40,10 +38,3 @@ def open_workflow(*configs: str, workflow_type: str = "train", **settings: Any) 
     )
     workflow.initialize()
     return workflow
-
-
-def make_toy_phantom(folder: Path, cases: tuple[int, int, int, int]) -> Path:
-    """A phantom of the toy's voxels; returns its folder."""
-    from dinomix_monai.data import make_phantom
-
-    return make_phantom(folder, cases=cases, size=(40, 40, 28), spacing_mm=(8.0, 8.0, 10.0)).parent

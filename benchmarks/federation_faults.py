@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_workflow import TOY, make_toy_phantom
 from simulated_federation import simulate, write_site_settings
+from toys import TOY, make_toy_phantom
 
 from dinomix_monai.data import split_dataset
 from dinomix_monai.federated import read_checkpoint

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_workflow import ROOT, TOY, open_workflow
+from bundle_workflow import ROOT, open_workflow
+from toys import TOY
 
 STEPS = 20
 COLUMNS = {

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_workflow import TOY, make_toy_phantom, open_workflow
+from bundle_workflow import open_workflow
+from toys import TOY, make_toy_phantom
 
 SETTINGS = {
     **TOY,

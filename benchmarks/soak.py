@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_workflow import open_workflow
+from bundle_workflow import ROOT, open_workflow
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "patch_size": [32, 32, 16],
     "network_def#n_filters": 8,

@@ -115,7 +115,7 @@ def semantic_rarity(features: torch.Tensor, temperature: float = 0.1, references
     step = math.ceil(math.sqrt(math.prod(there.shape[-2:]) / references))
     others, other_there = unit[..., ::step, ::step, :].flatten(-3, -2), there[..., ::step, ::step].flatten(-2)
     # All pairs of cells and others: in place, because nothing here is as large.
-    alike = ((unit / temperature).flatten(-3, -2) @ others.transpose(-1, -2)).sub_(1 / temperature).exp_()
+    alike = (unit.flatten(-3, -2) @ (others / temperature).transpose(-1, -2)).sub_(1 / temperature).exp_()
     density = (alike @ other_there[..., None])[..., 0] / other_there.sum(-1, keepdim=True).clamp_min(1)
     weight = there.flatten(-2) / density.clamp_min(1 / references)
     mean = weight.sum(-1, keepdim=True) / there.flatten(-2).sum(-1, keepdim=True).clamp_min(1)

@@ -43,7 +43,7 @@ class EMATeacher(AveragedModel):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The averaged network's output."""
         if x.device.type == "cpu" and len(x) == 1:
-            # Twice: PyTorch leaves oneDNN's convolutions for a single small image, which then takes as long as four.
+            # Twice: PyTorch leaves oneDNN's convolutions for a single small image, which then takes longer than two.
             return self.module(x.expand(2, *x.shape[1:]))[:1]
         return self.module(x)
 

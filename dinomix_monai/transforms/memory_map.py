@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -50,7 +51,7 @@ class MemoryMapd(MapTransform):
     def _mapped(self, volume: torch.Tensor) -> torch.Tensor:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder) as file:
-            convert_to_numpy(volume).tofile(file)
+            file.write(np.ascontiguousarray(convert_to_numpy(volume)).data)
             file.flush()
             # A map stays when its file is removed. Private: what would write to it gets a copy of the page.
             voxels = torch.from_file(file.name, shared=False, size=volume.numel(), dtype=volume.dtype)

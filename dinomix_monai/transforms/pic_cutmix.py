@@ -288,10 +288,9 @@ class PICCutMix(Randomizable, Transform):
         modes = (["nearest"] * 2 + self._modes)[: len(parts)]
         moved: list[torch.Tensor] = list(parts)
         # Only the voxels of the box are interpolated, and at once for all parts that are interpolated alike.
-        for mode, padding in (("nearest", "zeros"), ("bilinear", "border")):
+        for mode in dict.fromkeys(modes):
             alike = [i for i, each in enumerate(modes) if each == mode]
-            if not alike:
-                continue
+            padding = "zeros" if mode == "nearest" else "border"
             stacked = torch.cat([convert_to_tensor(parts[i]).to(torch.float32) for i in alike])
             found = convert_to_tensor(self._resample(stacked, grid[box], mode, padding))
             for i, part in zip(alike, found.split([len(parts[i]) for i in alike])):
