@@ -67,7 +67,7 @@ class ScanAssessor:
         """
         files = [folder.student_file if folder.student_file.is_file() else folder.model_file, folder.model_file]
         student, teacher = (
-            with_weights(folder.parser("inference").get_parsed_content("network_def"), file).to(device)
+            with_weights(folder.parser("inference", device=device).get_parsed_content("network"), file)
             for file in files
         )
         inferer = folder.parser("inference").get_parsed_content("inferer")

@@ -119,10 +119,9 @@ class DinoMixInferTask(BasicInferTask):
         network, of = self._networks.get(device, (None, None))
         if of != changed:
             try:
-                network = with_weights(self._parsed("network_def", data), path)
+                network = with_weights(self._parsed("network", data), path).eval()
             except ValueError as error:
                 raise Refusal(f"The model does not fit the app. {error}", 409) from error
-            network = network.to(device).eval()
             self._networks[device] = network, changed
         return network
 

@@ -103,7 +103,8 @@ def connections(host: str, port: int) -> str:
             f"MONAI Label starts on {address}",
             f"  3D Slicer  extension MONAILabel, server {address}",
             f"  OHIF       {address}/ohif/ (for studies on a DICOMweb server)",
-            f'  REST       curl -X POST "{address}/infer/dinomix?image=NAME&output=image" -o label.nii.gz',
+            f'  REST       curl -X POST "{address}/infer/dinomix?image=NAME&output=image" '
+            """-F 'params={"result_extension": ".nii.gz"}' -o label.nii.gz""",
             f"  progress   {address}/train/ and {address}/info/",
             "Stop it with Ctrl-C.",
         )
