@@ -79,8 +79,10 @@ def write_tensor_file(content: Any, path: str | Path) -> Path:
             os.fsync(file.fileno())
         return partial.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch.save fails over the rest of its archive when the disk is full, which says nothing of the disk.
+        # What interrupts torch.save, as a full disk or a signal, it hides behind an error over the rest of its archive.
         reason = error if isinstance(error, OSError) else error.__context__
+        if reason is not None and not isinstance(reason, Exception):
+            raise reason from None
         if not isinstance(reason, OSError):
             raise
         raise OSError(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import io
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from dinomix_monai.tensor_file import read_tensor_file
+from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 
 class Command:
@@ -82,3 +84,25 @@ def test_something_else_than_a_dictionary_by_name_is_refused(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"path must be a file of tensors, got .*a.pt, which does not exist"):
         read(tmp_path / "a.pt")
+
+
+class Interrupted(io.FileIO):
+    """A file that Ctrl-C comes upon while the third part of it is written."""
+
+    parts = 0
+
+    def write(self, part):
+        self.parts += 1
+        if self.parts == 3:
+            raise KeyboardInterrupt
+        return super().write(part)
+
+
+def test_ctrl_c_while_a_file_is_written_stays_ctrl_c(tmp_path, monkeypatch):
+    write_tensor_file({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        write_tensor_file({"a": torch.ones(3)}, tmp_path / "a.pt")
+    monkeypatch.undo()
+    assert read(tmp_path / "a.pt")["a"].tolist() == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
