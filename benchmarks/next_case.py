@@ -73,7 +73,7 @@ def _round(folder: Path, data: Path, seed: int, strategy: str, labels: int, epoc
         app = AppFolder(result.parent / "app")
         labeled = json.loads(before.read_text())["labeled"]
         labeled = labeled + _chosen(app, strategy, pool, labeled, seed)
-    cases = [{"image": str(pool[i]), "label": str(_label_of(pool[i]))} for i in labeled]
+    cases = [{"name": pool[i].stem, "image": str(pool[i]), "label": str(_label_of(pool[i]))} for i in labeled]
     unlabeled = [str(path) for i, path in enumerate(pool) if i not in labeled]
     start = time.monotonic()
     TrainingRun(app, cases, unlabeled)(epochs, pretrained=strategy != "start", seed=seed)

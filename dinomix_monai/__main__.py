@@ -18,6 +18,7 @@ __all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare", "
 # Each command imports what it runs: MONAI and PyTorch take many seconds, and a help text needs neither.
 
 
+@SetParseFn(str, "dataset_dir")
 def check(
     dataset_dir: str,
     datalist_file: str = "dataset.json",
@@ -78,6 +79,7 @@ def compare(run_a: str, run_b: str, rule: str = "sound", metric: str | None = No
     print(dumps(comparison.to_dict(), indent=1) if json else comparison.table())
 
 
+@SetParseFn(str, "dataset_dir")
 def phantom(dataset_dir: str, seed: int = 0) -> None:
     """
     Makes the procedural abdominal phantom, a data set on which everything runs without a download.
@@ -91,10 +93,11 @@ def phantom(dataset_dir: str, seed: int = 0) -> None:
     print(make_phantom(dataset_dir, seed=seed))
 
 
+@SetParseFn(str, "dataset_dir", "teacher", "weights")
 def atlas(
     dataset_dir: str,
-    teacher: str = "vit_small_patch16_dinov3",
-    weights: str = "auto",
+    teacher: str | None = None,
+    weights: str | None = None,
     config_file: str | Sequence[str] = "bundle/configs/train.json",
     **settings: Any,
 ) -> None:
@@ -105,8 +108,8 @@ def atlas(
 
     Args:
         dataset_dir: folder of the data set.
-        teacher: name of a DINOv3 of timm.
-        weights: ``auto``, ``none`` or the path of a file.
+        teacher: name of a DINOv3 of timm, instead of the configuration's ``teacher_model``.
+        weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them, such as ``--atlas_dir``.
 
@@ -114,7 +117,8 @@ def atlas(
         ValueError: When the configuration makes no use of an atlas.
     """
     parser = open_configuration(config_file, **settings)
-    parser.update({"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights})
+    given = {"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights}
+    parser.update({name: value for name, value in given.items() if value is not None})
     if parser.get_parsed_content("no_atlas"):
         raise ValueError(
             "config_file must have teacher_key 'origin' and a distillation_weight above 0, got "
@@ -126,6 +130,7 @@ def atlas(
     print(parser.get_parsed_content("atlas").describe())
 
 
+@SetParseFn(str, "dataset_dir")
 def plan(
     dataset_dir: str | None = None,
     config_file: str | Sequence[str] = "bundle/configs/train.json",
@@ -149,6 +154,7 @@ def plan(
     print(plan_training(parser, repetitions))
 
 
+@SetParseFn(str, "dataset", "raw_dir", "out_dir", "protocol")
 def prepare(
     dataset: str, raw_dir: str, out_dir: str, labeled: int | None = None, protocol: str | None = None, workers: int = 4
 ) -> None:
@@ -209,6 +215,7 @@ def label(
     serve(folder, studies, host, port)
 
 
+@SetParseFn(str, "checkpoint", "model_file")
 def promote(
     checkpoint: str,
     model_file: str = "bundle/models/model.pt",
@@ -230,6 +237,7 @@ def promote(
     print(f"Teacher of the sites: {run['teacher']}.")
 
 
+@SetParseFn(str, "dataset_dir", "datalist_file")
 def split(dataset_dir: str, sites: int, unlabeled_sites: int = 0, datalist_file: str = "dataset.json") -> None:
     """
     Writes a datalist for each of several sites beside that of a data set, to try a federation on one machine.

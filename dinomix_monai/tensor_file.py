@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -91,7 +92,8 @@ def write_tensor_file(content: Any, path: str | Path) -> Path:
             "What was there before is unchanged.",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def shape_difference(weights: Mapping[str, Any], needed: Mapping[str, Any]) -> str | None:

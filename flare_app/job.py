@@ -53,7 +53,7 @@ def main(
         rounds: rounds of the whole run.
         epochs_per_round: local epochs of a round.
         threads: sites that the simulation runs at a time; all by default.
-        workspace: folder of the simulation or of the proof of concept.
+        workspace: folder of the simulation.
         settings_file: JSON file at each site with the site's own settings; {SITE_NAME} stands for its name.
         dataset_dir: folder at each site with its data set. With neither of both the sites share the phantom.
         unlabeled_sites: how many of the sites that share the phantom have no labels.
@@ -79,6 +79,11 @@ def main(
             kept = Path(workspace) / "continued_from.pt"
             kept.parent.mkdir(parents=True, exist_ok=True)
             checkpoint = Path(shutil.copyfile(checkpoint, kept))
+        elif env != "prod" or start_round < 1:
+            raise FileNotFoundError(
+                f"continue_from must be a global model that a server has left, got {continue_from}, which is no file. "
+                "For a file at a server elsewhere give --env prod and --start_round."
+            )
         options["initial_ckpt"] = str(checkpoint.absolute())
     if settings is None and (settings_file or dataset_dir):
         # Those for the phantom are for the phantom.

@@ -13,6 +13,7 @@ from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
 from dinomix_monai.data.site_split import split_dataset
 from dinomix_monai.data.streams import PatchStream, patch_stream, share_of
+from dinomix_monai.data.volume_writer import VolumeWriter
 
 __all__ = [
     "CaseCheck",
@@ -22,6 +23,7 @@ __all__ = [
     "OriginalScans",
     "PatchStream",
     "Protocol",
+    "VolumeWriter",
     "check_dataset",
     "check_model_file",
     "class_weights",

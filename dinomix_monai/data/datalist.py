@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from filelock import FileLock
 
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.volume import VolumeError, open_volume
@@ -67,6 +68,20 @@ class Datalist:
     def describe(self) -> str:
         """How many cases each list has."""
         return ", ".join(f"{len(getattr(self, section))} {section}" for section in SECTIONS)
+
+    def section(self, name: str) -> list[dict[str, str]]:
+        """
+        The cases of a list that has some.
+
+        Raises:
+            ValueError: When there is no such list, or no case in it.
+        """
+        if name not in SECTIONS or not getattr(self, name):
+            raise ValueError(
+                f"split must be one of {', '.join(SECTIONS)}, with cases in dataset.json, got {name!r}. "
+                f"There are {self.describe()} cases."
+            )
+        return getattr(self, name)
 
     def cases(self) -> Iterator[tuple[str, dict[str, str]]]:
         """All cases, each with the name of its section."""
@@ -169,8 +184,12 @@ def read_datalist(
     path = root / file
     is_empty = not path.is_file() and not (root / "dataset.json").is_file()
     if is_empty and phantom_dir is not None and root == dataset_root(phantom_dir):
-        print(f"Making the abdominal phantom in {dataset_dir} ...", flush=True)
-        make_phantom(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        # Several trainings, or sites on one machine, may begin at once.
+        with FileLock(f"{root}.lock"):
+            if not (root / "dataset.json").is_file():
+                print(f"Making the abdominal phantom in {dataset_dir} ...", flush=True)
+                make_phantom(root)
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset_dir must hold a datalist {file}, got {root}. It lists `labels`, `training` (image and label), "

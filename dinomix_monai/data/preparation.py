@@ -81,6 +81,11 @@ def _datalist(protocol: Protocol, labeled: int) -> dict[str, Any]:
             "name": protocol.name,
             "labeled_percent": labeled,
             "source": protocol.source,
+            # What the voxels depend on: a folder that was prepared otherwise is not the same data set.
+            "grid": protocol.grid,
+            "window": protocol.window,
+            "axes": protocol.axes,
+            "spacing_mm": protocol.spacing_mm,
         },
         "labels": {str(value): name for value, name in enumerate(protocol.class_names)},
         **{section: [entry(case, section) for case in cases] for section, cases in protocol.sections(labeled).items()},

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from dinomix_monai.data.protocol import Protocol
 
@@ -122,7 +123,7 @@ def _voxels(path: Path, key: str) -> Iterator[Any]:
                 yield file[key]
         else:
             yield nib.load(path).dataobj  # type: ignore[attr-defined]  # of every image format
-    except (OSError, EOFError, KeyError, zlib.error, ImageFileError) as error:
+    except (OSError, EOFError, KeyError, zlib.error, HeaderDataError, ImageFileError) as error:
         raise ValueError(f"{path} must hold a readable {key}, got {type(error).__name__}: {error}") from error
 
 

@@ -106,8 +106,8 @@ def resampled_shape(lengths: ArrayLike, spacing: ArrayLike, target: ArrayLike) -
 
 
 def is_single_volume(shape: Sequence[int]) -> bool:
-    """Whether a shape is that of one volume; a fourth axis of length 1 is common and harmless."""
-    return len(shape) >= 3 and all(length == 1 for length in shape[3:])
+    """Whether a shape is that of one volume; a fourth axis of length 1 is common, and more MONAI does not take."""
+    return len(shape) in (3, 4) and all(length == 1 for length in shape[3:])
 
 
 def open_volume(path: str | Path) -> nib.Nifti1Pair:

@@ -11,8 +11,10 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dinomix_monai.networks import EMATeacher
+from dinomix_monai.processes import process_count
 
 __all__ = ["SemiSupervisedTrainer"]
 
@@ -36,7 +38,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         unlabeled_batch: what the present step took from the unlabeled stream, ``None`` for nothing.
 
     Raises:
-        ValueError: When there are images of neither kind, or ``accumulation_steps`` is not 1.
+        ValueError: When there are images of neither kind, ``accumulation_steps`` is not 1, or several processes train
+            and the network does not keep step with them.
     """
 
     def __init__(
@@ -49,6 +52,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     ) -> None:
         if kwargs.get("accumulation_steps", 1) != 1:
             raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
+        network = kwargs.get("network")
+        if process_count() > 1 and not isinstance(network, DistributedDataParallel):
+            raise ValueError(
+                f"network must be in DistributedDataParallel in one of {process_count()} processes, got "
+                f"{type(network).__name__}. Put multi_gpu_train.json last in the list of configs."
+            )
         if _is_empty(unlabeled_data_loader):
             unlabeled_data_loader = None
         self.has_labels = not ("train_data_loader" in kwargs and _is_empty(kwargs["train_data_loader"]))
@@ -69,6 +78,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         super().__init__(*args, **kwargs)
         # With the labeled one, so that what an epoch draws does not depend on the epochs before it.
         self.add_event_handler(Events.EPOCH_STARTED, self._restart_unlabeled)
+        self.add_event_handler(IterationEvents.MODEL_COMPLETED, self._detach_output)
 
     @property
     def uses_unlabeled(self) -> bool:
@@ -94,6 +104,13 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 return batch
             self._restart_unlabeled()
         raise RuntimeError("unlabeled_data_loader must yield batches, got none.")
+
+    def _detach_output(self) -> None:
+        """Without decollation, which does the same, the output would carry its graph to whoever looks at it."""
+        if isinstance(self.state.output, dict):
+            for key, value in self.state.output.items():
+                if isinstance(value, torch.Tensor):
+                    self.state.output[key] = value.detach()
 
     def _descend(self, loss: torch.Tensor) -> Any:
         """From the loss to the end of a step, with MONAI's events; returns the output of the step."""

@@ -108,8 +108,7 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         if not use_unlabeled and distiller is None:
             if self.has_labels:
                 return super()._iteration(engine, batchdata)
-            # A list, as the output of other steps is when it has been decollated.
-            self.state.output = [{Keys.LOSS: torch.zeros((), device=self.state.device)}]
+            self.state.output = {Keys.LOSS: torch.zeros((), device=self.state.device)}
             return self.state.output
 
         labeled = self._labeled(batchdata, use_teacher) if self.has_labels else None
@@ -186,4 +185,6 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         if all(BatchKeys.POSITION in each for each in batches):
             both[BatchKeys.POSITION] = torch.cat([each[BatchKeys.POSITION] for each in batches])
         both[BatchKeys.LABELED] = [True] * (len(both[BatchKeys.IMAGE]) - len(weak)) + [False] * len(weak)
-        return self.mix(both)
+        # In the precision of what it is given: its geometry would be that of half precision, too.
+        with torch.autocast(self.state.device.type, enabled=False):
+            return self.mix(both)

@@ -54,9 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if task == Tasks.HANDSHAKE:
             flare.send(_handshake(options, plan))
             continue
-        if site is None:
-            site = Site(_settings(options), plan)
-        flare.send(answer(site, task, message, writer))
+        try:
+            site = site or Site(_settings(options), plan)
+            reply = answer(site, task, message, writer)
+        except Exception as error:
+            # NVFlare logs what is raised as an error, and sites may be set to stream those logs to the server.
+            logger.warning("The task %s has failed.", task, exc_info=True)
+            raise RuntimeError(f"{type(error).__name__} in the task {task}; the warning above says what.") from None
+        flare.send(reply)
 
 
 def answer(site: Site, task: str, message: Any, writer: Any) -> Any:
@@ -107,8 +112,9 @@ def _handshake(options: argparse.Namespace, plan: RunPlan) -> Any:
     try:
         found = Site(_settings(options), plan).describe()
     except Exception as error:
-        # The server has to hear that this site is not ready. What exactly is wrong may name files, so it stays here.
-        logger.exception("This site is not ready.")
+        # The server has to hear that this site is not ready. What exactly is wrong may name files, so it stays here,
+        # and is no error in the log, because NVFlare may stream those to the server.
+        logger.warning("This site is not ready.", exc_info=True)
         # A bundle wraps what goes wrong in an error of its own.
         cause = error.__cause__ or error
         return flare.FLModel(params={}, meta={str(MetaKeys.ERROR): type(cause).__name__})
@@ -119,6 +125,10 @@ def _settings(options: argparse.Namespace) -> SiteSettings:
     name = flare.get_site_name()
     settings = SiteSettings.read(name, Path(options.folder), options.settings_file, options.dataset_dir)
     if "dataset_dir" not in settings.overrides:
+        if options.settings_file:
+            raise ValueError(
+                f"settings_file must give the dataset_dir of the site, got none in {options.settings_file}."
+            )
         # All on one machine. With as many threads as it has cores each would wait for the others most of the time.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.phantom_sites))
         shares = (options.phantom_sites, options.unlabeled_sites)

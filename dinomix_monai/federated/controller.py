@@ -48,8 +48,9 @@ class FederatedController(FedAvg):
         fedprox_mu: weight of FedProx's term, ``None`` for none.
         teacher: fingerprint that the frozen teachers must have; empty to ask only that they are the same.
         min_responses: sites whose answer is enough for a round; 0 for all.
-        grace_period: seconds that the others have after ``min_responses`` sites have answered.
-        round_timeout: seconds after which a round goes on with those that have answered; 0 for none.
+        grace_period: seconds that the others have after ``min_responses`` sites have answered; for a training alone
+            as many times as there are rounds.
+        round_timeout: seconds after which a round goes on with those that have answered, likewise; 0 for none.
         handshake_timeout: seconds for the handshake.
         norm_bound: see :class:`~dinomix_monai.federated.update_check.UpdateCheck`.
         server_learning_rate: see :class:`~dinomix_monai.federated.server_optimizer.ServerOptimizer`.
@@ -236,16 +237,20 @@ class FederatedController(FedAvg):
             Models.BEFORE: self._score(Tasks.SCORE, self._initial, Models.BEFORE),
             Models.AFTER: self._score(Tasks.SCORE, best, Models.AFTER),
         }
+        self._write_summary(scores)
         if self.compare_alone:
             scores[Models.ALONE] = self._score(Tasks.ALONE, self._initial, Models.ALONE)
-        self._write(
-            "summary.json", {"best": self._best_metric, "scores": {str(name): of for name, of in scores.items()}}
-        )
+            self._write_summary(scores)
         table = federation_table(self.class_names, {str(name): of for name, of in scores.items()})
         print(
             f"\nDice of the global model before and after federation, and of each site's own model alone\n{table}\n"
             f"Written to {self.get_run_dir()}",
             flush=True,
+        )
+
+    def _write_summary(self, scores: Mapping[Models, Any]) -> None:
+        self._write(
+            "summary.json", {"best": self._best_metric, "scores": {str(name): of for name, of in scores.items()}}
         )
 
     def _score(self, task: Tasks, params: Mapping[str, Any], name: Models) -> dict[str, Any]:
@@ -259,15 +264,17 @@ class FederatedController(FedAvg):
         current_round = self.start_round + (self.num_rounds if params else 0)
         meta = {str(MetaKeys.PLAN): self._plan.to_message(), str(MetaKeys.NAME): str(name)}
         message = FLModel(params=dict(params), current_round=current_round, total_rounds=self._plan.rounds, meta=meta)
-        patience = self._patience() if timeout is None else {"timeout": timeout}
+        # A training alone is as long as all rounds together.
+        rounds = self._plan.rounds if task == Tasks.ALONE else 1
+        patience = self._patience(rounds) if timeout is None else {"timeout": timeout}
         results = self.broadcast_model(task_name=str(task), data=message, targets=self.sample_clients(), **patience)
         return {result.meta["client_name"]: result.meta for result in sorted(results, key=_client_name)}
 
-    def _patience(self) -> dict[str, Any]:
+    def _patience(self, rounds: int = 1) -> dict[str, Any]:
         return {
-            "timeout": self.round_timeout,
+            "timeout": rounds * self.round_timeout,
             "min_responses": self.min_responses or None,
-            "wait_time_after_min_received": self.grace_period if self.min_responses else 0,
+            "wait_time_after_min_received": rounds * self.grace_period if self.min_responses else 0,
         }
 
     def _make_plan(self, voxels: Sequence[float]) -> RunPlan:

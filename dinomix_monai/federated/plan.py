@@ -32,7 +32,7 @@ class RunPlan:
         labeled_voxels: labeled voxels of each class over all sites, background first; empty before the handshake.
 
     Raises:
-        ValueError: When an argument is outside its range, or a setting is not a number.
+        ValueError: When an argument is outside its range, or what must be a number is none.
     """
 
     rounds: int
@@ -45,6 +45,9 @@ class RunPlan:
     labeled_voxels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("rounds", "epochs_per_round", "proximal_weight", "local_norm", "labeled_voxels"):
+            if not _is_numeric(getattr(self, name)):
+                raise ValueError(f"{name} must be made of numbers, got {getattr(self, name)!r}.")
         if self.rounds < 1 or self.epochs_per_round < 1:
             raise ValueError(
                 f"rounds and epochs_per_round must be >= 1, got {self.rounds} and {self.epochs_per_round}."

@@ -47,9 +47,16 @@ class GaussianPrivacy(DXOFilter):
         self.noise_multiplier = noise_multiplier
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
-        """Clips and noises an update; answers without weights are left as they are."""
+        """
+        Clips and noises an update; answers without weights are left as they are.
+
+        An update that is not finite has no norm to clip, and is left out.
+        """
         if dxo.data and dxo.data_kind == DataKind.WEIGHTS:
             raise ValueError("transfer must be 'difference' or 'half_difference' for GaussianPrivacy, got 'full'.")
+        if dxo.data and not all(np.isfinite(value).all() for value in dxo.data.values()):
+            self.log_warning(fl_ctx, "The update is not finite and is not sent.")
+            dxo.data = {}
         if dxo.data:
             # From the system's entropy: noise that could be drawn again could be taken off again.
             dxo.data = clip_and_noise(dxo.data, self.clip_norm, self.noise_multiplier, np.random.default_rng())

@@ -19,6 +19,7 @@ from dinomix_monai.federated.bundle_network import config_files
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.site_settings import SiteSettings
 from dinomix_monai.federated.update import State, make_update, norm_names
+from dinomix_monai.handlers import move_schedule
 from dinomix_monai.handlers.epoch_table import read_table
 from dinomix_monai.keys import MetricKeys
 from dinomix_monai.metrics.nan_means import nan_mean
@@ -114,6 +115,7 @@ class Site:
         trainer.state.epoch = first_epoch
         trainer.state.iteration = first_epoch * trainer.state.epoch_length
         trainer.state.max_epochs = first_epoch + self.plan.epochs_per_round
+        move_schedule(self._parsed(workflow, "lr_scheduler"), trainer.state.iteration)
         self._steps = 0
         trainer.run()
         left_out = norm_names(trainer.network) if self.plan.local_norm else None

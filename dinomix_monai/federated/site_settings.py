@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 import dinomix_monai
 from dinomix_monai.data import split_dataset
 
@@ -101,8 +99,5 @@ def phantom_site(name: str, bundle_root: Path, sites: int, unlabeled_sites: int 
     if number is None or not 1 <= int(number[1]) <= sites:
         raise ValueError(f"name must end in the number of one of {sites} sites, as site-1, got {name!r}.")
     folder = bundle_root / "data" / "phantom"
-    folder.parent.mkdir(exist_ok=True)
-    # Sites on one machine start at the same time.
-    with FileLock(f"{folder}.lock"):
-        paths = split_dataset(folder, sites, unlabeled_sites, phantom_dir=folder)
+    paths = split_dataset(folder, sites, unlabeled_sites, phantom_dir=folder)
     return {"dataset_dir": str(folder), "datalist_file": paths[int(number[1]) - 1].name}

@@ -11,7 +11,7 @@ from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
 from dinomix_monai.handlers.provenance import provenance, read_run
 from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
-from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler
+from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler, move_schedule
 from dinomix_monai.handlers.teacher_view import TeacherViewHandler
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RunStateLoader",
     "RunStateSaver",
     "TeacherViewHandler",
+    "move_schedule",
     "provenance",
     "read_run",
 ]

@@ -28,7 +28,9 @@ def draw_class_scores(path: Path, scores: CaseScores, baselines: Mapping[str, Ca
     for number, values in enumerate(np.stack(scores.scores)[:, 0]):
         axes.plot(values, rows, ".", color="black", markersize=3, label="" if number else "a case")
     for (color, mark), (name, baseline) in zip(_MARKS * len(baselines), baselines.items()):
-        axes.plot(baseline.mean()[0], rows, mark, color=color, markersize=5, markeredgecolor="white", label=name)
+        means = dict(zip(baseline.class_names[1:], baseline.mean()[0]))
+        values = [means.get(name, math.nan) for name in names]
+        axes.plot(values, rows, mark, color=color, markersize=5, markeredgecolor="white", label=name)
     axes.invert_yaxis()
     axes.set(xlim=(0, rule.full_dice), xlabel=f"{rule.metrics[0].heading} by the {rule.name} rule")
     figure.legend(loc="outside lower center", ncols=4, fontsize="x-small", frameon=False)

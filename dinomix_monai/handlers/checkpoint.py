@@ -13,8 +13,10 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.networks.utils import get_state_dict
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from dinomix_monai.data import write_labels
+from dinomix_monai.handlers.schedules import move_schedule
 from dinomix_monai.keys import MetricKeys
 from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
@@ -124,6 +126,7 @@ class LastModelHandler:
                 "List cases under `validation` in dataset.json to keep the best.",
                 stacklevel=2,
             )
+            _set_aside(self.best_model.path)
             self.best_model.write(engine.ema_teacher.module)
 
 
@@ -141,8 +144,8 @@ class RunStateSaver:
 
     Args:
         path: file to write.
-        objects: other objects with ``state_dict``, by name, such as the learning rate scheduler; ``None`` entries are
-            skipped.
+        objects: other objects with ``state_dict``, by name; ``None`` entries are skipped. A schedule of learning rates
+            follows from the step, and has no place among them.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any] | None = None) -> None:
@@ -160,7 +163,7 @@ class RunStateSaver:
         Raises:
             OSError: When it cannot be written; what was there before is unchanged.
         """
-        if engine.state.iteration == 0:
+        if engine.state.iteration == 0 and getattr(engine.state, "resumed_from", None) != self.path:
             _set_aside(self.path)
         state = {name: part.state_dict() for name, part in _parts(engine, self.objects).items()}
         state["trainer"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
@@ -175,14 +178,22 @@ class RunStateLoader:
     Args:
         path: file to read.
         objects: as they were given to the saver.
+        lr_scheduler: schedule of learning rates by steps, which is brought to the step at which the run goes on. So a
+            run that is made longer, or is given another learning rate, follows its new schedule from there.
 
     Raises:
         FileNotFoundError: When there is no such file.
     """
 
-    def __init__(self, path: str | Path, objects: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        objects: Mapping[str, Any] | None = None,
+        lr_scheduler: LRScheduler | None = None,
+    ) -> None:
         self.path = Path(path)
         self.objects = dict(objects or {})
+        self.lr_scheduler = lr_scheduler
         self._done = False
         if not self.path.is_file():
             raise FileNotFoundError(
@@ -231,6 +242,9 @@ class RunStateLoader:
         # From the epochs, so that the next one is whole even if its length has been changed.
         length = engine.state.epoch_length
         engine.state.iteration = engine.state.epoch * length if length else state["trainer"]["iteration"]
+        engine.state.resumed_from = self.path  # type: ignore[attr-defined]  # Ignite's State takes any attribute
+        if self.lr_scheduler is not None:
+            move_schedule(self.lr_scheduler, engine.state.iteration)
         if engine.state.max_epochs is not None and engine.state.epoch >= engine.state.max_epochs:
             warnings.warn(
                 f"The run in {self.path} has all of its {engine.state.max_epochs} epochs: nothing is left to train.",

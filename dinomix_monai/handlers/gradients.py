@@ -98,7 +98,7 @@ class ClipGradientHandler:
         Raises:
             FloatingPointError: When the step is bad, and ``on_bad_loss`` says stop or so were those before it.
         """
-        # On a CPU there is a scaler with mixed precision, too, but it is disabled.
+        # Where there is no CUDA there is a scaler with mixed precision, too, but it is disabled.
         scaler = engine.scaler if engine.amp and engine.scaler is not None and engine.scaler.is_enabled() else None
         if scaler is not None:
             scaler.unscale_(engine.optimizer)

@@ -15,8 +15,9 @@ def class_colors(num_classes: int) -> np.ndarray:
     # Imported here, because it takes a second and only a report needs it.
     from matplotlib import colormaps
 
-    # Twenty colors of one map and twenty of another; with more classes they come again.
-    maps = [colormaps[name](np.arange(20)) for name in ("tab20", "tab20b")]
+    # Each of these maps has pairs of a strong color and a pale one: all strong ones of the first map come first. With
+    # more classes than colors they come again.
+    maps = [colormaps[name](np.arange(20).reshape(10, 2).T.ravel()) for name in ("tab20", "tab20b")]
     colors = np.resize(np.concatenate(maps), (num_classes, 4))
     colors[:, 3] = 0.6
     return np.concatenate([np.zeros((1, 4)), colors[:-1]])

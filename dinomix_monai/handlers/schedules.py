@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["CurriculumHandler", "RampUpHandler"]
+__all__ = ["CurriculumHandler", "RampUpHandler", "move_schedule"]
 
 
 class CurriculumHandler:
@@ -89,3 +91,21 @@ class RampUpHandler:
     def __call__(self, engine: Any) -> None:
         """Sets the weight."""
         setattr(engine, self.attribute, self.weight(engine.progress))
+
+
+def move_schedule(scheduler: LRScheduler, steps: int) -> None:
+    """
+    Brings learning rates to what a schedule gives after so many steps, whatever they are now.
+
+    Args:
+        scheduler: a schedule by steps alone, as it was made; one that follows a metric has no such rates.
+        steps: steps from the beginning.
+    """
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs):
+        group["lr"] = rate
+    scheduler.last_epoch = 0
+    with warnings.catch_warnings():
+        # That the optimizer has made no step before, which is the point.
+        warnings.simplefilter("ignore")
+        for _ in range(steps):
+            scheduler.step()

@@ -57,7 +57,8 @@ class TeacherViewHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Takes the cosines before the training."""
+        """Takes the cosines before the training, or before what is left of one that is resumed."""
+        self._since = "cosine before" if getattr(engine.state, "resumed_from", None) is None else "cosine at resume"
         sample = self.samples[0]
         self._parts = {key: convert_to_tensor(sample[key])[None] for key in (Keys.IMAGE, Keys.LABEL, self.teacher_key)}
         self._before = self._agreement()[1]
@@ -72,7 +73,7 @@ class TeacherViewHandler:
         maps = {
             "teacher's tokens": _as_colors(tokens[0]),
             "uniqueness": semantic_uniqueness(tokens)[0],
-            "cosine before": self._before[0, ..., layer],
+            self._since: self._before[0, ..., layer],
             "cosine after": after[0, ..., layer],
         }
         unseen = ~tokens[0].any(dim=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.async_tasks.utils import processes
+from requests import RequestException
 
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.infer_task import DinoMixInferTask
@@ -26,6 +28,8 @@ from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
 
 __all__ = ["NAME", "DinoMixApp"]
+
+logger = logging.getLogger(__name__)
 
 NAME = "dinomix"
 """Name of the model, of its training, of the strategy and of the scoring in all requests."""
@@ -78,7 +82,12 @@ class DinoMixApp(MONAILabelApp):
         scoring = self._scoring_methods[NAME]
         if processes("scoring") or not scoring.is_due(self.datastore()):
             return {}
-        return super().async_scoring(method, params)
+        try:
+            return super().async_scoring(method, params)
+        except RequestException as error:
+            # From the process of a training, which asks the server at 127.0.0.1 and may find none there.
+            logger.warning("The scoring was not started, the next request for a case will: %s", error)
+            return {}
 
     def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Assesses the scans."""
@@ -103,7 +112,7 @@ class DinoMixApp(MONAILabelApp):
         elif not (datastore or self.datastore()).get_image_uri(image):
             raise Refusal(f"image must be the name of a scan of the studies, got {image!r}, which is none.", 404)
         tag = request.get("label_tag")
-        if tag is not None and Path(tag).name != tag:
+        if tag is not None and (not isinstance(tag, str) or tag == ".." or Path(tag).name != tag):
             raise Refusal(f"label_tag must be a plain name, got {tag!r}.")
         return super().infer(request, datastore)
 

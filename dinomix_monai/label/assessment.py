@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
@@ -108,11 +108,13 @@ class Assessments:
         stamp: ``model_stamp`` of the app when the model was read.
         counts: labeled voxels of each class without background.
         scans: assessments by name of the scan.
+        unreadable: names of those that could not be assessed.
     """
 
     stamp: int
     counts: list[int]
     scans: dict[str, Assessment]
+    unreadable: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: AppFolder) -> Assessments:
@@ -122,7 +124,7 @@ class Assessments:
             content = json.loads(folder.scores_file.read_text(encoding="utf-8"))
             if content["stamp"] == stamp and len(content["counts"]) == classes:
                 scans = {name: Assessment(**entry) for name, entry in content["scans"].items()}
-                return cls(stamp, content["counts"], scans)
+                return cls(stamp, content["counts"], scans, content.get("unreadable", []))
         return cls(stamp, [0] * classes, {})
 
     def write(self, folder: AppFolder) -> None:

@@ -26,7 +26,8 @@ class DinoMixScoring(ScoringMethod):
     """
     Assesses every scan, labeled or not, that the current model has not assessed yet.
 
-    It writes after each scan, so the strategy can go by those that are done.
+    It writes after each scan, so the strategy can go by those that are done. A model that a training puts in place
+    meanwhile takes over. A scan that cannot be read, or has voxels that are no numbers, is left out and logged.
 
     Args:
         folder: folder of the app.
@@ -38,8 +39,7 @@ class DinoMixScoring(ScoringMethod):
 
     def is_due(self, datastore: Datastore) -> bool:
         """Whether there is a model and a scan that it has not assessed."""
-        done = Assessments.read(self.folder).scans
-        return self.folder.model_stamp > 0 and any(name not in done for name in datastore.list_images())
+        return self.folder.model_stamp > 0 and bool(_missing(Assessments.read(self.folder), datastore))
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """
@@ -50,23 +50,40 @@ class DinoMixScoring(ScoringMethod):
         """
         if not self.folder.model_stamp:
             raise Refusal("Assessing scans needs a model, and the app has none yet. Label scans and train one.", 409)
-        known = replace(Assessments.read(self.folder), counts=self._counts(datastore))
-        names = sorted(name for name in datastore.list_images() if name not in known.scans)
         device = name_to_device(request.get("device"))
-        assessor = ScanAssessor.of_app(self.folder, device)
         preprocessing = self.folder.parser("inference", device=device).get_parsed_content("preprocessing")
-        for name in names:
-            image = preprocessing({"image": datastore.get_image_uri(name)})["image"]
-            known.scans[name] = assessor(image.as_tensor())
+        counts, stamp, assessed = self._counts(datastore), 0, set[str]()
+        while missing := _missing(known := replace(Assessments.read(self.folder), counts=counts), datastore):
+            if known.stamp != stamp:
+                stamp, assessor = known.stamp, ScanAssessor.of_app(self.folder, device)
+            try:
+                image = preprocessing({"image": datastore.get_image_uri(missing[0])})["image"].as_tensor()
+                if not image.isfinite().all():
+                    raise ValueError("It has voxels that are not finite.")
+            except Exception as error:  # each reader has its own
+                logger.warning("%s cannot be assessed. %s", missing[0], error)
+                known.unreadable.append(missing[0])
+            else:
+                known.scans[missing[0]] = assessor(image)
+                assessed.add(missing[0])
+                logger.info("Assessed %s", missing[0])
             known.write(self.folder)
-            logger.info("Assessed %s", name)
-        return {"assessed": names}
+        return {"assessed": sorted(assessed)}
 
     def _counts(self, datastore: Datastore) -> list[int]:
-        """Labeled voxels of each class; values that are none are left to the check before a training."""
+        """Labeled voxels of each class; labels with other values or damage are left to the check before a training."""
         classes = range(1, len(self.folder.class_names))
         counts = np.zeros(len(classes), dtype=np.int64)
         for case in datastore.datalist():
-            label = np.asanyarray(nib.load(case["label"]).dataobj)  # type: ignore[attr-defined]  # of every format
+            try:
+                label = np.asanyarray(nib.load(case["label"]).dataobj)  # type: ignore[attr-defined]  # of every format
+            except Exception as error:  # each reader has its own
+                logger.warning("%s does not count as a label. %s", case["label"], error)
+                continue
             counts += [np.count_nonzero(label == value) for value in classes]
         return counts.tolist()
+
+
+def _missing(known: Assessments, datastore: Datastore) -> list[str]:
+    """Scans that a model has not looked at, in order."""
+    return sorted({*datastore.list_images()} - {*known.scans, *known.unreadable})

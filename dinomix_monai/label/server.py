@@ -97,7 +97,7 @@ def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 
 
 def connections(host: str, port: int) -> str:
     """How to connect, in lines for a terminal."""
-    address = f"http://{host}:{port}"
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     return "\n".join(
         (
             f"MONAI Label starts on {address}",

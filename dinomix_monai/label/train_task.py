@@ -19,6 +19,9 @@ __all__ = ["DinoMixTrainTask"]
 
 logger = logging.getLogger(__name__)
 
+# What MONAI Label itself puts into a request.
+_OF_THE_SERVER = {"model", "bundle_path", "gpus", "local_rank", "dinomix"}
+
 
 class DinoMixTrainTask(TrainTask):
     """
@@ -56,20 +59,29 @@ class DinoMixTrainTask(TrainTask):
             The fields of :class:`TrainingResult`.
 
         Raises:
-            Refusal: As :class:`TrainingRun` does, or when a value of the request is of the wrong kind.
+            Refusal: As :class:`TrainingRun` does, or when the request sets what :meth:`config` does not have, or a
+                value is of the wrong kind.
         """
-        wanted = {**self.config(), **request}
+        wanted = self.config()
+        if unknown := sorted(set(request) - set(wanted) - _OF_THE_SERVER):
+            raise Refusal(f"Training can be given {', '.join(wanted)}, got {', '.join(unknown)}. Leave that out.")
+        wanted.update(request)
         try:
             epochs, seed, share = int(wanted["max_epochs"]), int(wanted["seed"]), float(wanted["val_split"])
-        except (TypeError, ValueError) as error:
-            raise Refusal(f"max_epochs, seed and val_split must be numbers. {error}.") from error
-        # By name, because a datastore lists scans as the disk happens to.
-        cases = sorted(datastore.datalist(), key=lambda case: case["image"])
-        labeled = [{key: case[key] for key in ("image", "label")} for case in cases]
+            pretrained, device = strtobool(wanted["pretrained"]), name_to_device(wanted["device"])
+        except (AttributeError, TypeError, ValueError) as error:
+            raise Refusal(
+                "max_epochs, seed and val_split must be numbers, pretrained true or false, and device a name. "
+                f"{str(error).rstrip('.')}."
+            ) from error
+        # By name, because a datastore lists scans as the disk happens to; a file may be a link to one of another name.
+        files = {case["image"]: case["label"] for case in datastore.datalist()}
+        images = {name: datastore.get_image_uri(name) for name in sorted(datastore.get_labeled_images())}
+        labeled = [{"name": name, "image": image, "label": files[image]} for name, image in images.items()]
         unlabeled = sorted(datastore.get_image_uri(name) for name in datastore.get_unlabeled_images())
         logger.info("Training on %d labeled and %d unlabeled scans", len(labeled), len(unlabeled))
         run = TrainingRun(self.folder, labeled, unlabeled, share)
-        result = run(epochs, strtobool(wanted["pretrained"]), name_to_device(wanted["device"]), seed)
+        result = run(epochs, pretrained, device, seed)
         logger.info("%s", _in_words(asdict(result)))
         return asdict(result)
 

@@ -65,7 +65,7 @@ class TrainingRun:
 
     Args:
         folder: folder of the app.
-        labeled: paths of ``image`` and ``label`` of each labeled scan.
+        labeled: ``name``, and paths of ``image`` and ``label``, of each labeled scan.
         unlabeled: paths of the other scans.
         validation_share: share of the labeled scans that validate, 0 for none.
 
@@ -89,7 +89,7 @@ class TrainingRun:
                 "Save one, and train again."
             )
         self.folder = folder
-        self.validation = [case for case in labeled if _validates(case["image"], validation_share)]
+        self.validation = [case for case in labeled if _validates(case["name"], validation_share)]
         self.training = [case for case in labeled if case not in self.validation]
         self.unlabeled = [{"image": image} for image in unlabeled]
         if not self.training:
@@ -97,7 +97,7 @@ class TrainingRun:
                 f"Training needs at least one labeled scan beside those for validation, got {len(labeled)} labeled, "
                 f"all for validation with val_split {validation_share}. Label more, or lower val_split."
             )
-        self.path = _new_folder(folder.runs)
+        self.path = folder.runs / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
     def __call__(
         self, epochs: int | None = None, pretrained: bool = True, device: str = "cpu", seed: int = 0
@@ -116,6 +116,7 @@ class TrainingRun:
         """
         if epochs is not None and epochs < 1:
             raise Refusal(f"max_epochs must be >= 1, got {epochs}.")
+        self.path.mkdir(parents=True)
         try:
             current = self._current_model(pretrained)
             warnings = self._check()
@@ -202,9 +203,7 @@ class TrainingRun:
             "seed": seed,
         }
         if epochs is not None:
-            # So that a short training is validated at least once.
-            interval = self.folder.parser("train").get_parsed_content("val_interval")
-            overrides.update(epochs=epochs, val_interval=min(interval, epochs))
+            overrides["epochs"] = epochs
         return ConfigWorkflow(
             config_file=self.folder.config_files(*configs),
             meta_file=str(self.folder.root / "configs" / "metadata.json"),
@@ -256,16 +255,9 @@ def latest_progress(folder: AppFolder) -> dict[str, Any]:
     return progress
 
 
-def _validates(image: str, share: float) -> bool:
-    digest = hashlib.sha256(Path(image).name.encode()).digest()
+def _validates(name: str, share: float) -> bool:
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < share
-
-
-def _new_folder(runs: Path) -> Path:
-    name = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    path = runs / name
-    path.mkdir(parents=True)
-    return path
 
 
 def _sentence(finding: Finding) -> str:

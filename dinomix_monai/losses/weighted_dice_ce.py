@@ -101,7 +101,9 @@ class VoxelWeightedDiceCELoss(_Loss):
     ) -> torch.Tensor:
         if self.class_weight is not None:
             # Normalized as F.cross_entropy does, but over the voxels that count.
-            voxel_weight = voxel_weight * self.class_weight.to(voxel_weight)[target]
+            # Kept where it is used: a copy to a GPU in every step would wait for it.
+            self.class_weight = self.class_weight.to(voxel_weight)
+            voxel_weight = voxel_weight * self.class_weight[target]
         sums = torch.stack([(log_prob_target * voxel_weight).sum(), voxel_weight.sum()])
         total_log_prob, total = sum_over_processes(sums)
         return -total_log_prob / total.clamp_min(1e-8)

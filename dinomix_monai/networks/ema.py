@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -33,7 +33,8 @@ class EMATeacher(AveragedModel):
     def __init__(self, network: nn.Module, decay: float = 0.99) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}.")
-        super().__init__(getattr(network, "module", network), multi_avg_fn=_warmed_up(decay), use_buffers=True)
+        super().__init__(getattr(network, "module", network), multi_avg_fn=self._average, use_buffers=True)
+        self.decay = decay
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMATeacher:
@@ -51,15 +52,14 @@ class EMATeacher(AveragedModel):
         """Takes one step towards the present weights of ``network``; the first copies them."""
         self.update_parameters(getattr(network, "module", network))
 
-
-def _warmed_up(decay: float) -> Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor | int], None]:
     @torch.no_grad()
-    def update(averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], updates: torch.Tensor | int) -> None:
-        n = int(updates)
+    def _average(
+        self, averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], updates: torch.Tensor | int
+    ) -> None:
+        # The count stays on the CPU. ``updates`` is a copy of it on the device, which would have to be waited for.
+        n = int(self.n_averaged)
         for average, value in zip(averages, values):
             if average.dtype.is_floating_point:
-                average.lerp_(value.to(average), 1 - min(decay, (1 + n) / (10 + n)))
+                average.lerp_(value.to(average), 1 - min(self.decay, (1 + n) / (10 + n)))
             else:
                 average.copy_(value)
-
-    return update

@@ -106,6 +106,7 @@ class TokenAtlas:
             "cell": self.cell,
             "planes": self.planes,
             "max_anisotropy": max_anisotropy,
+            "padding": "replicate",
         }
         self.kept = 1.0
         self.files = TokenFiles(Path(folder) / sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16])
@@ -191,7 +192,11 @@ class TokenAtlas:
         if origin.ndim != 5 or origin.shape[1] != 4:
             raise ValueError(f"origin must have shape (B, 4, H, W, D), got {tuple(origin.shape)}.")
         self._open()
-        origin = origin.as_subclass(torch.Tensor).to(self.device)
+        # Positions in half precision would be off by a part of a voxel.
+        with torch.autocast(self.device.type, enabled=False):
+            return self._sample(origin.as_subclass(torch.Tensor).to(self.device).float(), grid, cells)
+
+    def _sample(self, origin: torch.Tensor, grid: Sequence[int], cells: Iterable[int] | None) -> torch.Tensor:
         # Linear interpolation is exact where all voxels around a center come from one place; nearest tells where not.
         exact = F.interpolate(origin, size=tuple(grid), mode="trilinear", align_corners=False).movedim(1, -1)
         rough = F.interpolate(origin, size=tuple(grid), mode="nearest-exact").movedim(1, -1)
@@ -215,7 +220,8 @@ class TokenAtlas:
         """Tokens of one volume, (h, w, d, C) in half precision, h = ceil(H / cell) and so on."""
         grid = [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)]
         missing = [n * cell - side for n, cell, side in zip(grid, self.cell, voxels.shape[1:])]
-        padded = F.pad(voxels.to(self.device), [0, missing[2], 0, missing[1], 0, missing[0]])
+        # Cells that stick out go on as the volume ends, as its slices do for the teacher online.
+        padded = F.pad(voxels.to(self.device), [0, missing[2], 0, missing[1], 0, missing[0]], mode="replicate")
         views: list[torch.Tensor] = []
         for plane in self.planes:
             order = _PLANES[plane]

@@ -97,7 +97,8 @@ class DINOv3Teacher(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(self.model.pretrained_cfg[name]).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        self.fingerprint = fingerprint(self.model.state_dict())
+        # With the normalization, which a model's name decides and its tokens depend on.
+        self.fingerprint = fingerprint({**self.model.state_dict(), "image_mean": self.mean, "image_std": self.std})
         self.train(False)
         logger.info("Teacher: %s.", self.describe())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dinomix_monai.transforms.donor_bank import DonorBank
+from dinomix_monai.transforms.finite_voxels import FiniteVoxelsD, FiniteVoxelsd, FiniteVoxelsDict
 from dinomix_monai.transforms.invert_to_label import (
     InvertToLabelD,
     InvertToLabeld,
@@ -20,6 +21,9 @@ from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, Vo
 __all__ = [
     "DIRECTIONS",
     "DonorBank",
+    "FiniteVoxelsD",
+    "FiniteVoxelsDict",
+    "FiniteVoxelsd",
     "InvertToLabelD",
     "InvertToLabelDict",
     "InvertToLabeld",

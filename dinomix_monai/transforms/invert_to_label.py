@@ -82,8 +82,8 @@ def interpolated_argmax(logits: torch.Tensor, matrix: torch.Tensor, shape: Seque
         Class of each voxel, shape (1, h, w[, d]), ``uint8`` for up to 256 classes and ``int32`` for more. Of equal
         classes the first is taken.
 
-    Raises:
-        ValueError: When an axis of the new grid is not parallel to one of the logits.
+    Along axes that are parallel only the voxels between cells of different classes are interpolated. Otherwise, as
+    where the gantry was tilted and MONAI's ``Spacing`` has straightened the scan, all of them are.
     """
     dims = len(shape)
     linear = matrix[:dims, :dims]
@@ -91,22 +91,39 @@ def interpolated_argmax(logits: torch.Tensor, matrix: torch.Tensor, shape: Seque
     lean = linear * torch.as_tensor(shape, dtype=linear.dtype)
     lean[order, range(dims)] = 0
     if sorted(order) != list(range(dims)) or lean.abs().max() > _LEAN:
-        raise ValueError(
-            f"matrix must map axes to axes, got {linear.tolist()}. Preprocessing for inference may change orientation "
-            "and spacing, flip, crop and pad, but not rotate."
-        )
+        return _dense_argmax(logits, matrix, shape)
     logits = logits.permute(0, *(1 + axis for axis in order))
     axes = [
         _Axis.of(linear[axis, i] * torch.arange(side) + matrix[axis, -1], logits.shape[1 + i], logits.device)
         for i, (axis, side) in enumerate(zip(order, shape))
     ]
-    dtype = torch.uint8 if len(logits) <= 256 else torch.int32
-    result = torch.empty(tuple(shape), dtype=dtype, device=logits.device)
+    result = torch.empty(tuple(shape), dtype=_dtype(logits), device=logits.device)
     first, *others = axes
     for low, slices in _runs(first.low.tolist()):
         planes = logits[:, [low, min(low + 1, logits.shape[1] - 1)]]
         _fill(result[slices], planes, first.share[slices], others)
     return result[None]
+
+
+def _dense_argmax(logits: torch.Tensor, matrix: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """As :func:`interpolated_argmax`, for any matrix, slice by slice."""
+    dims, logits = len(shape), logits.float()
+    cells = torch.tensor(logits.shape[1:], dtype=matrix.dtype)
+    plane = torch.stack(torch.meshgrid(*(torch.arange(side).to(matrix) for side in shape[1:]), indexing="ij"), dim=-1)
+    within = plane @ matrix[:dims, 1:dims].T + matrix[:dims, -1]
+    result = torch.empty(tuple(shape), dtype=_dtype(logits), device=logits.device)
+    for number in range(shape[0]):
+        places = within + number * matrix[:dims, 0]
+        # To [-1, 1] from the first cell to the last, and the axes in reverse.
+        places = (2 * places / (cells - 1).clamp_min(1) - 1).flip(-1).to(logits)
+        grid = places.reshape(1, *[1] * (dims - 1), -1, dims)
+        values = F.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=True)
+        result[number] = values.flatten(1).reshape(len(logits), -1).argmax(0).reshape(tuple(shape[1:]))
+    return result[None]
+
+
+def _dtype(logits: torch.Tensor) -> torch.dtype:
+    return torch.uint8 if len(logits) <= 256 else torch.int32
 
 
 def _fill(result: torch.Tensor, planes: torch.Tensor, shares: torch.Tensor, axes: Sequence[_Axis]) -> None:

@@ -373,13 +373,13 @@ FILES = {
         ("train", "finetune"),
         {"start_file": "OUT/a.pt"},
         {"a.pt": text_file},
-        f"Error at started_network: path must be the weights of a trained model, got OUT/a.pt, {DAMAGED}",
+        f"Error at start_network: path must be the weights of a trained model, got OUT/a.pt, {DAMAGED}",
     ),
     "beginning with a state": (
         ("train", "finetune"),
         {"start_file": "OUT/a.pt"},
         {"a.pt": of_tensors(network={"a": torch.zeros(1)})},
-        "Error at started_network: path must be the weights of this network with as many classes, got OUT/a.pt, of "
+        "Error at start_network: path must be the weights of this network with as many classes, got OUT/a.pt, of "
         "which decoder.0.convs.0.bias has the shape None and not (",
     ),
     "missing teacher": (

@@ -10,8 +10,10 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dinomix_monai.data.anatomy import ORGANS
+from dinomix_monai.networks import StudentPair
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -263,7 +265,7 @@ def test_each_arm_adds_the_terms_of_its_name_to_the_supervised_loss(
     built.initialize()
     trainer = built.parser.get_parsed_content("train#trainer")
     losses = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(dict(engine.state.output[0])))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(dict(engine.state.output)))
     trainer.run()
     assert [set(loss) & {"unsupervised", "distillation"} for loss in losses] == [terms] * 3
     assert all(math.isfinite(loss["loss"]) for loss in losses)
@@ -323,3 +325,49 @@ def test_training_twice_in_one_process_trains_twice(workflow, tmp_path: Path) ->
     built.run()
     assert again.state.iteration == 3
     assert any(not torch.equal(old, new) for old, new in zip(before, again.network.parameters()))
+
+
+def test_an_overlay_that_brings_a_network_of_its_own_keeps_it_with_several_processes(
+    workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    torch.manual_seed(1)
+    model = workflow("train").parser.get_parsed_content("network_def")
+    torch.save(model.state_dict(), tmp_path / "start.pt")
+    torch.manual_seed(2)
+    tuned = workflow("train", "finetune", "multi_gpu_train", start_file=str(tmp_path / "start.pt"))
+    network = tuned.parser.get_parsed_content("network")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in network.state_dict().items())
+    pair = workflow("train", "baseline/cps", "multi_gpu_train").parser.get_parsed_content("network")
+    assert isinstance(pair, StudentPair)
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda:1", True)])
+def test_mixed_precision_is_for_the_device_that_is_used(name: str, device: str, expected: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    parser = ConfigParser()
+    parser.read_config(str(FILES[name]))
+    parser["device"] = device
+    assert parser.get_parsed_content("amp") is expected
+
+
+def test_in_mixed_precision_patches_are_still_deformed_and_taught(run) -> None:
+    # On a CPU it is bfloat16, which NumPy does not know.
+    trained = run("train", epochs=1, amp=True, warm_up=0.0, distillation_interval=1)
+    output = trained.parser.get_parsed_content("train#trainer").state.output
+    assert math.isfinite(output["unsupervised"])
+    assert math.isfinite(output["distillation"])
+
+
+def test_a_short_training_is_validated_at_its_end(run, tmp_path: Path) -> None:
+    run("train", epochs=1, val_interval=7)
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows[-1].split(",")[-1]
+
+
+def test_the_loss_of_each_step_is_among_the_events(run, tmp_path: Path) -> None:
+    run("train", epochs=1)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]

@@ -67,7 +67,7 @@ def test_labels_of_unlabeled_cases_are_never_opened(run, edited_phantom, phantom
     settings = {"dataset_dir": str(folder), "epochs": 1, "atlas_dir": str(folder / "atlas")}
     trained = run("train", **settings)
     run("train", "evaluate", **settings)
-    assert "unsupervised" in trained.parser.get_parsed_content("train#trainer").state.output[0]
+    assert "unsupervised" in trained.parser.get_parsed_content("train#trainer").state.output
     assert [name for name in opened if any(name.endswith(case["label"]) for case in named)] == []
     # The images of the same cases were, and so were the labels of the others.
     assert all(any(name.endswith(case["image"]) for name in opened) for case in named)
@@ -95,7 +95,7 @@ def test_without_unlabeled_cases_training_is_supervised_with_one_warning(run, ed
         warnings.simplefilter("always")
         trained = run("train", dataset_dir=str(folder), epochs=1)
     assert sum("no unlabeled images" in str(warning.message) for warning in caught) == 1
-    assert "unsupervised" not in trained.parser.get_parsed_content("train#trainer").state.output[0]
+    assert "unsupervised" not in trained.parser.get_parsed_content("train#trainer").state.output
 
 
 def test_without_validation_cases_the_last_model_is_kept_with_a_warning(run, edited_phantom, tmp_path: Path) -> None:

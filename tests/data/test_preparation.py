@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import fire
 import nibabel as nib
@@ -136,7 +137,8 @@ def test_the_data_set_opens_as_any_other_and_says_what_it_is(protocol, raw, tmp_
     assert opened.class_names == ("background", "liver", "spleen", "kidney")
     assert sum(opened.training_voxels) == 2 * 16 * 12 * 8
     content = json.loads(path.read_text())
-    assert content["protocol"] == {"dataset": "lookalike", "name": "tiny", "labeled_percent": 50, "source": "here"}
+    named = {"dataset": "lookalike", "name": "tiny", "labeled_percent": 50, "source": "here"}
+    assert named.items() <= content["protocol"].items()
     assert content["unlabeled"] == [{"image": "images/01.nii.gz"}]
 
 
@@ -257,3 +259,11 @@ def test_the_command_prints_the_sections_and_the_list(raw, tmp_path, capsys):
         str(tmp_path / "out" / "dataset.json"),
     ]
     assert (tmp_path / "out" / "dataset.json").is_file()
+
+
+def test_a_folder_that_was_prepared_otherwise_is_not_taken_for_the_same(protocol, raw, tmp_path):
+    prepare_dataset(protocol, raw, tmp_path / "out", labeled=50)
+    prepare_dataset(protocol, raw, tmp_path / "out", labeled=50)
+    other = replace(protocol, window=[-100, 100])
+    with pytest.raises(FileExistsError, match="out_dir must be new, empty or hold the same data set"):
+        prepare_dataset(other, raw, tmp_path / "out", labeled=50)

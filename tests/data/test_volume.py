@@ -36,13 +36,13 @@ def gigantic_header(dtype=np.int16):
     [
         ((2, 3, 4), True),
         ((2, 3, 4, 1), True),
-        ((2, 3, 4, 1, 1), True),
+        ((2, 3, 4, 1, 1), False),
         ((2, 3), False),
         ((2, 3, 4, 5), False),
         ((2, 3, 4, 1, 3), False),
     ],
 )
-def test_a_single_volume_has_three_axes_and_beyond_them_only_length_1(shape, expected):
+def test_a_single_volume_has_three_axes_or_a_fourth_of_length_1(shape, expected):
     assert is_single_volume(shape) == expected
 
 

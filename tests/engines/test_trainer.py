@@ -460,3 +460,13 @@ def test_without_labels_a_step_with_nothing_to_learn_from_changes_nothing(make_t
 def test_without_images_of_either_kind_there_is_an_error(make_trainer):
     with pytest.raises(ValueError, match="train_data_loader or unlabeled_data_loader must yield batches, got none"):
         make_trainer(train_data_loader=None, unlabeled_data_loader=None)
+
+
+@pytest.mark.parametrize("unsupervised_weight", [0.0, 1.0])
+def test_without_decollation_the_output_carries_no_graph(make_trainer, unsupervised_weight):
+    trainer = make_trainer(max_epochs=1, decollate=False, unsupervised_weight=unsupervised_weight)
+    trainer.run()
+    output = trainer.state.output
+    assert ("unsupervised" in output) == bool(unsupervised_weight)
+    assert output["loss"].item() > 0
+    assert not any(value.requires_grad for value in output.values() if isinstance(value, torch.Tensor))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import traceback
 
 import pytest
 import torch
@@ -67,9 +68,42 @@ def test_a_task_that_there_is_not_is_refused(make_site, weights):
         client.answer(make_site(), "delete", FLModel(params=weights, current_round=0), Writer())
 
 
-def test_what_is_wrong_at_a_site_is_told_by_kind_and_not_by_the_names_of_files(tmp_path, make_plan, monkeypatch):
+def test_what_is_wrong_at_a_site_is_told_by_kind_and_not_by_the_names_of_files(
+    tmp_path, make_plan, monkeypatch, caplog
+):
     monkeypatch.setattr(client.flare, "get_site_name", lambda: "site-1")
     options = argparse.Namespace(folder=str(tmp_path), settings_file=None, dataset_dir=str(tmp_path / "patient_7"))
     reply = client._handshake(options, make_plan())
     assert reply.meta == {"error": "ValueError"}
     assert reply.params == {}
+    # Errors in a site's log may be streamed to the server.
+    assert "patient_7" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_task_that_fails_is_raised_without_the_names_of_files(make_plan, monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError("patient_7.nii.gz is damaged")
+
+    message = FLModel(params={"a": 1.0}, meta={"plan": make_plan().to_message()})
+    calls = {"init": None, "is_running": True, "receive": message, "get_task_name": "train"}
+    for name, value in calls.items():
+        monkeypatch.setattr(client.flare, name, lambda value=value: value)
+    monkeypatch.setattr(client, "SummaryWriter", object)
+    monkeypatch.setattr(client, "_settings", fail)
+    with pytest.raises(RuntimeError, match=r"^ValueError in the task train; the warning above says what\.$") as raised:
+        client.main([])
+    assert "patient_7" not in "".join(traceback.format_exception(raised.value))
+    assert "patient_7" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_settings_file_without_data_does_not_mean_the_phantom(tmp_path, monkeypatch):
+    monkeypatch.setattr(client.flare, "get_site_name", lambda: "site-1")
+    file = tmp_path / "site.json"
+    file.write_text('{"device": "cpu"}')
+    options = argparse.Namespace(folder=str(tmp_path), settings_file=str(file), dataset_dir=None)
+    with pytest.raises(
+        ValueError, match=r"settings_file must give the dataset_dir of the site, got none in .*site\.json"
+    ):
+        client._settings(options)

@@ -244,7 +244,12 @@ def test_enough_answers_and_time_outs_are_nvflares_to_enforce(federate):
     federation = federate(Hospital(), min_responses=1, grace_period=3, round_timeout=7, handshake_timeout=11)
     patience = {"timeout": 7, "min_responses": 1, "wait_time_after_min_received": 3}
     assert federation.sent[0] == ("handshake", {"timeout": 11})
-    assert all(options == patience for _, options in federation.sent[1:])
+    assert all(options == patience for task, options in federation.sent[1:] if task != "alone")
+    # As long as all rounds together.
+    rounds = [task for task, _ in federation.sent].count("train")
+    assert rounds > 1
+    longer = {"timeout": 7 * rounds, "min_responses": 1, "wait_time_after_min_received": 3 * rounds}
+    assert federation.sent[-1] == ("alone", longer)
     everyone = federate(Hospital(), round_timeout=7)
     expected = {"timeout": 7, "min_responses": None, "wait_time_after_min_received": 0}
     assert everyone.sent[1] == ("train", expected)

@@ -23,6 +23,14 @@ def test_what_a_bundle_would_run_is_refused_whoever_sends_it(value):
         RunPlan.from_message(message)
 
 
+@pytest.mark.parametrize("name", ["rounds", "epochs_per_round", "proximal_weight", "local_norm", "labeled_voxels"])
+def test_text_is_refused_wherever_a_number_belongs(name):
+    text = "$__import__('os').system('true')"
+    message = {**RunPlan(1, 1).to_message(), name: [text] if name == "labeled_voxels" else text}
+    with pytest.raises(ValueError, match=f"{name} must be made of numbers, got .*import"):
+        RunPlan.from_message(message)
+
+
 @pytest.mark.parametrize("overlay", ["../secret", "/etc/passwd", "a/../b", "acdc.json", ""])
 def test_overlays_are_names_and_not_paths(overlay):
     with pytest.raises(ValueError, match="overlays must be names of configs of the bundle"):

@@ -40,6 +40,11 @@ def test_a_filter_acts_on_differences_and_lets_no_whole_weights_pass():
     assert run(DataKind.WEIGHTS, {}).data == {}
 
 
+def test_nothing_leaves_of_an_update_that_is_not_finite():
+    change = {"a": np.ones(10, np.float32), "b": np.array([1, np.nan], np.float32)}
+    assert run(DataKind.WEIGHT_DIFF, change).data == {}
+
+
 def test_two_draws_differ():
     one, other = (run(DataKind.WEIGHT_DIFF, {"a": np.zeros(10)}).data["a"] for _ in range(2))
     assert not np.array_equal(one, other)

@@ -98,10 +98,15 @@ def test_the_voxels_of_all_sites_steer_mixing_alignment_and_class_weights(make_s
 
 def test_schedules_go_by_the_rounds_of_the_run_even_where_one_was_missed(make_site, make_plan, weights):
     site = make_site(plan=make_plan(rounds=4))
-    site.train(weights, 2)
-    trainer = parsed(site, "train#trainer")
-    assert (trainer.state.epoch, trainer.state.iteration) == (3, 6)
-    assert trainer.progress == (6 - 1) / 8
+    rates = []
+    for number in (2, 1):  # the second time as where a server goes on from an older model
+        site.train(weights, number)
+        trainer = parsed(site, "train#trainer")
+        assert (trainer.state.epoch, trainer.state.iteration) == (number + 1, 2 * number + 2)
+        assert trainer.progress == (2 * number + 1) / 8
+        (rate,) = {group["lr"] for group in trainer.optimizer.param_groups}
+        rates.append(rate / parsed(site, "learning_rate"))
+    assert rates == pytest.approx([(1 - 6 / 8) ** 0.9, (1 - 4 / 8) ** 0.9])
 
 
 @pytest.mark.parametrize("transfer", ["difference", "half_difference"])

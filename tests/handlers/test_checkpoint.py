@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dinomix_monai.handlers import (
     CurriculumHandler,
     EMAUpdateHandler,
     EpochSeedHandler,
+    LastModelHandler,
     RampUpHandler,
     RunStateLoader,
     RunStateSaver,
@@ -63,15 +65,17 @@ class Teacher(nn.Module):
 class Run:
     """A whole training as the bundle builds it, with toys in it; each one is built anew, as in a new process."""
 
-    def __init__(self, folder, epochs=2, fingerprint="a", resume=False, seed=0, warm_up=0.0, **changes):
+    def __init__(
+        self, folder, epochs=2, fingerprint="a", resume=False, seed=0, warm_up=0.0, planned=2, lr=0.01, **changes
+    ):
         torch.manual_seed(seed)
         self.file = folder / "last" / "state.pt"
         network = Network()
         self.ema_teacher = EMATeacher(network, decay=0.5)
         mix = PICCutMixd("image", [400, 100, 12], bank_size=2)
         distiller = FeatureDistiller(network, ["features"], Teacher(fingerprint), (8, 8, 8), layers=2, interval=2)
-        optimizer = torch.optim.AdamW([*network.parameters(), *distiller.parameters()], lr=0.01)
-        scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=2 * STEPS)
+        optimizer = torch.optim.AdamW([*network.parameters(), *distiller.parameters()], lr=lr)
+        self.scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=planned * STEPS)
         labeled, unlabeled = stream(5, 2), stream(4, 1, unlabeled=True)
         self.best = BestModelHandler(folder / "model.pt", NAMES)
         self.evaluator = SupervisedEvaluator(
@@ -82,7 +86,7 @@ class Run:
             key_val_metric={"val_mean_dice": MeanDice(num_classes=3, output_transform=from_engine(["pred", "label"]))},
             val_handlers=[self.best],
         )
-        objects = {"lr_scheduler": scheduler, "best_model": self.best, "nothing": None}
+        objects = {"best_model": self.best, "nothing": None}
         loss = VoxelWeightedDiceCELoss()
         self.trainer = DinoMixTrainer(
             device=torch.device("cpu"),
@@ -93,12 +97,12 @@ class Run:
             loss_function=loss,
             prepare_batch=PlainPrepareBatch(),
             train_handlers=[
-                *([RunStateLoader(self.file, objects)] if resume else []),
+                *([RunStateLoader(self.file, objects, self.scheduler)] if resume else []),
                 EpochSeedHandler(seed=7, randomizables=[labeled, unlabeled, mix, distiller, None]),
                 CurriculumHandler(total_epochs=2, transform=mix),
                 RampUpHandler("unsupervised_weight", 1.0, warm_up=warm_up, ramp_up=0.2),
                 EMAUpdateHandler(),
-                LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
+                LrScheduleHandler(self.scheduler, epoch_level=False, print_lr=False),
                 ValidationHandler(validator=self.evaluator, interval=1),
                 RunStateSaver(self.file, objects),
             ],
@@ -260,6 +264,26 @@ class TestResume:
         a, b = (torch.load(tmp_path / part / "model.pt", weights_only=True) for part in ("whole", "parts"))
         assert is_equal(a, b)
 
+    def test_a_run_that_is_made_longer_goes_on_with_the_learning_rates_of_the_longer_one(self, tmp_path):
+        first = Run(tmp_path, epochs=2).run()
+        assert first.trainer.optimizer.param_groups[0]["lr"] == 0
+        resumed = Run(tmp_path, epochs=3, resume=True, planned=4, lr=0.02)
+        rates = []
+        resumed.trainer.add_event_handler(
+            Events.ITERATION_STARTED, lambda engine: rates.append(engine.optimizer.param_groups[0]["lr"])
+        )
+        resumed.run()
+        steps = range(2 * STEPS, 3 * STEPS)
+        assert rates == pytest.approx([0.02 * (1 - step / (4 * STEPS)) for step in steps])
+
+    def test_a_run_that_is_resumed_in_its_first_epoch_leaves_alone_what_an_earlier_one_has_kept(self, tmp_path):
+        earlier = Run(tmp_path, epochs=1).run().file.read_bytes()
+        stopped = Run(tmp_path, epochs=1)
+        stopped.trainer.add_event_handler(Events.STARTED, lambda engine: engine.terminate())
+        stopped.run()
+        Run(tmp_path, epochs=1, resume=True).run()
+        assert stopped.file.with_name("state.previous.pt").read_bytes() == earlier
+
     def test_every_part_of_the_run_is_in_the_file_and_nothing_of_the_teacher(self, tmp_path):
         run = Run(tmp_path, epochs=1, fingerprint="abc").run()
         state = torch.load(run.file, weights_only=True)
@@ -270,7 +294,6 @@ class TestResume:
             "pseudo_labeler",
             "mix",
             "distiller",
-            "lr_scheduler",
             "best_model",
         }
         assert set(state) == {*parts, "trainer", "teacher"}
@@ -303,7 +326,7 @@ class TestResume:
         assert run.file.read_bytes() == old
         monkeypatch.undo()
         RunStateSaver(run.file)(run.trainer)
-        assert "lr_scheduler" not in torch.load(run.file, weights_only=True)
+        assert "best_model" not in torch.load(run.file, weights_only=True)
 
     def test_another_teacher_is_refused(self, tmp_path):
         Run(tmp_path, epochs=1, fingerprint="one").run()
@@ -391,6 +414,15 @@ class TestNothingIsLost:
         for path, content in before.items():
             assert path.with_name(f"{path.stem}.previous.pt").read_bytes() == content != path.read_bytes()
         assert f"{first.file} was there from an earlier run and is now state.previous.pt." in caplog.text
+
+    def test_without_validation_the_model_of_the_one_before_is_kept_too(self, tmp_path):
+        best = BestModelHandler(tmp_path / "model.pt", NAMES)
+        best.path.write_bytes(b"earlier")
+        network = Network()
+        with pytest.warns(UserWarning, match="No validation has chosen a model"):
+            LastModelHandler(best)(SimpleNamespace(ema_teacher=EMATeacher(network)))
+        assert best.path.with_name("model.previous.pt").read_bytes() == b"earlier"
+        assert is_equal(torch.load(best.path, weights_only=True), network.state_dict())
 
     def test_a_resumed_run_keeps_nothing_of_itself(self, tmp_path):
         Run(tmp_path, epochs=1).run()

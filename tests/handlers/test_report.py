@@ -16,9 +16,10 @@ from monai.transforms import Orientation
 from torch import nn
 
 from dinomix_monai.engines import PlainPrepareBatch
-from dinomix_monai.handlers import ReportHandler, read_run
+from dinomix_monai.handlers import ReportHandler, charts, read_run
 from dinomix_monai.handlers import report as report_module
 from dinomix_monai.handlers.case_views import draw_case
+from dinomix_monai.metrics import CaseScores, SoundRule
 
 NAMES = ["background", "spleen", "left kidney", "gland"]
 SPACING = (1.0, 2.0, 3.0)
@@ -357,3 +358,16 @@ def test_rules_are_checked_at_once(tmp_path):
 def test_an_image_without_a_spacing_is_refused(tmp_path):
     with pytest.raises(TypeError, match="image must be a MetaTensor, whose affine tells the spacing, got Tensor"):
         report(tmp_path, three_cases(), prepare_batch=PlainPrepareBatch())
+
+
+def test_marks_of_a_baseline_stand_in_the_rows_of_their_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "save_figure", lambda figure, _: figure)
+
+    def scores(names, values):
+        return CaseScores(names, SoundRule(), ["a"], [[]], [np.array([values, *[[0.0] * len(values)] * 3])])
+
+    own = scores(NAMES, [0.1, 0.2, 0.3])
+    baseline = scores(["background", "gland", "spleen", "liver"], [0.9, 0.7, 0.5])
+    figure = charts.draw_class_scores(tmp_path / "dice.png", own, {"other": baseline})
+    (marks,) = (line for line in figure.axes[0].lines if line.get_label() == "other")
+    np.testing.assert_array_equal(marks.get_xdata(), [0.7, np.nan, 0.9])

@@ -50,6 +50,8 @@ def test_a_path_in_the_studies_and_an_uploaded_scan_are_segmented(
         ("/infer/unet?image=case_1", {}, 404, "model must be one of dinomix, got 'unet'"),
         ("/infer/dinomix?image=case_1", {"image": 3}, 422, "image must be the name of a scan, got a int"),
         ("/infer/dinomix?image=case_1", {"label_tag": "../../x"}, 422, "label_tag must be a plain name, got '../../x'"),
+        ("/infer/dinomix?image=case_1", {"label_tag": ".."}, 422, "label_tag must be a plain name, got '..'"),
+        ("/infer/dinomix?image=case_1", {"label_tag": 3}, 422, "label_tag must be a plain name, got 3"),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(client, make_folder, url, params, status: int, detail: str) -> None:

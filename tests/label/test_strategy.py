@@ -104,6 +104,45 @@ def test_scoring_assesses_every_scan_once_and_counts_labeled_voxels(
     assert known.scans["case_1"].features != known.scans["case_3"].features
 
 
+def test_what_cannot_be_read_does_not_keep_the_others_from_being_assessed(
+    client, make_folder, give_model, save_label, phantom: Path, studies: Path
+) -> None:
+    import nibabel as nib
+
+    (studies / "case_1.nii").write_bytes(b"damaged")
+    volume = np.full((40, 40, 28), np.nan, dtype=np.float32)
+    nib.save(nib.Nifti1Image(volume, nib.load(studies / "case_2.nii").affine), studies / "case_2.nii")
+    folder = make_folder()
+    give_model(folder)
+    http = client(folder)
+    save_label(http, "case_3", phantom / "labels" / "phantom_003.nii")
+    next((studies / "labels" / "final").glob("case_3*")).write_bytes(b"damaged")
+    assert http.post("/scoring/dinomix?run_sync=true", json={}).json() == {"assessed": ["case_3"]}
+    known = Assessments.read(folder)
+    assert known.unreadable == ["case_1", "case_2"]
+    assert known.counts == [0] * 13
+    assert http.post("/scoring/dinomix?run_sync=true", json={}).json() == {"assessed": []}
+
+
+def test_a_model_that_comes_during_the_scoring_takes_over(client, make_folder, give_model, monkeypatch) -> None:
+    folder = make_folder()
+    give_model(folder)
+    http = client(folder)
+    assess, calls = ScanAssessor.__call__, []
+
+    def replaced_after_the_first(self: ScanAssessor, image: torch.Tensor) -> object:
+        calls.append(next(self.teacher.parameters()).sum().item())
+        if len(calls) == 1:
+            give_model(folder, seed=1)
+        return assess(self, image)
+
+    monkeypatch.setattr(ScanAssessor, "__call__", replaced_after_the_first)
+    assert http.post("/scoring/dinomix?run_sync=true", json={}).json() == {"assessed": ["case_1", "case_2", "case_3"]}
+    assert len(calls) == 4
+    assert calls[0] != calls[1] == calls[2] == calls[3]
+    assert len(Assessments.read(folder).scans) == 3
+
+
 def test_scoring_is_started_only_where_there_is_something_to_assess(
     make_folder, give_model, assess, studies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

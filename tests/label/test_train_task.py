@@ -103,7 +103,7 @@ def test_a_model_that_validation_finds_worse_does_not_replace_the_old_one(
         save_label(http, f"case_{number}", labels / f"phantom_00{number}.nii")
     give_model(folder)
     stamp = stamp_of(folder.model_file)
-    share = between(*(hash_share(f"case_{number}.nii") for number in (1, 2)))
+    share = between(*(hash_share(f"case_{number}") for number in (1, 2)))
     result = train(http, val_split=share)
     assert (result["labeled"], result["validation"]) == (1, 1)
     assert result["score"] == result["score_before"]
@@ -134,7 +134,7 @@ def test_a_better_model_replaces_the_old_one(
     weights["head.weight"].zero_()
     weights["head.bias"].zero_()
     torch.save(weights, folder.model_file)
-    result = train(http, val_split=between(*(hash_share(f"case_{number}.nii") for number in (1, 2))), max_epochs=2)
+    result = train(http, val_split=between(*(hash_share(f"case_{number}") for number in (1, 2))), max_epochs=2)
     assert result["score_before"] == 0
     assert result["replaced"] == (result["score"] > 0)
 
@@ -175,7 +175,11 @@ def test_without_a_label_the_answer_says_what_to_do(client, make_folder, train) 
     ("params", "message"),
     [
         ({"max_epochs": 0}, "max_epochs must be >= 1, got 0"),
+        ({"epochs": 2}, "can be given device, pretrained, max_epochs, val_split, seed, got epochs"),
         ({"max_epochs": "many"}, "max_epochs, seed and val_split must be numbers"),
+        ({"pretrained": "maybe"}, "pretrained true or false"),
+        ({"pretrained": 1}, "pretrained true or false"),
+        ({"device": 3}, "device a name"),
         ({"val_split": 1.0}, r"val_split must be in [0, 1), got 1.0"),
         ({"val_split": 0.999}, "all for validation with val_split 0.999"),
     ],
@@ -183,9 +187,11 @@ def test_without_a_label_the_answer_says_what_to_do(client, make_folder, train) 
 def test_wrong_parameters_are_refused(
     client, make_folder, save_label, train, labels: Path, params: dict, message: str
 ) -> None:
-    http = client(make_folder())
+    folder = make_folder()
+    http = client(folder)
     save_label(http, "case_1", labels / "phantom_001.nii")
     assert message in train(http, status=422, **params)["detail"]
+    assert not list(folder.runs.iterdir())
 
 
 def test_a_model_of_other_classes_can_only_be_replaced(
@@ -213,7 +219,9 @@ def test_a_training_that_fails_leaves_the_model_as_it_was(
     folder = make_folder()
     give_model(folder)
     stamp = stamp_of(folder.model_file)
-    run = TrainingRun(folder, [{"image": str(studies / "case_1.nii"), "label": str(labels / "phantom_001.nii")}], [])
+    run = TrainingRun(
+        folder, [{"name": "case_1", "image": str(studies / "case_1.nii"), "label": str(labels / "phantom_001.nii")}], []
+    )
     monkeypatch.setattr(os, "fsync", broken_disk)
     with pytest.raises(RuntimeError):
         run(epochs=1)
@@ -226,7 +234,7 @@ def broken_disk(file: int) -> None:
 
 def test_no_scan_that_was_learned_from_judges_a_later_model(make_folder, studies: Path) -> None:
     names = [f"scan_{number}.nii" for number in range(40)]
-    cases = [{"image": name, "label": name} for name in names]
+    cases = [{"name": name, "image": name, "label": name} for name in names]
     for share in (0.2, 0.6):
         folder = make_folder()
         few, all_ = (TrainingRun(folder, part, [], share) for part in (cases[:10], cases))
@@ -234,3 +242,18 @@ def test_no_scan_that_was_learned_from_judges_a_later_model(make_folder, studies
         assert {case["image"] for case in few.validation} == chosen & set(names[:10])
         assert abs(len(chosen) / 40 - share) < 0.25
         assert not chosen & {case["image"] for case in all_.training}
+
+
+def test_scans_are_told_apart_by_their_names_in_the_studies(
+    client, make_folder, save_label, train, labels: Path, studies: Path, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        elsewhere = tmp_path / str(number) / "image.nii"
+        elsewhere.parent.mkdir()
+        (studies / f"case_{number}.nii").rename(elsewhere)
+        (studies / f"case_{number}.nii").symlink_to(elsewhere)
+    http = client(make_folder())
+    for number in (1, 2):
+        save_label(http, f"case_{number}", labels / f"phantom_00{number}.nii")
+    result = train(http, val_split=between(*(hash_share(f"case_{number}") for number in (1, 2))))
+    assert (result["labeled"], result["validation"]) == (1, 1)

@@ -14,6 +14,7 @@ from monai.transforms import (
     RandRotate90d,
     RandSpatialCropd,
     RandZoomd,
+    SpatialPad,
     SpatialPadd,
 )
 from torch.nn import functional as F
@@ -141,6 +142,16 @@ def test_volumes_that_cells_do_not_divide_have_tokens_up_to_their_edge(atlas):
     volume = scan(shape=(14, 24, 12))
     tokens = atlas_tokens(atlas, volume, volume[:, 6:], (2, 6, 6))
     assert tokens.any(0).all()
+
+
+@pytest.mark.parametrize("shape", [(14, 24, 12), (13, 21, 11), (15, 23, 9)])
+def test_nothing_dark_is_seen_where_cells_stick_out_of_the_volume(atlas, shape):
+    volume = MetaTensor(torch.ones(1, *shape), affine=torch.as_tensor(STRAIGHT))
+    grid = [-(-side // cell) for side, cell in zip(shape, CELL)]
+    tokens = atlas_tokens(atlas, volume, SpatialPad([n * cell for n, cell in zip(grid, CELL)])(volume), grid)
+    counted = tokens.any(0)
+    assert counted.float().mean() > 0.5
+    torch.testing.assert_close(tokens[:, counted], torch.ones_like(tokens[:, counted]), atol=1e-3, rtol=0)
 
 
 def test_mixed_patches_have_the_tokens_of_what_was_pasted(atlas):

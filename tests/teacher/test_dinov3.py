@@ -110,7 +110,12 @@ def test_it_stays_frozen(untrained, images):
     assert not tokens.requires_grad
     after = untrained.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert fingerprint(after) == untrained.fingerprint
+
+
+def test_the_fingerprint_is_that_of_weights_and_normalization(untrained):
+    state = {**untrained.model.state_dict(), "image_mean": untrained.mean, "image_std": untrained.std}
+    assert fingerprint(state) == untrained.fingerprint
+    assert fingerprint({**state, "image_mean": untrained.mean + 0.1}) != untrained.fingerprint
 
 
 def test_a_meta_tensor_gives_a_plain_tensor(untrained, images):

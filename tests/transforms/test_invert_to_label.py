@@ -13,6 +13,7 @@ from monai.transforms import (
     Invertd,
     Orientationd,
     Rotated,
+    Spacing,
     Spacingd,
     SpatialPadd,
 )
@@ -117,8 +118,41 @@ def test_image_without_affine_is_refused() -> None:
         InvertToLabeld("pred", "image")(sample)
 
 
-def test_preprocessing_that_rotates_is_refused() -> None:
-    image = Rotated("image", angle=[0.2, 0, 0], keep_size=True)({"image": image_of((20, 20, 20), affine_of((2, 2, 2)))})
-    sample = {"image": image["image"], "pred": torch.rand(2, 20, 20, 20)}
-    with pytest.raises(ValueError, match=r"matrix must map axes to axes, got .* but not rotate"):
-        InvertToLabeld("pred", "image")(sample)
+def test_where_preprocessing_rotates_labels_still_lie_where_they_belong() -> None:
+    rotate = Rotated("image", angle=[0.2, 0.1, 0], keep_size=True)
+    check_plane(rotate({"image": image_of((20, 18, 16), affine_of((2, 2, 2)))})["image"])
+
+
+@pytest.mark.parametrize("slices", [1, 9])
+def test_a_scan_whose_gantry_was_tilted_keeps_its_own_grid(slices: int) -> None:
+    tilted = np.array([[2.0, 0, 0, 3], [0, 2, 1.5, -8], [0, 0, 5, 7], [0, 0, 0, 1]])
+    straight = Spacing((3, 3, 5))(image_of((24, 22, slices), tilted))
+    assert not torch.allclose(straight.affine[:3, 2] / 5, torch.as_tensor(tilted[:3, 2] / 5))
+    check_plane(straight)
+
+
+def check_plane(image: MetaTensor) -> None:
+    """Two classes with a plane between them, through the middle of the scan: linear interpolation keeps it exactly."""
+    original, shape = np.asarray(image.meta["original_affine"]), np.asarray(image.meta["spatial_shape"])
+    middle = original[:3, :3] @ ((shape - 1) / 2) + original[:3, 3]
+
+    def height(affine: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+        return (indices(sides) @ affine[:3, :3].T + affine[:3, 3] - middle) @ [0.5, 0.7, -0.4] + 0.3
+
+    grid = np.asarray(image.affine)
+    logits = torch.as_tensor(np.stack([np.zeros(image.shape[1:]), height(grid, image.shape[1:])])).float()
+    label = InvertToLabeld("pred", "image")({"image": image, "pred": logits})["pred"]
+    np.testing.assert_allclose(label.affine, original)
+    assert label.shape[1:] == tuple(shape)
+    to_cell = np.linalg.inv(grid) @ original
+    place = indices(shape) @ to_cell[:3, :3].T + to_cell[:3, 3]
+    above = height(original, shape)
+    # Beyond the outermost cells their logits go on.
+    counted = ((place >= -1e-6) & (place <= np.array(image.shape[1:]) - 1 + 1e-6)).all(-1) & (np.abs(above) > 1e-3)
+    assert counted.mean() > 0.4
+    assert 0.1 < (above[counted] > 0).mean() < 0.9
+    np.testing.assert_array_equal(np.asarray(label)[0][counted], above[counted] > 0)
+
+
+def indices(sides: Sequence[int]) -> np.ndarray:
+    return np.stack(np.meshgrid(*(np.arange(side) for side in sides), indexing="ij"), axis=-1)
