@@ -238,7 +238,13 @@ def promote(
 
 
 @SetParseFn(str, "dataset_dir", "datalist_file")
-def split(dataset_dir: str, sites: int, unlabeled_sites: int = 0, datalist_file: str = "dataset.json") -> None:
+def split(
+    dataset_dir: str,
+    sites: int,
+    unlabeled_sites: int = 0,
+    datalist_file: str = "dataset.json",
+    allow_outside: bool = False,
+) -> None:
     """
     Writes a datalist for each of several sites beside that of a data set, to try a federation on one machine.
 
@@ -247,10 +253,11 @@ def split(dataset_dir: str, sites: int, unlabeled_sites: int = 0, datalist_file:
         sites: number of sites.
         unlabeled_sites: how many of them have no labels.
         datalist_file: name of the list to split.
+        allow_outside: whether the list may name files that are not in the folder.
     """
     from dinomix_monai.data import split_dataset
 
-    for path in split_dataset(dataset_dir, sites, unlabeled_sites, file=datalist_file):
+    for path in split_dataset(dataset_dir, sites, unlabeled_sites, file=datalist_file, allow_outside=allow_outside):
         print(path)
 
 

@@ -18,6 +18,7 @@ def split_dataset(
     unlabeled_sites: int = 0,
     phantom_dir: str | Path | None = None,
     file: str = "dataset.json",
+    allow_outside: bool = False,
 ) -> list[Path]:
     """
     Writes a datalist for each site beside that of the whole data set; no image is copied.
@@ -31,6 +32,7 @@ def split_dataset(
         unlabeled_sites: how many of them have no label at all.
         phantom_dir: see :func:`read_datalist`.
         file: name of the list to split.
+        allow_outside: see :func:`read_datalist`.
 
     Returns:
         The datalist of each site.
@@ -44,7 +46,7 @@ def split_dataset(
             f"sites and unlabeled_sites must leave at least one site with labels, got {sites} and {unlabeled_sites}."
         )
     root = dataset_root(dataset_dir)
-    datalist = read_datalist(root, phantom_dir, file)
+    datalist = read_datalist(root, phantom_dir, file, allow_outside)
     if len(datalist.training) < labeled_sites:
         raise ValueError(
             f"training must list a case for each of {labeled_sites} sites with labels, got {len(datalist.training)}."

@@ -1,4 +1,4 @@
-"""The handshake: no round begins before all sites have the same teacher, labels and network."""
+"""The handshake: no round begins before all sites have the same teacher and labels."""
 
 from __future__ import annotations
 

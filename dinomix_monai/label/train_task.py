@@ -19,8 +19,8 @@ __all__ = ["DinoMixTrainTask"]
 
 logger = logging.getLogger(__name__)
 
-# What MONAI Label itself puts into a request.
-_OF_THE_SERVER = {"model", "bundle_path", "gpus", "local_rank", "dinomix"}
+# What MONAI Label and its clients put into a request.
+_OF_THE_SERVER = {"model", "bundle_path", "client_id", "gpus", "local_rank", "dinomix"}
 
 
 class DinoMixTrainTask(TrainTask):
@@ -56,16 +56,13 @@ class DinoMixTrainTask(TrainTask):
             datastore: scans and labels.
 
         Returns:
-            The fields of :class:`TrainingResult`.
+            The fields of :class:`TrainingResult`; what the request sets and :meth:`config` does not have is among its
+            warnings, because clients add entries of their own.
 
         Raises:
-            Refusal: As :class:`TrainingRun` does, or when the request sets what :meth:`config` does not have, or a
-                value is of the wrong kind.
+            Refusal: As :class:`TrainingRun` does, or when a value of the request is of the wrong kind.
         """
-        wanted = self.config()
-        if unknown := sorted(set(request) - set(wanted) - _OF_THE_SERVER):
-            raise Refusal(f"Training can be given {', '.join(wanted)}, got {', '.join(unknown)}. Leave that out.")
-        wanted.update(request)
+        wanted = {**self.config(), **request}
         try:
             epochs, seed, share = int(wanted["max_epochs"]), int(wanted["seed"]), float(wanted["val_split"])
             pretrained, device = strtobool(wanted["pretrained"]), name_to_device(wanted["device"])
@@ -83,6 +80,10 @@ class DinoMixTrainTask(TrainTask):
         run = TrainingRun(self.folder, labeled, unlabeled, share)
         result = run(epochs, pretrained, device, seed)
         logger.info("%s", _in_words(asdict(result)))
+        if unknown := sorted(set(request) - set(self.config()) - _OF_THE_SERVER):
+            warning = f"Training can be given {', '.join(self.config())}, and has left out {', '.join(unknown)}."
+            logger.warning(warning)
+            result.warnings.append(warning)
         return asdict(result)
 
 

@@ -25,7 +25,9 @@ _TRAINING_HEADS = ("dino_head.", "ibot_head.")
 # What no patch token depends on. Everything else that a model does not ask for is an error.
 _VIT_DROPPED = (
     "mask_token",  # stands in for masked patches, in pre-training only
-    "rope_embed.periods",  # a constant of the architecture, which timm computes anew
+    # A constant of the architecture, which timm computes anew; rounded to bfloat16 in Meta's files, it moves tokens by
+    # about a thousandth.
+    "rope_embed.periods",
     "local_cls_norm.",  # normalizes class tokens of local crops, in pre-training only (ViT-7B and satellite ViT-L)
     "projectors.",  # heads that some distilled models were trained with
 )

@@ -175,7 +175,6 @@ def test_without_a_label_the_answer_says_what_to_do(client, make_folder, train) 
     ("params", "message"),
     [
         ({"max_epochs": 0}, "max_epochs must be >= 1, got 0"),
-        ({"epochs": 2}, "can be given device, pretrained, max_epochs, val_split, seed, got epochs"),
         ({"max_epochs": "many"}, "max_epochs, seed and val_split must be numbers"),
         ({"pretrained": "maybe"}, "pretrained true or false"),
         ({"pretrained": 1}, "pretrained true or false"),
@@ -257,3 +256,12 @@ def test_scans_are_told_apart_by_their_names_in_the_studies(
         save_label(http, f"case_{number}", labels / f"phantom_00{number}.nii")
     result = train(http, val_split=between(*(hash_share(f"case_{number}") for number in (1, 2))))
     assert (result["labeled"], result["validation"]) == (1, 1)
+
+
+def test_what_training_does_not_know_is_said(client, make_folder, save_label, train, labels: Path) -> None:
+    http = client(make_folder())
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    known = "device, pretrained, max_epochs, val_split, seed"
+    result = train(http, client_id="viewer", epochs=2)
+    assert f"Training can be given {known}, and has left out epochs." in result["warnings"]
+    assert "client_id" not in str(train(http, client_id="viewer")["warnings"])
