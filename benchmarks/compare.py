@@ -114,9 +114,15 @@ def _run_folder(folder: Path, rate: float | None) -> Path:
 
 def _best_rate(folder: Path) -> float | None:
     """The learning rate that was best on the validation cases, ``None`` where it was not searched."""
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("rate_*/*/result.json"))]
-    best = max(results, key=lambda result: result["validation"], default=None)
-    return best and best["learning_rate"]
+    found: dict[float, dict[str, float]] = {}
+    for file in sorted(folder.glob("rate_*/*/result.json")):
+        result = json.loads(file.read_text())
+        found.setdefault(result["learning_rate"], {})[file.parent.name] = result["validation"]
+    if not found:
+        return None
+    # By the seeds that all rates have: one of several seeds would win by luck alone.
+    common = set.intersection(*map(set, found.values()))
+    return max(found, key=lambda rate: sum(found[rate][seed] for seed in common))
 
 
 def _results(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

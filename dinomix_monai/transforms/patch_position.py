@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -50,16 +51,18 @@ class PatchPositiond(MapTransform):
                 raise TypeError(
                     f"{key} must be a MetaTensor, whose affine tells where it lies, got {type(image).__name__}."
                 )
+            # In NumPy: as tensors, so small matrices take twice the time.
+            affine, original = (np.asarray(each, float) for each in (image.affine, image.meta["original_affine"]))
             dims = image.ndim - 1
-            affine, original = image.affine.double(), torch.as_tensor(image.meta["original_affine"]).double()
-            volume_shape = torch.as_tensor(image.meta["spatial_shape"][:dims]).double()
-            center = _apply(affine, (torch.tensor(image.shape[1:]).double() - 1) / 2)
+            volume_shape = np.asarray(image.meta["spatial_shape"][:dims], float)
+            center = _apply(affine, (np.asarray(image.shape[1:]) - 1) / 2)
             offset_mm = center - _apply(original, (volume_shape - 1) / 2)
-            result[self.position_key] = torch.linalg.solve(affine[:dims, :dims], offset_mm).float()
+            offset = np.linalg.solve(affine[:dims, :dims], offset_mm)
+            result[self.position_key] = torch.from_numpy(offset).float()
         return result
 
 
-def _apply(affine: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+def _apply(affine: np.ndarray, point: np.ndarray) -> np.ndarray:
     dims = len(point)
     return affine[:dims, :dims] @ point + affine[:dims, -1]
 
