@@ -30,7 +30,7 @@ SHAPE = (512, 512, 300)
 WAYS: dict[str, dict[str, Any]] = {
     "stock": {
         "inferer#_target_": "SlidingWindowInferer",
-        "preprocessing#transforms#2#dtype": "$numpy.float64",
+        "preprocessing#transforms#3#dtype": "$numpy.float64",
         "postprocessing#transforms#0": {
             "_target_": "Compose",
             "transforms": [

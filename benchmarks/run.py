@@ -27,20 +27,23 @@ SCRIPTS = {
 
 
 def main(out_file: str | Path = HERE / "results" / "costs.md") -> None:
-    """Writes the table."""
+    """Writes the table, anew after each script."""
     lines = ["| benchmark | form | figures |", "|---|---|---|"]
+    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     for name, (script, *options) in SCRIPTS.items():
         command = [sys.executable, str(HERE / script), *options]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         lines += [f"| {name} | {form} | {figures} |" for form, figures in table_rows(printed)]
+        text = "\n".join([*lines, "", f"`python benchmarks/run.py` on {_machine()}."]) + "\n"
+        Path(out_file).write_text(text)
+    print(text)
+
+
+def _machine() -> str:
     import torch
 
-    machine = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}"
-    machine += f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    text = "\n".join([*lines, "", f"`python benchmarks/run.py` on {machine}."]) + "\n"
-    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
-    Path(out_file).write_text(text)
-    print(text)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, {gpu}, torch {torch.__version__}"
 
 
 def table_rows(printed: str) -> list[tuple[str, str]]:
