@@ -34,8 +34,10 @@ def main(out_file: str | Path = HERE / "results" / "costs.md") -> None:
         command = [sys.executable, str(HERE / script), *options]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         lines += [f"| {name} | {form} | {figures} |" for form, figures in table_rows(printed)]
-        text = "\n".join([*lines, "", f"`python benchmarks/run.py` on {_machine()}."]) + "\n"
-        Path(out_file).write_text(text)
+        Path(out_file).write_text("\n".join(lines) + "\n")
+    # At the end, because it imports PyTorch, and while a script runs this process had better be small.
+    text = "\n".join([*lines, "", f"`python benchmarks/run.py` on {_machine()}."]) + "\n"
+    Path(out_file).write_text(text)
     print(text)
 
 

@@ -27,7 +27,7 @@ class DinoMixScoring(ScoringMethod):
     Assesses every scan, labeled or not, that the current model has not assessed yet.
 
     It writes after each scan, so the strategy can go by those that are done. A model that a training puts in place
-    meanwhile takes over. A scan that cannot be read, or has voxels that are no numbers, is left out and logged.
+    meanwhile takes over. A scan that cannot be read, or is not finite when preprocessed, is left out and logged.
 
     Args:
         folder: folder of the app.

@@ -118,7 +118,7 @@ def _dense_argmax(logits: torch.Tensor, matrix: torch.Tensor, shape: Sequence[in
         places = (2 * places / (cells - 1).clamp_min(1) - 1).flip(-1).to(logits)
         grid = places.reshape(1, *[1] * (dims - 1), -1, dims)
         values = F.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=True)
-        result[number] = values.flatten(1).reshape(len(logits), -1).argmax(0).reshape(tuple(shape[1:]))
+        result[number] = values.reshape(len(logits), -1).argmax(0).reshape(tuple(shape[1:]))
     return result[None]
 
 
