@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,4 +146,11 @@ def _prepared(volume: np.ndarray, key: str, protocol: Protocol) -> np.ndarray:
 def _progress(
     pool: Executor, function: Callable[[RawCase], _Result], cases: Sequence[RawCase], description: str
 ) -> list[_Result]:
-    return list(tqdm(pool.map(function, cases), desc=description, total=len(cases), unit="case"))
+    results = [pool.submit(function, case) for case in cases]
+    try:
+        return [result.result() for result in tqdm(results, desc=description, unit="case")]
+    finally:
+        # After an error nothing more may be written: the folder is about to be removed.
+        for result in results:
+            result.cancel()
+        wait(results)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import fire
@@ -213,13 +214,30 @@ def test_all_problems_are_named_before_anything_is_written(protocol, raw, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+def cut_in_half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
 def test_a_scan_that_fails_halfway_is_named_and_leaves_nothing(protocol, raw, tmp_path):
     before = sorted(tmp_path.iterdir())
-    content = (raw / "img/img04.nii.gz").read_bytes()
-    (raw / "img/img04.nii.gz").write_bytes(content[: len(content) // 2])
+    cut_in_half(raw / "img/img04.nii.gz")
     with pytest.raises(ValueError, match=r"^04: .*img04\.nii\.gz must hold a readable image, got EOFError"):
         prepare_dataset(protocol, raw, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_after_an_error_no_worker_writes_any_more(protocol, raw, tmp_path, monkeypatch):
+    def save_late(image, path):
+        time.sleep(0.5)
+        if not path.parent.is_dir():
+            (tmp_path / "too late").touch()
+
+    monkeypatch.setattr(nib, "save", save_late)  # worker processes are forked
+    cut_in_half(raw / "img/img04.nii.gz")
+    with pytest.raises(ValueError, match=r"^04: "):
+        prepare_dataset(protocol, raw, tmp_path / "out")
+    assert not (tmp_path / "too late").exists()
 
 
 def test_a_scan_without_contrast_is_named(protocol, raw, tmp_path):
