@@ -83,7 +83,7 @@ class CrossTrainer(SemiSupervisedTrainer):
 
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
-        with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+        with self.autocast():
             logits = self.inferer(torch.cat(inputs), self.network)
             mean = (logits[0][:size] + logits[1][:size]).detach() / 2
             output: dict[str, Any] = {Keys.IMAGE: image, Keys.LABEL: label, Keys.PRED: mean}

@@ -105,18 +105,17 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         use_teacher = distiller is not None
         if distiller is not None and not distiller.is_due(self.state.iteration):
             distiller = None
-        if not use_unlabeled and distiller is None:
-            if self.has_labels:
-                return super()._iteration(engine, batchdata)
+        looks_at_unlabeled = self.unlabeled_data_loader is not None and (use_unlabeled or distiller is not None)
+        if not self.has_labels and not looks_at_unlabeled:
             self.state.output = {Keys.LOSS: torch.zeros((), device=self.state.device)}
             return self.state.output
 
         labeled = self._labeled(batchdata, use_teacher) if self.has_labels else None
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
-        with torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+        with self.autocast():
             unlabeled = None
-            if self.unlabeled_data_loader is not None:
+            if looks_at_unlabeled:
                 batch = batchdata if labeled is None else self.next_unlabeled()
                 unlabeled = self._unlabeled(batch, use_teacher)
                 if use_unlabeled:
@@ -169,7 +168,7 @@ class DinoMixTrainer(SemiSupervisedTrainer):
     ) -> dict[Any, torch.Tensor]:
         """The mixed patches: what the student learns from beside the labeled ones."""
         weak = self._to_device(batch[BatchKeys.IMAGE])
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast(gradient=False):
             logits = self.inferer(weak, self.ema_teacher)
         unlabeled[BatchKeys.LABEL], unlabeled[BatchKeys.WEIGHT] = self.pseudo_labeler(logits)
         if self.mix is None:

@@ -13,21 +13,22 @@ __all__ = ["WindowInferer"]
 
 class WindowInferer(SlidingWindowInfererAdapt):
     """
-    ``SlidingWindowInfererAdapt`` that runs the network in half precision where it is on a GPU.
+    ``SlidingWindowInfererAdapt`` that can run the network in mixed precision.
 
     The precision belongs to the inferer because not every host of a bundle has mixed precision of its own: MONAI's
-    evaluator has, MONAI Label has not. Windows are summed in the precision of the input. As the class it comes from, it
-    stitches on the CPU when the memory of the GPU does not suffice.
+    evaluator has on GPUs, MONAI Label has not. Windows are summed in the precision of the input. As the class it comes
+    from, it stitches on the CPU when the memory of the GPU does not suffice.
 
     Args:
         *args: see ``SlidingWindowInfererAdapt``.
-        half: whether to use half precision on a GPU; on a CPU it never is.
+        dtype: what ``torch.autocast`` computes in, see :func:`dinomix_monai.precision.autocast_dtype`; ``None`` for the
+            network's own precision.
         **kwargs: see ``SlidingWindowInfererAdapt``.
     """
 
-    def __init__(self, *args: Any, half: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.half = half
+        self.dtype = dtype
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """
@@ -37,5 +38,5 @@ class WindowInferer(SlidingWindowInfererAdapt):
             *args: see ``SlidingWindowInferer``.
             **kwargs: see ``SlidingWindowInferer``.
         """
-        with torch.autocast("cuda", dtype=torch.float16, enabled=self.half and inputs.is_cuda):
+        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             return super().__call__(inputs, network, *args, **kwargs)

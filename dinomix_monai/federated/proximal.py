@@ -16,7 +16,7 @@ class ProximalHandler:
     """
     Adds the gradient of ``weight / 2 * |w - w_global|^2`` over the parameters of the trainer's network.
 
-    Attach it before what clips gradients. With mixed precision the term is scaled as the loss is.
+    Attach it before what clips gradients. Where gradients are scaled (mixed precision in ``float16``) so is the term.
 
     Reference: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020,
     https://arxiv.org/abs/1812.06127.

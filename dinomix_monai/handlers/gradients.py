@@ -60,8 +60,8 @@ class ClipGradientHandler:
     Scales the gradient of the optimizer's parameters to a largest norm, and sorts out steps that are not finite.
 
     A loss that is NaN or infinite has a gradient that is, so the norm shows both; looking at it waits for a GPU once in
-    each step, as the gradient scaler of mixed precision does anyway. Such a step changes no parameter and no running
-    mean. Its terms of the loss and its cases are named, and its batch is saved. With mixed precision the gradient alone
+    each step, as the gradient scaler of ``float16`` does anyway. Such a step changes no parameter and no running
+    mean. Its terms of the loss and its cases are named, and its batch is saved. In ``float16`` the gradient alone
     overflows now and then, because the scaler finds its scale that way: it leaves that step out by itself, without a
     warning.
 

@@ -64,10 +64,14 @@ class TokenAtlas:
             in RAS order.
         max_anisotropy: planes other than the first are left out for volumes whose spacings in that plane differ by more
             than this factor, since the teacher would see the organs distorted.
+        dtype: what the teacher computes in under ``torch.autocast``, as
+            :func:`dinomix_monai.precision.autocast_dtype` gives it; ``None`` for the precision of its weights.
+            ``float16``, whose range a large teacher may leave, counts as ``None``.
         device: where the teacher is, and where tokens are sampled. On a GPU the tokens are held there.
 
     Attributes:
-        recipe: all that the tokens depend on beside the volumes.
+        recipe: all that the tokens depend on beside the volumes, but for rounding: those that one machine has computed
+            in half precision serve another that would not.
         files: the tokens of this teacher and recipe on disk.
         kept: share of the variance that the components keep, once they are there.
 
@@ -83,6 +87,7 @@ class TokenAtlas:
         components: int | None = None,
         planes: Sequence[str] = ("axial",),
         max_anisotropy: float = 2.0,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         if len(cell) != 3 or min(cell) < 1:
@@ -98,6 +103,7 @@ class TokenAtlas:
             raise ValueError(f"max_anisotropy must be >= 1, got {max_anisotropy}.")
         self.slice_tokens, self.components = slice_tokens, components
         self.cell, self.planes, self.max_anisotropy = tuple(cell), tuple(planes), max_anisotropy
+        self.dtype = None if dtype == torch.float16 else dtype
         self.device = torch.device(device)
         self.recipe = {
             "teacher": slice_tokens.fingerprint,
@@ -228,7 +234,9 @@ class TokenAtlas:
             sides = [spacing[axis] for axis in order[:2]]
             if views and max(sides) > self.max_anisotropy * min(sides):
                 continue
-            tokens = self.slice_tokens(padded.permute(0, *(1 + axis for axis in order))[None], [grid[i] for i in order])
+            slices = padded.permute(0, *(1 + axis for axis in order))[None]
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                tokens = self.slice_tokens(slices, [grid[i] for i in order])
             views.append(tokens[0].permute(*(1 + order.index(axis) for axis in range(3)), 0))
         return torch.stack(views).mean(0).cpu().half().numpy()
 

@@ -14,6 +14,7 @@ from dinomix_monai.transforms.memory_map import MemoryMapD, MemoryMapd, MemoryMa
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms.rand_tensor_noise import RandTensorNoiseD, RandTensorNoised, RandTensorNoiseDict
 from dinomix_monai.transforms.safe_spacing import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
 from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
@@ -37,6 +38,9 @@ __all__ = [
     "PatchPositionD",
     "PatchPositionDict",
     "PatchPositiond",
+    "RandTensorNoiseD",
+    "RandTensorNoiseDict",
+    "RandTensorNoised",
     "SafeSpacingD",
     "SafeSpacingDict",
     "SafeSpacingd",

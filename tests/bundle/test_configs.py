@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dinomix_monai.data.anatomy import ORGANS
 from dinomix_monai.networks import StudentPair
+from dinomix_monai.run import failure_text
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -347,14 +348,25 @@ def test_an_overlay_that_brings_a_network_of_its_own_keeps_it_with_several_proce
 @pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda:1", True)])
 def test_mixed_precision_is_for_the_device_that_is_used(name: str, device: str, expected: bool, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     parser = ConfigParser()
     parser.read_config(str(FILES[name]))
     parser["device"] = device
     assert parser.get_parsed_content("amp") is expected
+    assert parser.get_parsed_content("amp_dtype") is (torch.bfloat16 if expected else None)
+
+
+@pytest.mark.parametrize("names", [("train",), ("inference",), ("train", "evaluate")], ids="+".join)
+def test_a_word_for_mixed_precision_is_refused_before_anything_is_made(workflow, names, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        workflow(*names, amp="true", model_file=str(tmp_path / "nothing.pt")).initialize()
+    assert "amp must be true or false, got 'true'" in failure_text(caught.value)
+    assert not (tmp_path / "events").exists()
 
 
 def test_in_mixed_precision_patches_are_still_deformed_and_taught(run) -> None:
-    # On a CPU it is bfloat16, which NumPy does not know.
+    # On a CPU it is bfloat16, which NumPy does not know, and for pseudo-labels alone.
     trained = run("train", epochs=1, amp=True, warm_up=0.0, distillation_interval=1)
     output = trained.parser.get_parsed_content("train#trainer").state.output
     assert math.isfinite(output["unsupervised"])

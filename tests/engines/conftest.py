@@ -66,7 +66,7 @@ def make_trainer(unlabeled_batches):
 
     def make(trainer_class=DinoMixTrainer, network=None, steps=3, **changes):
         torch.manual_seed(0)
-        network = ToyNetwork() if network is None else network
+        network = (ToyNetwork() if network is None else network).to(changes.get("device", "cpu"))
         arguments = {
             "device": torch.device("cpu"),
             "max_epochs": 2,

@@ -95,6 +95,34 @@ def test_a_supervised_start_is_exactly_the_supervised_trainers(make_trainer):
     assert found[3][0] > expected[3][0]
 
 
+def precisions(module):
+    """What the module computes in from now on."""
+    found = set()
+    module.register_forward_hook(lambda module, inputs, output: found.add(output.dtype))
+    return found
+
+
+def test_on_a_cpu_mixed_precision_is_for_pseudo_labels_alone(make_trainer):
+    trainer = make_trainer(amp=True)
+    student, teacher = precisions(trainer.network), precisions(trainer.ema_teacher)
+    found = losses(trainer)
+    assert (student, teacher) == ({torch.float32}, {torch.bfloat16})
+    assert found[0] == pytest.approx(losses(make_trainer())[0], rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("unsupervised_weight", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu_mixed_precision_is_for_all_and_float16_scales_gradients(make_trainer, dtype, unsupervised_weight):
+    settings = {"device": torch.device("cuda"), "unsupervised_weight": unsupervised_weight}
+    trainer = make_trainer(amp=True, amp_kwargs={"dtype": dtype}, **settings)
+    student = precisions(trainer.network)
+    found = losses(trainer)
+    assert student == {dtype}
+    assert (trainer.scaler is not None) == (dtype == torch.float16)
+    assert found[0] == pytest.approx(losses(make_trainer(**settings))[0], rel=0.02)
+
+
 @pytest.mark.parametrize("loader", [None, []], ids=["missing", "empty"])
 def test_without_unlabeled_images_there_is_one_warning_and_supervised_training(make_trainer, loader):
     parts = {"ema_teacher": None, "pseudo_labeler": None, "unlabeled_loss_function": None}

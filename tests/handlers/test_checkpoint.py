@@ -336,6 +336,15 @@ class TestResume:
         with pytest.raises(ValueError, match="had the teacher one, and now it is None"):
             Run(tmp_path, distiller=None, resume=True).run()
 
+    def test_a_run_goes_on_where_gradients_are_scaled_and_back(self, tmp_path):
+        Run(tmp_path, epochs=1).run()
+        half = Run(tmp_path, resume=True)
+        half.trainer.scaler = torch.amp.GradScaler("cpu")
+        half.run()
+        assert half.trainer.state.epoch == 2
+        assert "scaler" in torch.load(half.file, weights_only=True)
+        assert Run(tmp_path, epochs=3, resume=True).run().trainer.state.epoch == 3
+
     def test_a_missing_part_is_refused(self, tmp_path):
         file = Run(tmp_path, epochs=1, mix=None).run().file
         with pytest.raises(

@@ -109,6 +109,23 @@ def test_on_a_whole_volume_atlas_and_online_teacher_agree(affine, atlas):
     torch.testing.assert_close(atlas_tokens(atlas, volume, volume, GRID), online, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(None, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+    ids=["single", "bfloat16", "float16 is not wide enough"],
+)
+def test_the_teacher_computes_in_the_precision_that_it_is_given(dtype, expected, tmp_path):
+    found = []
+
+    class Teacher(MeanTeacher):
+        def __call__(self, x):
+            found.append((x.flatten(2) @ x.flatten(2).transpose(1, 2)).dtype)
+            return super().__call__(x)
+
+    TokenAtlas(tmp_path, SliceTokens(Teacher()), CELL, dtype=dtype).add(scan())
+    assert set(found) == {expected}
+
+
 def test_a_flip_of_the_patch_flips_the_tokens(atlas):
     volume = scan()
     flipped = Flipd("image", spatial_axis=(0, 2))({"image": volume})["image"]
