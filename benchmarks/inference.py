@@ -5,7 +5,8 @@ What segmenting a scan costs against MONAI's stock way: time, peak memory, and w
     python benchmarks/inference.py --model_file bundle/models/model.pt --scan scan.nii.gz
 
 The stock way is that of MONAI's own bundles: ``SlidingWindowInferer``, the logits through ``Invertd`` to the grid of
-the file, then the argmax; everything else is ``inference.json``'s. Both ways take turns within one process, loading
+the file, then the argmax; everything else is ``inference.json``'s, in single precision. Beside it stands the bundle's
+own way, in single precision and, where that is its default, in half. The ways take turns within one process, loading
 and saving included, and their medians are compared. Peaks are those of processes that segment the scan once.
 
 Without a model a short supervised training on the phantom makes one, because what an untrained network says is noise;
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,11 @@ from bundle_workflow import open_workflow
 SHAPE = (512, 512, 300)
 WAYS: dict[str, dict[str, Any]] = {
     "stock": {
-        "inferer#_target_": "SlidingWindowInferer",
+        "amp": False,
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            **{"roi_size": "@patch_size", "sw_batch_size": 2, "overlap": 0.25, "mode": "gaussian"},
+        },
         "preprocessing#transforms#3#dtype": "$numpy.float64",
         "postprocessing#transforms#0": {
             "_target_": "Compose",
@@ -45,7 +51,8 @@ WAYS: dict[str, dict[str, Any]] = {
             ],
         },
     },
-    "this bundle": {},
+    "this bundle": {"amp": False},
+    "in half precision": {"amp": True},
 }
 
 
@@ -57,14 +64,15 @@ def main(model_file: str | None = None, scan: str | None = None, repetitions: in
             subprocess.run([sys.executable, __file__, "make", folder], check=True, stdout=subprocess.DEVNULL)
         model_file = model_file or f"{folder}/models/model.pt"
         scan = scan or f"{folder}/scan.nii.gz"
-        memory = {way: _in_a_process(way, model_file, scan, folder) for way in WAYS}
-        medians = _interleaved(model_file, scan, folder, repetitions)
-        differing, total = _compare(scan, folder)
-    print("| way | time | ratio | peak memory | ratio |\n|---|---|---|---|---|")
+        ways = list(WAYS) if _half_pays() else list(WAYS)[:2]
+        memory = {way: _in_a_process(way, model_file, scan, folder) for way in ways}
+        medians = _interleaved(ways, model_file, scan, folder, repetitions)
+        differences = {way: _share_that_differs(way, scan, folder) for way in ways}
+    print("| way | time | ratio | peak memory | ratio | voxels that differ |\n|---|---|---|---|---|---|")
     for way, median in medians.items():
         ratios = median / medians["stock"], memory[way] / memory["stock"]
-        print(f"| {way} | {median:.1f} s | {ratios[0]:.2f} | {memory[way]:.1f} GB | {ratios[1]:.2f} |")
-    print(f"\nLabel maps differ in {differing} of {total} voxels.")
+        figures = f"{median:.1f} s | {ratios[0]:.2f} | {memory[way]:.1f} GB | {ratios[1]:.2f}"
+        print(f"| {way} | {figures} | {1e6 * differences[way]:.2f} in a million |")
 
 
 def make(folder: str) -> None:
@@ -89,13 +97,22 @@ def make(folder: str) -> None:
 
 def peak(way: str, model_file: str, scan: str, folder: str) -> None:
     """Segments the scan once and prints the peak memory of this process in GB."""
-    _evaluator(way, model_file, scan, folder).run()
+    open_evaluator(way, model_file, scan, folder).run()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)
 
 
-def _interleaved(model_file: str, scan: str, folder: str, repetitions: int) -> dict[str, float]:
-    evaluators = {way: _evaluator(way, model_file, scan, folder) for way in WAYS}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+def _half_pays() -> bool:
+    # In a process of its own, as above.
+    code = (
+        "import dinomix_monai.precision, torch; device = 'cuda' if torch.cuda.is_available() else 'cpu'; "
+        "print(dinomix_monai.precision.has_half_precision(device))"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "True\n"
+
+
+def _interleaved(ways: Sequence[str], model_file: str, scan: str, folder: str, repetitions: int) -> dict[str, float]:
+    evaluators = {way: open_evaluator(way, model_file, scan, folder) for way in ways}
+    times: dict[str, list[float]] = {way: [] for way in ways}
     # The first round warms up.
     for _ in range(repetitions + 1):
         for way, evaluator in evaluators.items():
@@ -106,19 +123,21 @@ def _interleaved(model_file: str, scan: str, folder: str, repetitions: int) -> d
     return {way: statistics.median(values[1:]) for way, values in times.items()}
 
 
-def _evaluator(way: str, model_file: str, scan: str, folder: str) -> Any:
+def open_evaluator(way: str, model_file: str, scan: str, folder: str, **settings: Any) -> Any:
+    """The evaluator of one of ``WAYS``, which writes to a subfolder of that name."""
     paths = {"model_file": model_file, "dataset_dir": scan, "output_dir": f"{folder}/{way}"}
-    workflow = open_workflow("inference", workflow_type="infer", **paths, **WAYS[way])
+    workflow = open_workflow("inference", workflow_type="infer", **{**paths, **WAYS[way], **settings})
     return workflow.parser.get_parsed_content("evaluator")
 
 
-def _compare(scan: str, folder: str) -> tuple[int, int]:
+def _share_that_differs(way: str, scan: str, folder: str) -> float:
+    """Of all voxels, those whose label is not that of the stock way."""
     import nibabel as nib
     import numpy as np
 
     name = Path(scan).name.replace(".nii", "_seg.nii") + ("" if scan.endswith(".gz") else ".gz")
-    a, b = (np.asanyarray(nib.load(Path(folder) / way / name).dataobj) for way in WAYS)
-    return int((a != b).sum()), a.size
+    stock, other = (np.asanyarray(nib.load(Path(folder) / each / name).dataobj) for each in ("stock", way))
+    return float((stock != other).mean())
 
 
 def _in_a_process(way: str, *arguments: str) -> float:

@@ -28,6 +28,7 @@ from typing import Any
 import fire
 from bundle_workflow import open_workflow
 
+SMALLEST = "vit_small_patch16_dinov3"
 FKD_FORMS = {
     "no FKD": ("ablation/pic",),
     "FKD from the atlas": (),
@@ -48,9 +49,7 @@ PEER_SETTING = {
 }
 
 
-def main(
-    teacher: str = "vit_small_patch16_dinov3", repetitions: int = 40, peers: bool = False, operators: int = 0
-) -> None:
+def main(teacher: str = SMALLEST, repetitions: int = 40, peers: bool = False, operators: int = 0) -> None:
     """Prints the table, with ratios to its first row, and one of so many operators."""
     forms = list(PEER_FORMS if peers else FKD_FORMS)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +76,7 @@ def peak(form: str, folder: str, teacher: str) -> None:
     """Takes a few steps and prints the GFLOP of one and the peak memory of this process in MB."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    steps = _steps(form, folder, teacher)
+    steps = steps_of(open_trainer(form, folder, teacher))
     for _ in range(2 if form in PEER_FORMS else 10):
         next(steps)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -87,7 +86,7 @@ def peak(form: str, folder: str, teacher: str) -> None:
 
 
 def _interleaved(forms: Sequence[str], folder: str, teacher: str, repetitions: int) -> dict[str, float]:
-    streams = {form: _steps(form, folder, teacher) for form in forms}
+    streams = {form: steps_of(open_trainer(form, folder, teacher)) for form in forms}
     times: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(repetitions):
         for form, stream in streams.items():
@@ -100,7 +99,7 @@ def _interleaved(forms: Sequence[str], folder: str, teacher: str, repetitions: i
 
 def _loading(form: str, folder: str, teacher: str, repetitions: int) -> float:
     """Seconds that the patches of a step take."""
-    trainer = _trainer(form, folder, teacher)
+    trainer = open_trainer(form, folder, teacher)
     times = []
     while len(times) < repetitions:
         for _ in trainer.data_loader:
@@ -113,7 +112,7 @@ def _profile(form: str, folder: str, teacher: str, repetitions: int = 5) -> dict
     """Milliseconds that each operator takes of a step, without those that it calls."""
     from torch.profiler import ProfilerActivity, profile
 
-    steps = _steps(form, folder, teacher)
+    steps = steps_of(open_trainer(form, folder, teacher))
     for _ in range(3):
         next(steps)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -133,8 +132,8 @@ def _operator_table(profiles: dict[str, dict[str, float]], count: int) -> str:
     return "\n".join(lines)
 
 
-def _steps(form: str, folder: str, teacher: str) -> Iterator[None]:
-    trainer = _trainer(form, folder, teacher)
+def steps_of(trainer: Any) -> Iterator[None]:
+    """Takes a step with each ``next``, without end."""
     trainer.unsupervised_weight = 1.0
     while True:
         for batch in trainer.data_loader:
@@ -143,7 +142,8 @@ def _steps(form: str, folder: str, teacher: str) -> Iterator[None]:
             yield
 
 
-def _trainer(form: str, folder: str, teacher: str) -> Any:
+def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
+    """The trainer of one of ``FORMS``; makes the phantom and the atlas in the folder if they are not there."""
     from dinomix_monai.data import make_phantom
 
     data = Path(folder) / "phantom"

@@ -1,0 +1,51 @@
+"""
+What ``torch.compile`` brings to a training step, and what it costs before the first one.
+
+    python benchmarks/compiled_step.py
+
+Two students of the bundle train on the same phantom of a few patients, one of them compiled together with its EMA
+teacher, from an empty cache. Their steps take turns, so that whatever else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+
+import fire
+from step_cost import open_trainer, steps_of
+
+# So many steps may compile: two numbers of patches, each with gradient and without.
+COMPILING = 4
+
+
+def main(repetitions: int = 40) -> None:
+    """Prints the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        forms = {"as it is": _steps(folder, False), "compiled": _steps(folder, True)}
+        times: dict[str, list[float]] = {form: [] for form in forms}
+        for _ in range(repetitions):
+            for form, stream in forms.items():
+                start = time.perf_counter()
+                next(stream)
+                times[form].append(time.perf_counter() - start)
+    print(f"| form | first {COMPILING} steps | median of the others |\n|---|---|---|")
+    for form, values in times.items():
+        later = statistics.median(values[COMPILING:])
+        print(f"| {form} | {sum(values[:COMPILING]):.1f} s | {1e3 * later:.0f} ms |")
+
+
+def _steps(folder: str, compiled: bool) -> Iterator[None]:
+    trainer = open_trainer("FKD from the atlas", folder)
+    if compiled:
+        trainer.network.compile()
+        trainer.ema_teacher.module.compile()
+    return steps_of(trainer)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
