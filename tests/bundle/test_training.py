@@ -5,12 +5,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from torch._dynamo.backends.debugging import aot_eager
 
 
 def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -151,6 +153,25 @@ def test_volumes_on_disk_train_like_those_in_memory(run, tmp_path: Path) -> None
     assert (tmp_path / "disk" / "volumes").is_dir()
     memory, disk = ((tmp_path / name / "history.csv").read_text() for name in ("memory", "disk"))
     assert memory == disk
+
+
+def test_compiled_networks_train_like_the_others(run, tmp_path: Path) -> None:
+    settings = {"epochs": 2, "warm_up": 0.5, "ramp_up": 0.0, "distillation_interval": 1}
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    run("train", output_dir=str(tmp_path / "plain"), **settings)
+    run("train", "compile", compile_backend=backend, output_dir=str(tmp_path / "compiled"), **settings)
+    assert graphs
+    plain, compiled = (
+        np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", skip_header=1) for name in ("plain", "compiled")
+    )
+    np.testing.assert_allclose(compiled, plain, rtol=1e-3)
+    first, second = (torch.load(tmp_path / name / "models" / "model.pt") for name in ("plain", "compiled"))
+    assert first.keys() == second.keys()
 
 
 def test_the_configuration_that_a_run_leaves_repeats_it(run, tmp_path: Path) -> None:
