@@ -66,7 +66,8 @@ class Site:
 
     def describe(self) -> dict[str, Any]:
         """
-        What the handshake asks for: teacher, labels, counts and versions, all of them plain numbers and text.
+        What the handshake asks for: teacher, labels, shapes of the network, counts and versions, all of them plain
+        numbers and text.
 
         Checks the data first, as every training does.
 
@@ -75,10 +76,12 @@ class Site:
         """
         workflow = self._build("federated")
         datalist = self._parsed(workflow, "datalist")
+        network = self._parsed(workflow, "network_def")
         has_teacher = self._parsed(workflow, "distillation_weight") > 0
         return {
             "teacher": self._parsed(workflow, "teacher").fingerprint if has_teacher else _NO_TEACHER,
             "class_names": list(datalist.class_names),
+            "network": {name: list(value.shape) for name, value in network.state_dict().items()},
             "labeled_voxels": datalist.training_voxels,
             "cases": {
                 section: len(getattr(datalist, section)) for section in ("training", "unlabeled", "validation", "test")

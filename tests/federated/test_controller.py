@@ -25,6 +25,7 @@ class Hospital:
             "teacher": "aaaa",
             "class_names": NAMES,
             "labeled_voxels": [10, 1] if labels else [0, 0],
+            "network": {"w": [2]},
             "versions": {},
             **description,
         }

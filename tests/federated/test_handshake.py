@@ -14,6 +14,7 @@ def answers(**changes):
     found = {}
     for number, voxels in enumerate(([10, 2, 0], [5, 0, 1], [0, 0, 0]), start=1):
         site = {"teacher": "aaaa", "class_names": NAMES, "labeled_voxels": voxels, "versions": {"monai": "1.6.1"}}
+        site["network"] = {"stem.weight": [16, 1, 3], "stem.bias": [16]}
         found[f"site-{number}"] = {**site, **changes.get(f"site_{number}", {})}
     return found
 
@@ -31,6 +32,21 @@ def test_voxels_of_all_sites_are_summed_by_class():
             {"site_3": {"class_names": ["background", "spleen", "liver"]}},
             "",
             f"`labels` must be the same everywhere, got ['background', 'spleen', 'liver'] at site-3 and {NAMES} in the",
+        ),
+        (
+            {"site_3": {"network": {"stem.weight": [32, 1, 3], "stem.bias": [32]}}},
+            "",
+            "Networks must be the same everywhere, got stem.weight of shape [32, 1, 3] at site-3 and [16, 1, 3] at",
+        ),
+        (
+            {"site_2": {"network": {"stem.weight": [16, 1, 3]}}},
+            "",
+            "got stem.bias of shape None at site-2 and [16] at site-1. Settings of the network belong in the job",
+        ),
+        (
+            {"site_2": {"network": {"stem.weight": [16, 1, 3], "stem.bias": [16], "norm.weight": [16]}}},
+            "",
+            "got norm.weight of shape [16] at site-2 and None at site-1.",
         ),
         ({"site_1": {"labeled_voxels": [1, 2]}}, "", "labeled_voxels must have 3 numbers, got 2 at site-1."),
         (

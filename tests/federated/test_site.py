@@ -166,8 +166,9 @@ def test_alone_a_site_trains_as_long_and_its_state_of_the_federation_is_untouche
     assert len(rows) == 1 + 2
 
 
-def test_what_a_site_says_of_itself_is_plain_and_names_no_file(make_site, phantom):
+def test_what_a_site_says_of_itself_is_plain_and_names_no_file(make_site, phantom, weights):
     described = make_site().describe()
+    assert described["network"] == {name: list(value.shape) for name, value in weights.items()}
     text = json.dumps(described)
     assert str(phantom) not in text
     assert ".nii" not in text
