@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose, RandFlipd, RandSpatialCropd
@@ -58,3 +62,35 @@ def test_a_cache_of_them_gives_the_same_patches(tmp_path):
     assert mapped(tmp_path) == len(data)
     for index in (0, 1, 2, 1):
         np.testing.assert_array_equal(plain[index]["image"], on_disk[index]["image"])
+
+
+FREES_BETWEEN_VOLUMES = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from dinomix_monai.transforms import MemoryMapd
+
+def own_mb():
+    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+np.ones(24 * 2**20, np.uint8)  # From now on blocks of up to this size are kept when they are freed.
+before = own_mb()
+volumes = [(np.ones(2**20, np.uint8), np.ones(5000, np.uint8)) for _ in range(200)]
+stays = [small for _, small in volumes]
+del volumes
+freed = own_mb()
+MemoryMapd("image", sys.argv[1])({"image": torch.ones(1, 2, 2, 2)})
+print(freed - before, own_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps what was freed")
+def test_memory_that_earlier_volumes_have_freed_goes_back_to_the_system(tmp_path):
+    # In a process of its own, because what others have done to the heap decides what it keeps.
+    command = [sys.executable, "-c", FREES_BETWEEN_VOLUMES, str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    kept_mb, left_mb = map(float, printed.split())
+    assert kept_mb > 150
+    assert left_mb < 50
