@@ -12,11 +12,10 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 
 import fire
-from step_cost import open_trainer, steps_of
+from step_cost import open_trainer, steps_of, take_turns
 
 # So many steps may compile: two numbers of patches, each with gradient and without.
 COMPILING = 4
@@ -26,13 +25,7 @@ def main(repetitions: int = 40) -> None:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        forms = {"as it is": _steps(folder, False), "compiled": _steps(folder, True)}
-        times: dict[str, list[float]] = {form: [] for form in forms}
-        for _ in range(repetitions):
-            for form, stream in forms.items():
-                start = time.perf_counter()
-                next(stream)
-                times[form].append(time.perf_counter() - start)
+        times = take_turns({"as it is": _steps(folder, False), "compiled": _steps(folder, True)}, repetitions)
     print(f"| form | first {COMPILING} steps | median of the others |\n|---|---|---|")
     for form, values in times.items():
         later = statistics.median(values[COMPILING:])

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,20 @@ def peak(form: str, folder: str, teacher: str) -> None:
 
 
 def _interleaved(forms: Sequence[str], folder: str, teacher: str, repetitions: int) -> dict[str, float]:
-    streams = {form: steps_of(open_trainer(form, folder, teacher)) for form in forms}
-    times: dict[str, list[float]] = {form: [] for form in forms}
+    times = take_turns({form: steps_of(open_trainer(form, folder, teacher)) for form in forms}, repetitions)
+    # The first steps fill caches.
+    return {form: statistics.median(values[min(5, repetitions // 3) :]) for form, values in times.items()}
+
+
+def take_turns(streams: Mapping[str, Iterator[None]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds that each step of each stream takes, one of each in turn."""
+    times: dict[str, list[float]] = {form: [] for form in streams}
     for _ in range(repetitions):
         for form, stream in streams.items():
             start = time.perf_counter()
             next(stream)
             times[form].append(time.perf_counter() - start)
-    # The first steps fill caches.
-    return {form: statistics.median(values[min(5, repetitions // 3) :]) for form, values in times.items()}
+    return times
 
 
 def _loading(form: str, folder: str, teacher: str, repetitions: int) -> float:

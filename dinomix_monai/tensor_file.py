@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_tensors", "read_tensor_file", "shape_difference", "write_tensor_file"]
+__all__ = ["differing_names", "load_tensors", "read_tensor_file", "shape_difference", "write_tensor_file"]
 
 
 def load_tensors(path: Path) -> Any:
@@ -96,6 +96,15 @@ def write_tensor_file(content: Any, path: str | Path) -> Path:
             partial.unlink()
 
 
+def differing_names(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Names that only one of two mappings has, or under which they have unequal values; those of ``expected`` first."""
+    return [
+        name
+        for name in {**expected, **found}
+        if name not in found or name not in expected or found[name] != expected[name]
+    ]
+
+
 def shape_difference(weights: Mapping[str, Any], needed: Mapping[str, Any]) -> str | None:
     """
     The first tensor that two state dicts do not share, as a phrase; ``None`` where all names and shapes are the same.
@@ -105,10 +114,10 @@ def shape_difference(weights: Mapping[str, Any], needed: Mapping[str, Any]) -> s
         needed: state dict of the network.
     """
     found, expected = ({name: _shape(value) for name, value in state.items()} for state in (weights, needed))
-    different = sorted(name for name, _ in found.items() ^ expected.items())
+    different = differing_names(found, expected)
     if not different:
         return None
-    name = different[0]
+    name = min(different)
     return f"{name} has the shape {found.get(name)} and not {expected.get(name)}"
 
 

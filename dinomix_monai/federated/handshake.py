@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["agree", "version_differences"]
+from dinomix_monai.tensor_file import differing_names
 
-Shapes = Mapping[str, Sequence[int]]
+__all__ = ["agree", "version_differences"]
 
 
 def agree(answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], teacher: str = "") -> list[float]:
@@ -46,24 +46,17 @@ def agree(answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], 
             raise ValueError(
                 f"labeled_voxels must have {len(class_names)} numbers, got {len(answer['labeled_voxels'])} at {site}."
             )
-        if difference := _first_difference(answer["network"], answers[first]["network"]):
-            name, own, other = difference
+        own, other = answer["network"], answers[first]["network"]
+        if different := differing_names(own, other):
+            name = different[0]
             raise ValueError(
-                f"Networks must be the same everywhere, got {name} of shape {own} at {site} and {other} at {first}. "
-                "Settings of the network belong in the job, not in a site's own."
+                f"Networks must be the same everywhere, got {name} of shape {own.get(name)} at {site} and "
+                f"{other.get(name)} at {first}. Settings of the network belong in the job, not in a site's own."
             )
     total = np.sum([answer["labeled_voxels"] for answer in answers.values()], axis=0, dtype=float)
     if not total[1:].any():
         raise ValueError(f"Some site must have labels, got none at {', '.join(answers)}.")
     return total.tolist()
-
-
-def _first_difference(own: Shapes, other: Shapes) -> tuple[str, Sequence[int] | None, Sequence[int] | None] | None:
-    """Name and both shapes of the first tensor that is not the same; ``None`` stands for no such tensor."""
-    for name in {**other, **own}:
-        if own.get(name) != other.get(name):
-            return name, own.get(name), other.get(name)
-    return None
 
 
 def version_differences(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
