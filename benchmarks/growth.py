@@ -104,7 +104,6 @@ def _in_a_process(*arguments: str) -> dict[str, float]:
 def measure(folder: str, network: str, *overlays: str) -> None:
     """Builds a training, takes some steps, and prints what each part took as JSON."""
     from dinomix_monai.data import check_dataset
-    from dinomix_monai.teacher import TokenAtlas
 
     data = str(Path(folder) / "data")
     check_s = _timed(lambda: check_dataset(data))
@@ -120,26 +119,11 @@ def measure(folder: str, network: str, *overlays: str) -> None:
         # Volumes as they are: only patches and network are those of the toy. Large cells: the teacher is soon done.
         **({**TOY, "spacing_mm": [4.5, 4.5, 5.5], "atlas_cell": [8, 8, 8]} if network == "toy" else {}),
     )
-    atlas_s = 0.0
-
-    def timed(method: Callable) -> Callable:
-        def call(*arguments: Any) -> Any:
-            nonlocal atlas_s
-            start = time.perf_counter()
-            found = method(*arguments)
-            atlas_s += time.perf_counter() - start
-            return found
-
-        return call
-
-    TokenAtlas.add = timed(TokenAtlas.add)  # type: ignore[method-assign]  # to tell it from the rest
     parser = workflow.parser
-    loading_s = _timed(
+    preprocessing_s = _timed(
         lambda: [parser.get_parsed_content(name) for name in ("train#dataset", "train#unlabeled_dataset")]
     )
-    preprocessing_s = loading_s - atlas_s
-    # Also makes the reduction to components, which belongs to the atlas.
-    atlas_s += _timed(parser.get_parsed_content("atlas").describe)
+    atlas_s = _timed(parser.get_parsed_content("atlas").complete)
     trainer = parser.get_parsed_content("train#trainer")
     trainer.state.iteration = 0
     steps = []

@@ -166,6 +166,8 @@ def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
         **(PEER_SETTING if form in PEER_FORMS else {}),
     )
     trainer = workflow.parser.get_parsed_content("train#trainer")
+    if not workflow.parser.get_parsed_content("no_atlas"):
+        workflow.parser.get_parsed_content("atlas").complete()
     trainer.state.iteration = 0
     return trainer
 

@@ -50,6 +50,7 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     atlas = {"atlas_dir": str(folder.parents[1] / "atlas")}
     is_resumed = (folder / "models/last/state.pt").is_file()
     workflow = _workflow(arm, folder, overlays, *(["resume"] if is_resumed else []), **atlas, **settings)
+    _prepare(workflow)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     start = time.perf_counter()
     trainer.run()
@@ -91,8 +92,7 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     }
     workflow = _workflow(arm, folder, overlays, **settings)
     start = time.perf_counter()
-    for name in ("train#dataset", "train#unlabeled_dataset"):
-        workflow.parser.get_parsed_content(name)
+    _prepare(workflow)
     preparation = time.perf_counter() - start
     trainer = workflow.parser.get_parsed_content("train#trainer")
     validator = workflow.parser.get_parsed_content("validate#evaluator")
@@ -114,6 +114,14 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
         "validation_s": validation,
     }
     (Path(output_dir) / "pilot.json").write_text(json.dumps(timing, indent=1) + "\n")
+
+
+def _prepare(workflow: Any) -> None:
+    """All that comes once for each volume, which training by itself would leave in part to its first epochs."""
+    for name in ("train#dataset", "train#unlabeled_dataset"):
+        workflow.parser.get_parsed_content(name)
+    if not workflow.parser.get_parsed_content("no_atlas"):
+        workflow.parser.get_parsed_content("atlas").complete()
 
 
 def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], *patches: str, **settings: Any) -> Any:

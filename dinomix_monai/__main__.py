@@ -102,7 +102,7 @@ def atlas(
     **settings: Any,
 ) -> None:
     """
-    Computes the frozen teacher's tokens of all training volumes, labeled and unlabeled, as training would at its start.
+    Computes the frozen teacher's tokens of all training volumes, labeled and unlabeled, before training asks for them.
 
     What is there already is left as it is, so a killed run goes on where it stopped.
 
@@ -127,7 +127,9 @@ def atlas(
         )
     for name in ("train#dataset", "train#unlabeled_dataset"):
         parser.get_parsed_content(name)
-    print(parser.get_parsed_content("atlas").describe())
+    tokens = parser.get_parsed_content("atlas")
+    tokens.complete()
+    print(tokens.describe())
 
 
 @SetParseFn(str, "dataset_dir")

@@ -189,6 +189,8 @@ def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
         start = time.perf_counter()
         for name in _SECTIONS:
             parser.get_parsed_content(f"train#{name}")
+        if not parser.get_parsed_content("no_atlas"):
+            parser.get_parsed_content("atlas").complete()
         preparation = _now(device) - start
         trainer = parser.get_parsed_content("train#trainer")
         validator = parser.get_parsed_content("validate#evaluator")

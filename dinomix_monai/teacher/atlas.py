@@ -16,6 +16,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from dinomix_monai.teacher.slices import SliceTokens
 from dinomix_monai.teacher.token_files import TokenFiles, sha256
@@ -27,21 +28,29 @@ logger = logging.getLogger(__name__)
 # For each plane, the order of a volume's axes that puts the plane's own two first and its normal last.
 _PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
+# The volumes that the components are those of. More would keep hardly more of the variance, and the first step waits.
+_SHARE_OF_VOLUMES, _FEWEST_VOLUMES = 0.1, 4
 
-@dataclass(frozen=True)
+
+@dataclass
 class _Volume:
     name: str
+    file: str
     shape: torch.Tensor
     to_voxel: torch.Tensor
+    spacing: list[float]
+    # Until the teacher has seen them.
+    voxels: torch.Tensor | None
 
 
 class TokenAtlas:
     """
     Tokens of a frozen teacher for whole volumes, sampled wherever a training patch comes from.
 
-    A teacher that never changes gives the same tokens in every epoch. Here it sees each preprocessed volume once
-    (:meth:`add`), in whole slices, which show it more than a patch does; a step of training then costs one look-up for
-    each cell of the student's feature map, whatever the size of the teacher. It is called like :class:`SliceTokens`,
+    A teacher that never changes gives the same tokens in every epoch. Here it sees each preprocessed volume once, in
+    whole slices, which show it more than a patch does; a step of training then costs one look-up for each cell of the
+    student's feature map, whatever the size of the teacher. It sees a volume when tokens of it are first asked for, or
+    all of them at once (:meth:`complete`); :meth:`add` tells what there is. It is called like :class:`SliceTokens`,
     with a map of where each voxel comes from in place of an image (:class:`dinomix_monai.transforms.VoxelOrigind`
     writes it), so flips, rotations, zooms and the boxes of CutMix need no further care.
 
@@ -49,11 +58,11 @@ class TokenAtlas:
     was killed goes on with the volume it was at. Their folder is named after the teacher's fingerprint and the recipe,
     the file after the volume's voxels and affine, so that stale tokens cannot be used. Several processes may share a
     folder. A volume whose tokens are not all finite, as those of voxels that are NaN are, has none, and a warning says
-    so at each start.
+    so in each run.
 
-    With ``components`` they are reduced to their principal components over all volumes that have been added, centered;
-    the components lie beside them, and the share of the variance that they keep is logged. The reduction is made when
-    tokens are first asked for.
+    With ``components`` they are reduced to principal components, centered, which lie beside them. Directions and mean
+    are those of a tenth of the volumes that have been added, four at least, drawn by digests of their voxels; they are
+    found when tokens are first asked for, and the share of the variance that they keep there is logged.
 
     Args:
         folder: where the tokens are kept, together with those of other teachers and recipes.
@@ -73,7 +82,7 @@ class TokenAtlas:
         recipe: all that the tokens depend on beside the volumes, but for rounding: those that one machine has computed
             in half precision serve another that would not.
         files: the tokens of this teacher and recipe on disk.
-        kept: share of the variance that the components keep, once they are there.
+        kept: share of the variance that the components keep of the tokens that they were found on, once they are there.
 
     Raises:
         ValueError: When an argument is outside its range.
@@ -118,6 +127,7 @@ class TokenAtlas:
         self.files = TokenFiles(Path(folder) / sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16])
         self._volumes: dict[int, _Volume] = {}
         self._tokens: dict[int, torch.Tensor] = {}
+        self._opened = 0
 
     @property
     def embed_dim(self) -> int:
@@ -131,7 +141,9 @@ class TokenAtlas:
 
     def add(self, volume: MetaTensor) -> int:
         """
-        Makes sure that the tokens of a volume are there.
+        Enters a volume, whose tokens can be asked for then.
+
+        Its voxels are held until the teacher has seen them.
 
         Args:
             volume: preprocessed as for training, shape (1, H, W, D), values in [0, 1].
@@ -151,31 +163,36 @@ class TokenAtlas:
         name = sha256(voxels.cpu().numpy().tobytes(), affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
         with self.files.lock():
             number = self.files.number(name)
-            if not self.files.path(name).is_file():
-                logger.info("Teacher tokens of a volume of shape %s, once and for all.", tuple(voxels.shape[1:]))
-                tokens = self._compute(voxels, volume.pixdim.tolist())
-                # Nowhere in part: interpolation would bring NaN to the cells around, and the mean to other volumes.
-                self.files.write(name, tokens if np.isfinite(tokens).all() else tokens[:0, :0, :0])
-        if not self.files.read(name).size:
-            file = volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"a volume of shape {tuple(voxels.shape[1:])}")
-            logger.warning("%s has no teacher tokens, because they are not finite: distillation leaves it out.", file)
-        self._volumes[number] = _Volume(name, torch.tensor(voxels.shape[1:]), torch.linalg.inv(affine).float())
+        self._volumes[number] = _Volume(
+            name,
+            str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"a volume of shape {tuple(voxels.shape[1:])}")),
+            torch.tensor(voxels.shape[1:]),
+            torch.linalg.inv(affine).float(),
+            volume.pixdim.tolist(),
+            None if self.files.path(name).is_file() else voxels,
+        )
         return number
 
-    def describe(self) -> str:
+    def complete(self) -> None:
         """
-        One line on the volumes that have been added, their tokens and what these take on disk.
-
-        Makes the reduction if it has not been made.
+        Has the teacher see all volumes that it has not seen yet, with a progress bar.
 
         Raises:
             ValueError: When no volume has tokens.
         """
+        for volume in tqdm(self._volumes.values(), "Teacher tokens", unit="volume"):
+            self._compute(volume)
         self._open()
-        size = sum(self.files.path(volume.name).stat().st_size for volume in self._volumes.values()) / 1e6
-        largest = max((tuple(tokens.shape[:3]) for tokens in self._tokens.values()), default=(0, 0, 0))
-        text = f"{len(self._volumes)} volumes, up to {' x '.join(map(str, largest))} tokens each, {size:.1f} MB"
-        if self.components is not None:
+        for number in self._volumes:
+            self._load(number)
+
+    def describe(self) -> str:
+        """One line on the volumes that the teacher has seen, their tokens and what these take on disk."""
+        seen = [volume for volume in self._volumes.values() if volume.voxels is None]
+        size = sum(self.files.path(volume.name).stat().st_size for volume in seen) / 1e6
+        largest = max((self.files.read(volume.name).shape[:3] for volume in seen), default=(0, 0, 0))
+        text = f"{len(seen)} volumes, up to {' x '.join(map(str, largest))} tokens each, {size:.1f} MB"
+        if self.components is not None and self._opened:
             size = sum(tokens.numel() * tokens.element_size() for tokens in self._tokens.values()) / 1e6
             text += f"; {self.components} components keep {100 * self.kept:.1f} % of the variance in {size:.1f} MB"
         return f"{text}; in {self.files.folder}"
@@ -209,20 +226,31 @@ class TokenAtlas:
         if cells is not None:
             layers = list(cells)
             exact, rough = exact[..., layers, :], rough[..., layers, :]
-        tokens = origin.new_zeros(*exact.shape[:-1], self.embed_dim)
-        # Rounded, because what deforms patches interpolates numbers too.
-        numbers = rough[..., 0].round()
-        for number in numbers.unique().long().tolist():
-            if number == 0:
-                continue
+        shape = exact.shape[:-1]
+        exact, rough = exact.flatten(0, -2), rough.flatten(0, -2)
+        tokens = origin.new_zeros(len(exact), self.embed_dim)
+        # Rounded, because what deforms patches interpolates numbers too; read at once, because it waits for a GPU.
+        numbers = rough[:, 0].round().cpu().numpy()
+        for number in np.unique(numbers[numbers != 0]).astype(int).tolist():
             if number not in self._volumes:
                 raise ValueError(f"origin must name volumes that were added to the atlas, got number {number}.")
-            here = numbers == number
+            here = torch.from_numpy(np.flatnonzero(numbers == number)).to(tokens.device)
             tokens[here] = self._look_up(number, exact[here], rough[here])
-        return tokens.movedim(-1, 1)
+        return tokens.unflatten(0, shape).movedim(-1, 1)
+
+    def _compute(self, volume: _Volume) -> None:
+        """Makes sure that the tokens of a volume are on disk."""
+        if volume.voxels is None:
+            return
+        with self.files.lock(volume.name):
+            if not self.files.path(volume.name).is_file():
+                tokens = self._tokens_of(volume.voxels, volume.spacing)
+                # Nowhere in part: interpolation would bring NaN to the cells around, and the mean to other volumes.
+                self.files.write(volume.name, tokens if np.isfinite(tokens).all() else tokens[:0, :0, :0])
+        volume.voxels = None
 
     @torch.no_grad()
-    def _compute(self, voxels: torch.Tensor, spacing: Sequence[float]) -> np.ndarray:
+    def _tokens_of(self, voxels: torch.Tensor, spacing: Sequence[float]) -> np.ndarray:
         """Tokens of one volume, (h, w, d, C) in half precision, h = ceil(H / cell) and so on."""
         grid = [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)]
         missing = [n * cell - side for n, cell, side in zip(grid, self.cell, voxels.shape[1:])]
@@ -241,22 +269,54 @@ class TokenAtlas:
         return torch.stack(views).mean(0).cpu().half().numpy()
 
     def _open(self) -> None:
-        if len(self._tokens) == len(self._volumes):
+        """Finds out whether the volumes that there are have tokens at all, and their components."""
+        if self._opened == len(self._volumes):
             return
-        if not any(self.files.read(volume.name).size for volume in self._volumes.values()):
+        unseen = sum(volume.voxels is not None for volume in self._volumes.values())
+        if unseen:
+            logger.info("The teacher sees each of %d volumes once, when a patch of it is first used.", unseen)
+        names = sorted(volume.name for volume in self._volumes.values())
+        sample = self._sample_of(names)
+        if self.components is not None:
+            self.kept = self.files.open_components(names, sample, self.components)
+            logger.info("Teacher tokens: %d components keep %.1f %% of the variance.", self.components, 100 * self.kept)
+            # By the components of fewer volumes.
+            self._tokens.clear()
+        self._opened = len(self._volumes)
+
+    def _sample_of(self, names: Sequence[str]) -> list[str]:
+        """The first so many of these volumes that have tokens, for the components to be found on."""
+        volumes = {volume.name: volume for volume in self._volumes.values()}
+        wanted = 1 if self.components is None else max(_FEWEST_VOLUMES, math.ceil(_SHARE_OF_VOLUMES * len(names)))
+        sample: list[str] = []
+        for name in names:
+            self._compute(volumes[name])
+            if self.files.read(name).size:
+                sample.append(name)
+            if len(sample) == wanted:
+                break
+        if not sample:
             raise ValueError(
-                f"The teacher must have finite tokens for at least one volume, got none for all {len(self._volumes)}. "
+                f"The teacher must have finite tokens for at least one volume, got none for all {len(names)}. "
                 "Look for NaN in its weights and, with `python -m dinomix_monai check`, in the data."
             )
-        if self.components is not None:
-            self.kept = self.files.reduce([volume.name for volume in self._volumes.values()], self.components)
-            logger.info("Teacher tokens: %d components keep %.1f %% of the variance.", self.components, 100 * self.kept)
-        for number, volume in self._volumes.items():
-            self._tokens[number] = torch.from_numpy(self.files.read(volume.name, self.components)).to(self.device)
+        return sample
+
+    def _load(self, number: int) -> torch.Tensor:
+        if number not in self._tokens:
+            volume = self._volumes[number]
+            self._compute(volume)
+            tokens = self.files.read(volume.name, self.components is not None)
+            if not tokens.size:
+                logger.warning(
+                    "%s has no teacher tokens, because they are not finite: distillation leaves it out.", volume.file
+                )
+            self._tokens[number] = torch.from_numpy(tokens).to(self.device)
+        return self._tokens[number]
 
     def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:
         """Tokens (N, C) of one volume, 0 where there are none, at N places (number, x, y, z)."""
-        volume, tokens = self._volumes[number], self._tokens[number]
+        volume, tokens = self._volumes[number], self._load(number)
         if not len(tokens):
             return exact.new_zeros(len(exact), self.embed_dim)
         to_voxel, shape = volume.to_voxel.to(exact), volume.shape.to(exact)

@@ -32,13 +32,13 @@ class TokenFiles:
         self.folder = folder
         self._reduced_folder = folder
 
-    def lock(self) -> FileLock:
-        """Held by whoever looks what is there in order to add it."""
+    def lock(self, name: str = "volumes") -> FileLock:
+        """Held by whoever looks what is there in order to add it: the list of volumes, or the tokens of one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / "lock")
+        return FileLock(self.folder / f"{name}.lock")
 
     def number(self, name: str) -> int:
-        """Number of a volume, from 1 on in the order in which they came; needs the lock."""
+        """Number of a volume, from 1 on in the order in which they came; needs the lock of the list."""
         file = self.folder / "volumes.json"
         names: list[str] = json.loads(file.read_text()) if file.is_file() else []
         if name not in names:
@@ -56,43 +56,54 @@ class TokenFiles:
         with _in_one_move(self.path(name)) as stream:
             np.save(stream, tokens)
 
-    def read(self, name: str, k: int | None = None) -> np.ndarray:
-        """Tokens of a volume in full, or, after :meth:`reduce`, its ``k`` components; mapped into memory."""
-        folder = self.folder if k is None else self._reduced_folder
+    def read(self, name: str, is_reduced: bool = False) -> np.ndarray:
+        """Tokens of a volume in full or, after :meth:`open_components`, reduced to these; mapped into memory."""
+        file = self.path(name)
+        if is_reduced:
+            file = self._reduced_folder / f"{name}.npy"
+            with self.lock(name):
+                if not file.is_file():
+                    self._reduce(name, file)
         # Copy on write: PyTorch warns of memory that it must not write to, and nobody writes.
-        return np.load(folder / f"{name}.npy", mmap_mode="c")
+        return np.load(file, mmap_mode="c")
 
-    def reduce(self, names: Sequence[str], k: int) -> float:
+    def open_components(self, names: Sequence[str], sample: Sequence[str], k: int) -> float:
         """
-        Makes the first ``k`` principal components of these volumes, centered, unless they are there.
+        Finds the components that the tokens of these volumes are reduced to, unless they are there.
+
+        Args:
+            names: volumes, in any order.
+            sample: those of them whose tokens have ``k`` principal components that are found; they depend on ``names``.
+            k: number of components.
 
         Returns:
-            Share of the variance that they keep.
+            Share of the variance of the sample that they keep.
         """
-        names = sorted(names)
-        folder = self.folder / f"{k}-components-{sha256(*(name.encode() for name in names))[:16]}"
-        folder.mkdir(exist_ok=True)
-        with FileLock(folder / "lock"):
-            basis = folder / "components.npz"
-            if not basis.is_file():
-                self._fit(names, k, basis)
-            with np.load(basis) as content:
-                mean, directions, kept = (content[key] for key in ("mean", "directions", "kept"))
-            for name in names:
-                file = folder / f"{name}.npy"
-                if not file.is_file():
-                    with _in_one_move(file) as stream:
-                        np.save(stream, ((self._full(name) - mean) @ directions).astype(np.float16))
-        self._reduced_folder = folder
-        return float(kept)
+        self._reduced_folder = self.folder / f"{k}-components-{sha256(*(name.encode() for name in names))[:16]}"
+        self._reduced_folder.mkdir(exist_ok=True)
+        with FileLock(self._reduced_folder / "lock"):
+            if not self._basis.is_file():
+                self._fit(sample, k)
+        with np.load(self._basis) as content:
+            return float(content["kept"])
 
-    def _fit(self, names: Sequence[str], k: int, basis: Path) -> None:
+    @property
+    def _basis(self) -> Path:
+        return self._reduced_folder / "components.npz"
+
+    def _fit(self, names: Sequence[str], k: int) -> None:
         components = PrincipalComponents(self._full(names[0]).shape[-1])
         for name in names:
             components.update(torch.from_numpy(self._full(name)).flatten(0, 2))
         mean, directions, kept = components.solve(k)
-        with _in_one_move(basis) as stream:
+        with _in_one_move(self._basis) as stream:
             np.savez(stream, mean=mean.numpy(), directions=directions.numpy(), kept=kept)
+
+    def _reduce(self, name: str, file: Path) -> None:
+        with np.load(self._basis) as content:
+            mean, directions = content["mean"], content["directions"]
+        with _in_one_move(file) as stream:
+            np.save(stream, ((self._full(name) - mean) @ directions).astype(np.float16))
 
     def _full(self, name: str) -> np.ndarray:
         return np.load(self.path(name), mmap_mode="r").astype(np.float32)

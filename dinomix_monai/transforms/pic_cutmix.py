@@ -204,22 +204,27 @@ class PICCutMix(Randomizable, Transform):
             patches: label, weight, position and images of each, without a batch axis.
             labeled: for each of them, whether its label is ground truth.
         """
-        unlabeled = []
-        for patch, is_labeled in zip(patches, labeled):
-            label, weight, *rest = patch
-            voxels = torch.bincount(label[weight > 0].long(), minlength=len(self.labeled_counts))
-            # A sum is finite where all is, and takes a fraction of the time.
-            if all(part.sum().isfinite() for part in rest):
+        # Read at once, because each reading waits for a GPU.
+        counts = torch.stack([self._count(patch) for patch in patches])
+        for (label, *rest), voxels, is_labeled in zip(patches, counts.cpu().numpy(), labeled):
+            # One that is left out would come back in other steps.
+            if (voxels >= 0).all():
                 # Classes are few; as they come, they take twice the memory of an image.
-                self.bank.add((label.to(torch.int16), weight, *rest), voxels.nonzero()[:, 0].tolist(), is_labeled)
-            else:
-                voxels = torch.full_like(voxels, -1)  # Left out: it would come back in other steps.
-            if not is_labeled:
-                unlabeled.append(voxels)
+                self.bank.add((label.to(torch.int16), *rest), voxels.nonzero()[0].tolist(), is_labeled)
+        unlabeled = [i for i, is_labeled in enumerate(labeled) if not is_labeled]
         if unlabeled:
-            for voxels in gather_over_processes(torch.stack(unlabeled)).cpu().numpy():
+            for voxels in gather_over_processes(counts[unlabeled]).cpu().numpy():
                 if (voxels >= 0).all():
                     self.unlabeled_counts += (1 - self.count_decay) * (voxels - self.unlabeled_counts)
+
+    def _count(self, patch: Patch) -> torch.Tensor:
+        """Voxels of each class that have a weight, shape (num_classes,); -1 in a patch that is not finite."""
+        label, weight, *rest = patch
+        voxels = torch.zeros(len(self.labeled_counts), dtype=torch.long, device=label.device)
+        voxels.scatter_add_(0, label.flatten().long(), (weight > 0).flatten().long())
+        # A sum is finite where all is, and takes a fraction of the time.
+        is_finite = torch.stack([part.sum().isfinite().to(label.device) for part in rest]).all()
+        return torch.where(is_finite, voxels, -1)
 
     def randomize(  # type: ignore[override]  # MONAI's takes any data
         self, labeled: Sequence[bool], positions: torch.Tensor, num_mixed: int, shape: Sequence[int]

@@ -28,6 +28,19 @@ def test_the_command_computes_what_training_then_finds(
     assert files_of(folder) == computed
 
 
+def test_training_is_the_same_with_an_atlas_made_before_it(run, phantom: Path, tmp_path: Path) -> None:
+    histories = []
+    for name in ("ahead", "on demand"):
+        folder = tmp_path / name
+        if name == "ahead":
+            settings = {**TOY, "atlas_dir": str(folder), "device": "cpu", "amp": False}
+            atlas(str(phantom), weights="none", config_file=CONFIG, **settings)
+        run("train", atlas_dir=str(folder), output_dir=str(folder / "run"))
+        histories.append((folder / "run" / "history.csv").read_text())
+    assert histories[0] == histories[1]
+    assert "distillation" in histories[0]
+
+
 def test_a_configuration_without_an_atlas_is_refused(phantom: Path, tmp_path: Path) -> None:
     online = str(Path(CONFIG).with_name("online_teacher.json"))
     with pytest.raises(ValueError, match=r"config_file must have teacher_key .* got 'image' and 0.05: training"):

@@ -344,6 +344,15 @@ def test_an_overlay_that_brings_a_network_of_its_own_keeps_it_with_several_proce
     assert isinstance(pair, StudentPair)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_volumes_and_the_grids_that_deform_them_are_on_the_device(device: str, phantom: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "train.json")
+    parser.update({"device": device, "dataset_dir": str(phantom)})
+    assert str(parser.get_parsed_content("mix").mixer.affine_grid.device) == device
+    assert str(parser.get_parsed_content("volume_transforms")[-1].converter.device) == device
+
+
 @pytest.mark.parametrize("name", ["train", "inference"])
 @pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda:1", True)])
 def test_mixed_precision_is_for_the_device_that_is_used(name: str, device: str, expected: bool, monkeypatch) -> None:

@@ -29,7 +29,7 @@ def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Pat
     plan = plan_training(workflow("train").parser, repetitions=1)
     built = workflow("train", atlas_dir=str(tmp_path / "atlas"))
     datasets = [built.parser.get_parsed_content(f"train#{name}") for name in ("dataset", "unlabeled_dataset")]
-    built.parser.get_parsed_content("atlas").describe()
+    built.parser.get_parsed_content("atlas").complete()
     # Beside the tokens there are headers and the components' basis.
     files = [file for file in (tmp_path / "atlas").rglob("*") if file.stat().st_size > 20_000 and file.is_file()]
     expected = sum(file.stat().st_size for file in files)

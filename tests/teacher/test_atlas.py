@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -66,6 +67,13 @@ def origin(patch, number=1):
     return VoxelOrigind("image")({"image": patch, "volume": number})["origin"][None]
 
 
+def completed(atlas, *volumes):
+    """The numbers of these volumes, which the teacher has seen."""
+    numbers = [atlas.add(volume) for volume in volumes]
+    atlas.complete()
+    return numbers
+
+
 @pytest.fixture
 def atlas(tmp_path):
     return TokenAtlas(tmp_path, SliceTokens(MeanTeacher(), channels="repeat"), CELL)
@@ -122,7 +130,7 @@ def test_the_teacher_computes_in_the_precision_that_it_is_given(dtype, expected,
             found.append((x.flatten(2) @ x.flatten(2).transpose(1, 2)).dtype)
             return super().__call__(x)
 
-    TokenAtlas(tmp_path, SliceTokens(Teacher()), CELL, dtype=dtype).add(scan())
+    completed(TokenAtlas(tmp_path, SliceTokens(Teacher()), CELL, dtype=dtype), scan())
     assert set(found) == {expected}
 
 
@@ -231,16 +239,71 @@ def test_a_center_that_an_edge_runs_through_has_no_token(atlas):
 
 def test_a_second_start_computes_nothing(atlas, tmp_path):
     teacher = atlas.slice_tokens.teacher
-    first = [atlas.add(scan(seed)) for seed in (0, 1)]
+    first = completed(atlas, scan(0), scan(1))
     computed = teacher.images
     again = TokenAtlas(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
-    assert [again.add(scan(seed)) for seed in (1, 0)] == first[::-1]
+    assert completed(again, scan(1), scan(0)) == first[::-1]
     assert teacher.images == computed > 0
+
+
+def test_the_teacher_sees_a_volume_when_its_tokens_are_asked_for(atlas):
+    teacher = atlas.slice_tokens.teacher
+    numbers = [atlas.add(scan(seed)) for seed in range(6)]
+    assert teacher.images == 0
+    asked = torch.cat([origin(scan(seed), numbers[seed]) for seed in (2, 4)])
+    tokens = atlas(asked, GRID)
+    # One more, if neither of the two is the one that shows whether there are tokens at all.
+    assert 2 <= teacher.images / GRID[2] <= 3
+    computed = teacher.images
+    torch.testing.assert_close(atlas(asked, GRID), tokens, rtol=0, atol=0)
+    assert teacher.images == computed
+    atlas.complete()
+    assert teacher.images == 6 * GRID[2]
+
+
+def test_the_first_look_up_needs_a_tenth_of_the_volumes_for_the_components(tmp_path):
+    volumes = [scan(seed) for seed in range(50)]
+    teacher = MeanTeacher()
+    atlas = TokenAtlas(tmp_path, SliceTokens(teacher), CELL, components=2)
+    numbers = [atlas.add(volume) for volume in volumes]
+    tokens = atlas(origin(volumes[7], numbers[7]), GRID)
+    assert 5 <= teacher.images / GRID[2] <= 6
+    # They are close to those of all volumes, which are alike.
+    everything = torch.cat([SliceTokens(teacher)(volume[None], GRID) for volume in volumes]).movedim(1, -1)
+    mean = everything.flatten(0, -2).mean(0)
+    directions = torch.linalg.svd(everything.flatten(0, -2) - mean, full_matrices=False)[2][:2]
+    expected = (everything[7] - mean) @ directions.T
+    kept = [float(found.flatten(0, -2).pow(2).sum()) for found in (tokens[0].movedim(0, -1), expected)]
+    assert kept[0] == pytest.approx(kept[1], rel=0.02)
+
+
+@pytest.mark.parametrize("components", [None, 2])
+def test_tokens_are_the_same_ahead_of_training_and_on_demand(components, tmp_path):
+    volumes = [scan(seed) for seed in range(6)]
+    found = []
+    for folder in ("ahead", "on demand"):
+        atlas = TokenAtlas(tmp_path / folder, SliceTokens(MeanTeacher()), CELL, components)
+        numbers = [atlas.add(volume) for volume in volumes]
+        if folder == "ahead":
+            atlas.complete()
+        found.append([atlas(origin(volumes[i], numbers[i]), GRID) for i in (5, 1, 3)])
+    for ahead, on_demand in zip(*found):
+        torch.testing.assert_close(ahead, on_demand, rtol=0, atol=0)
+
+
+def test_voxels_are_not_held_once_the_teacher_has_seen_them(atlas):
+    voxels = torch.rand(1, *SHAPE).numpy()
+    released = weakref.ref(voxels)
+    number = atlas.add(MetaTensor(torch.from_numpy(voxels), affine=torch.as_tensor(STRAIGHT)))
+    del voxels
+    assert released() is not None
+    atlas(origin(scan(), number), GRID)
+    assert released() is None
 
 
 @pytest.mark.parametrize("change", ["voxel", "affine", "teacher", "cell", "recipe", "planes"])
 def test_tokens_of_anything_else_are_computed_anew(change, atlas, tmp_path):
-    atlas.add(scan())
+    completed(atlas, scan())
     teacher = MeanTeacher()
     teacher.fingerprint = "another" if change == "teacher" else "mean"
     settings = {"cell": (4, 4, 4) if change == "cell" else CELL}
@@ -250,20 +313,20 @@ def test_tokens_of_anything_else_are_computed_anew(change, atlas, tmp_path):
     if change == "voxel":
         volume[0, 3, 4, 5] += 0.01
     channels = "neighbors" if change == "recipe" else "repeat"
-    TokenAtlas(tmp_path, SliceTokens(teacher, channels=channels), **settings).add(volume)
+    completed(TokenAtlas(tmp_path, SliceTokens(teacher, channels=channels), **settings), volume)
     assert teacher.images > 0
 
 
 def test_a_killed_run_goes_on_with_the_volume_it_was_at(atlas, monkeypatch, tmp_path):
     teacher = atlas.slice_tokens.teacher
-    atlas.add(scan(0))
+    completed(atlas, scan(0))
     monkeypatch.setattr("numpy.save", lambda stream, array: stream.write(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        atlas.add(scan(1))
+        completed(atlas, scan(1))
     monkeypatch.undo()
     computed = teacher.images
     again = TokenAtlas(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
-    again.add(scan(0))
+    completed(again, scan(0))
     assert teacher.images == computed
     torch.testing.assert_close(
         atlas_tokens(again, scan(1), scan(1), GRID),
@@ -273,7 +336,7 @@ def test_a_killed_run_goes_on_with_the_volume_it_was_at(atlas, monkeypatch, tmp_
     )
 
 
-def test_components_are_those_of_all_volumes(tmp_path, caplog):
+def test_components_are_those_of_all_of_a_few_volumes(tmp_path, caplog):
     volumes = [scan(seed) for seed in range(3)]
     slice_tokens = SliceTokens(MeanTeacher(), channels="neighbors")
     atlas = TokenAtlas(tmp_path, slice_tokens, CELL, components=2)
@@ -314,7 +377,7 @@ def test_a_volume_with_nan_has_no_tokens_and_spoils_no_other(components, spoiled
     for _ in range(2):  # the second start finds the files of the first
         caplog.clear()
         atlas = TokenAtlas(tmp_path / "spoiled", slice_tokens, CELL, components)
-        numbers = [atlas.add(volume) for volume in (spoiled, scan())]
+        numbers = completed(atlas, spoiled, scan())
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             "images/spoiled.nii has no teacher tokens, because they are not finite: distillation leaves it out."
         ]
