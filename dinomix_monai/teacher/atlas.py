@@ -272,9 +272,6 @@ class TokenAtlas:
         """Finds out whether the volumes that there are have tokens at all, and their components."""
         if self._opened == len(self._volumes):
             return
-        unseen = sum(volume.voxels is not None for volume in self._volumes.values())
-        if unseen:
-            logger.info("The teacher sees each of %d volumes once, when a patch of it is first used.", unseen)
         names = sorted(volume.name for volume in self._volumes.values())
         sample = self._sample_of(names)
         if self.components is not None:
@@ -289,12 +286,17 @@ class TokenAtlas:
         volumes = {volume.name: volume for volume in self._volumes.values()}
         wanted = 1 if self.components is None else max(_FEWEST_VOLUMES, math.ceil(_SHARE_OF_VOLUMES * len(names)))
         sample: list[str] = []
-        for name in names:
-            self._compute(volumes[name])
-            if self.files.read(name).size:
-                sample.append(name)
-            if len(sample) == wanted:
-                break
+        unseen = {name for name in names if volumes[name].voxels is not None}
+        first = names[:wanted]
+        what = f"Teacher tokens of {len(first)} volumes; {len(unseen.difference(first))} follow as they are used"
+        with tqdm(total=len(first), desc=what, unit="volume", disable=not unseen) as bar:
+            for name in names:
+                self._compute(volumes[name])
+                if self.files.read(name).size:
+                    sample.append(name)
+                    bar.update()
+                if len(sample) == wanted:
+                    break
         if not sample:
             raise ValueError(
                 f"The teacher must have finite tokens for at least one volume, got none for all {len(names)}. "

@@ -246,12 +246,13 @@ def test_a_second_start_computes_nothing(atlas, tmp_path):
     assert teacher.images == computed > 0
 
 
-def test_the_teacher_sees_a_volume_when_its_tokens_are_asked_for(atlas):
+def test_the_teacher_sees_a_volume_when_its_tokens_are_asked_for(atlas, capsys):
     teacher = atlas.slice_tokens.teacher
     numbers = [atlas.add(scan(seed)) for seed in range(6)]
     assert teacher.images == 0
     asked = torch.cat([origin(scan(seed), numbers[seed]) for seed in (2, 4)])
     tokens = atlas(asked, GRID)
+    assert "Teacher tokens of 1 volumes; 5 follow as they are used: 100%" in capsys.readouterr().err
     # One more, if neither of the two is the one that shows whether there are tokens at all.
     assert 2 <= teacher.images / GRID[2] <= 3
     computed = teacher.images
