@@ -111,7 +111,7 @@ def _train(folder: str, output: Path) -> None:
     with (output / STEPS).open("a") as file:
 
         def note(engine: Any) -> None:
-            losses = {term: float(engine.state.output[0].get(term, 0)) for term in TERMS}
+            losses = {term: float(engine.state.output.get(term, 0)) for term in TERMS}
             file.write(json.dumps({"step": engine.state.iteration, **losses}) + "\n")
             file.flush()
 

@@ -190,7 +190,7 @@ class TokenAtlas:
         """One line on the volumes that the teacher has seen, their tokens and what these take on disk."""
         seen = [volume for volume in self._volumes.values() if volume.voxels is None]
         size = sum(self.files.path(volume.name).stat().st_size for volume in seen) / 1e6
-        largest = max((self.files.read(volume.name).shape[:3] for volume in seen), default=(0, 0, 0))
+        largest = max((tuple(self.files.read(volume.name).shape[:3]) for volume in seen), default=(0, 0, 0))
         text = f"{len(seen)} volumes, up to {' x '.join(map(str, largest))} tokens each, {size:.1f} MB"
         if self.components is not None and self._opened:
             size = sum(tokens.numel() * tokens.element_size() for tokens in self._tokens.values()) / 1e6
@@ -292,7 +292,7 @@ class TokenAtlas:
         with tqdm(total=len(first), desc=what, unit="volume", disable=not unseen) as bar:
             for name in names:
                 self._compute(volumes[name])
-                if self.files.read(name).size:
+                if len(self.files.read(name)):
                     sample.append(name)
                     bar.update()
                 if len(sample) == wanted:
@@ -309,11 +309,11 @@ class TokenAtlas:
             volume = self._volumes[number]
             self._compute(volume)
             tokens = self.files.read(volume.name, self.components is not None)
-            if not tokens.size:
+            if not len(tokens):
                 logger.warning(
                     "%s has no teacher tokens, because they are not finite: distillation leaves it out.", volume.file
                 )
-            self._tokens[number] = torch.from_numpy(tokens).to(self.device)
+            self._tokens[number] = tokens.to(self.device)
         return self._tokens[number]
 
     def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:

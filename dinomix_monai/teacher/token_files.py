@@ -56,16 +56,22 @@ class TokenFiles:
         with _in_one_move(self.path(name)) as stream:
             np.save(stream, tokens)
 
-    def read(self, name: str, is_reduced: bool = False) -> np.ndarray:
-        """Tokens of a volume in full or, after :meth:`open_components`, reduced to these; mapped into memory."""
+    def read(self, name: str, is_reduced: bool = False) -> torch.Tensor:
+        """
+        Tokens of a volume in full or, after :meth:`open_components`, reduced to these, shape (h, w, d, C).
+
+        They are mapped into memory; no file stays open, of which a process may have a thousand.
+        """
         file = self.path(name)
         if is_reduced:
             file = self._reduced_folder / f"{name}.npy"
             with self.lock(name):
                 if not file.is_file():
                     self._reduce(name, file)
-        # Copy on write: PyTorch warns of memory that it must not write to, and nobody writes.
-        return np.load(file, mmap_mode="c")
+        header = np.load(file, mmap_mode="r")
+        # NumPy's map would keep the file open.
+        content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+        return content[header.offset :].view(torch.float16).view(header.shape)
 
     def open_components(self, names: Sequence[str], sample: Sequence[str], k: int) -> float:
         """

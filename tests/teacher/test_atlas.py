@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,6 +291,15 @@ def test_tokens_are_the_same_ahead_of_training_and_on_demand(components, tmp_pat
         found.append([atlas(origin(volumes[i], numbers[i]), GRID) for i in (5, 1, 3)])
     for ahead, on_demand in zip(*found):
         torch.testing.assert_close(ahead, on_demand, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
+@pytest.mark.parametrize("components", [None, 2])
+def test_no_file_stays_open(components, tmp_path):
+    atlas = TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    completed(atlas, *(scan(seed) for seed in range(20)))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_voxels_are_not_held_once_the_teacher_has_seen_them(atlas):
