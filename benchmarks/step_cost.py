@@ -150,6 +150,7 @@ def steps_of(trainer: Any) -> Iterator[None]:
 def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
     """The trainer of one of ``FORMS``; makes the phantom and the atlas in the folder if they are not there."""
     from dinomix_monai.data import make_phantom
+    from dinomix_monai.run import prepare_volumes
 
     data = Path(folder) / "phantom"
     if not data.is_dir():
@@ -165,9 +166,8 @@ def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
         distillation_interval=1,
         **(PEER_SETTING if form in PEER_FORMS else {}),
     )
+    prepare_volumes(workflow.parser)
     trainer = workflow.parser.get_parsed_content("train#trainer")
-    if not workflow.parser.get_parsed_content("no_atlas"):
-        workflow.parser.get_parsed_content("atlas").complete()
     trainer.state.iteration = 0
     return trainer
 

@@ -44,13 +44,15 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
 
     A run that was stopped goes on where its last epoch ended; its wall time is then that of the last piece.
     """
+    from dinomix_monai.run import prepare_volumes
+
     folder = Path(output_dir)
     settings = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8), **settings}
     # What the teacher says of the volumes is the same in every run.
     atlas = {"atlas_dir": str(folder.parents[1] / "atlas")}
     is_resumed = (folder / "models/last/state.pt").is_file()
     workflow = _workflow(arm, folder, overlays, *(["resume"] if is_resumed else []), **atlas, **settings)
-    _prepare(workflow)
+    prepare_volumes(workflow.parser)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     start = time.perf_counter()
     trainer.run()
@@ -79,6 +81,8 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     """Times the preparation, epochs with and without unlabeled patches, and a validation; writes ``pilot.json``."""
     from ignite.engine import Events
 
+    from dinomix_monai.run import prepare_volumes
+
     epochs = 8
     folder = Path(output_dir) / "pilot"
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +96,7 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     }
     workflow = _workflow(arm, folder, overlays, **settings)
     start = time.perf_counter()
-    _prepare(workflow)
+    prepare_volumes(workflow.parser)
     preparation = time.perf_counter() - start
     trainer = workflow.parser.get_parsed_content("train#trainer")
     validator = workflow.parser.get_parsed_content("validate#evaluator")
@@ -114,14 +118,6 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
         "validation_s": validation,
     }
     (Path(output_dir) / "pilot.json").write_text(json.dumps(timing, indent=1) + "\n")
-
-
-def _prepare(workflow: Any) -> None:
-    """All that comes once for each volume, which training by itself would leave in part to its first epochs."""
-    for name in ("train#dataset", "train#unlabeled_dataset"):
-        workflow.parser.get_parsed_content(name)
-    if not workflow.parser.get_parsed_content("no_atlas"):
-        workflow.parser.get_parsed_content("atlas").complete()
 
 
 def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], *patches: str, **settings: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
-from dinomix_monai.run import open_configuration, read_configuration, report_failures
+from dinomix_monai.run import open_configuration, prepare_volumes, read_configuration, report_failures
 
 __all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
 
@@ -125,11 +125,8 @@ def atlas(
             f"{parser.get_parsed_content('teacher_key')!r} and {parser.get_parsed_content('distillation_weight')}: "
             "training would make no atlas."
         )
-    for name in ("train#dataset", "train#unlabeled_dataset"):
-        parser.get_parsed_content(name)
-    tokens = parser.get_parsed_content("atlas")
-    tokens.complete()
-    print(tokens.describe())
+    prepare_volumes(parser)
+    print(parser.get_parsed_content("atlas").describe())
 
 
 @SetParseFn(str, "dataset_dir")

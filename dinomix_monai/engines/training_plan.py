@@ -19,7 +19,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
-from dinomix_monai.run import check_counts
+from dinomix_monai.run import check_counts, prepare_volumes
 from dinomix_monai.transforms import MemoryMapd
 
 __all__ = ["TrainingPlan", "plan_training"]
@@ -187,10 +187,7 @@ def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
     # The bars of a training that is none would mislead.
     with contextlib.redirect_stderr(io.StringIO()):
         start = time.perf_counter()
-        for name in _SECTIONS:
-            parser.get_parsed_content(f"train#{name}")
-        if not parser.get_parsed_content("no_atlas"):
-            parser.get_parsed_content("atlas").complete()
+        prepare_volumes(parser)
         preparation = _now(device) - start
         trainer = parser.get_parsed_content("train#trainer")
         validator = parser.get_parsed_content("validate#evaluator")

@@ -6,6 +6,7 @@ from dinomix_monai.run.configuration import (
     check_settings,
     idle_settings,
     open_configuration,
+    prepare_volumes,
     present_parser,
     read_configuration,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "failure_text",
     "idle_settings",
     "open_configuration",
+    "prepare_volumes",
     "present_parser",
     "read_configuration",
     "report_failures",

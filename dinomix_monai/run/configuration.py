@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-__all__ = ["check_settings", "idle_settings", "open_configuration", "present_parser", "read_configuration"]
+__all__ = [
+    "check_settings",
+    "idle_settings",
+    "open_configuration",
+    "prepare_volumes",
+    "present_parser",
+    "read_configuration",
+]
 
 _REFERENCE = re.compile(r"[@%](\w+)")
 _TEXT_KEY = "_desc_"
@@ -43,6 +50,21 @@ def open_configuration(config_file: str | Path | Sequence[str | Path], **setting
     parser.update(settings)
     check_settings(parser.get(), settings)
     return parser
+
+
+def prepare_volumes(parser: ConfigParser) -> None:
+    """
+    Does all that a training does once for each of its volumes, a part of which it would leave to its first epochs.
+
+    Both data sets are preprocessed and cached, and where there is an atlas the frozen teacher sees their volumes.
+
+    Args:
+        parser: the bundle's training configuration.
+    """
+    for name in ("train#dataset", "train#unlabeled_dataset"):
+        parser.get_parsed_content(name)
+    if not parser.get_parsed_content("no_atlas"):
+        parser.get_parsed_content("atlas").complete()
 
 
 def read_configuration(file: str | Path, name: str = "config_file") -> dict[str, Any]:

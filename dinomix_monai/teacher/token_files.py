@@ -33,7 +33,7 @@ class TokenFiles:
         self._reduced_folder = folder
 
     def lock(self, name: str = "volumes") -> FileLock:
-        """Held by whoever looks what is there in order to add it: the list of volumes, or the tokens of one."""
+        """Held by whoever looks what is there in order to add it: the list of volumes, tokens of one, or components."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f"{name}.lock")
 
@@ -78,7 +78,7 @@ class TokenFiles:
         Finds the components that the tokens of these volumes are reduced to, unless they are there.
 
         Args:
-            names: volumes, in any order.
+            names: volumes, sorted.
             sample: those of them whose tokens have ``k`` principal components that are found; they depend on ``names``.
             k: number of components.
 
@@ -87,7 +87,7 @@ class TokenFiles:
         """
         self._reduced_folder = self.folder / f"{k}-components-{sha256(*(name.encode() for name in names))[:16]}"
         self._reduced_folder.mkdir(exist_ok=True)
-        with FileLock(self._reduced_folder / "lock"):
+        with self.lock(self._reduced_folder.name):
             if not self._basis.is_file():
                 self._fit(sample, k)
         with np.load(self._basis) as content:
@@ -112,7 +112,7 @@ class TokenFiles:
             np.save(stream, ((self._full(name) - mean) @ directions).astype(np.float16))
 
     def _full(self, name: str) -> np.ndarray:
-        return np.load(self.path(name), mmap_mode="r").astype(np.float32)
+        return self.read(name).float().numpy()
 
 
 def sha256(*parts: bytes) -> str:
