@@ -3,7 +3,11 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 
@@ -18,3 +22,27 @@ def _nothing_stays(monkeypatch):
     for handler in [other for other in root.handlers if other not in handlers]:
         root.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., str]:
+    """Writes an array as NIfTI into the temporary folder, by default with voxels of 2 x 2 x 3 mm; returns its path."""
+
+    def write(name: str, array: object, affine: object = None, dtype: object = np.float32) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        affine = np.diag([-2, -2, 3, 1]) if affine is None else affine
+        nib.save(nib.Nifti1Image(np.asarray(array, dtype=dtype), affine), path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def noise() -> Callable[..., np.ndarray]:
+    """Whole numbers from -100 to 100, others for each seed."""
+
+    def draw(seed: int = 0, shape: tuple[int, ...] = (6, 5, 4)) -> np.ndarray:
+        return np.random.default_rng(seed).integers(-100, 101, shape)
+
+    return draw

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
-from dinomix_monai.data.datalist import Datalist, class_weights, image_files, open_datalist, read_datalist
+from dinomix_monai.data.datalist import (
+    Datalist,
+    class_weights,
+    dataset_root,
+    open_datalist,
+    read_datalist,
+    relative_name,
+)
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
@@ -11,9 +18,9 @@ from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
+from dinomix_monai.data.scan_folder import image_files
 from dinomix_monai.data.site_split import split_dataset
 from dinomix_monai.data.streams import PatchStream, patch_stream, share_of
-from dinomix_monai.data.volume_writer import VolumeWriter
 
 __all__ = [
     "CaseCheck",
@@ -23,10 +30,10 @@ __all__ = [
     "OriginalScans",
     "PatchStream",
     "Protocol",
-    "VolumeWriter",
     "check_dataset",
     "check_model_file",
     "class_weights",
+    "dataset_root",
     "findings_table",
     "image_files",
     "make_phantom",
@@ -36,6 +43,7 @@ __all__ = [
     "read_datalist",
     "read_labels",
     "read_protocol",
+    "relative_name",
     "scaling_window",
     "share_of",
     "split_dataset",

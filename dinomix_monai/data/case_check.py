@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,23 +9,28 @@ from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
 from dinomix_monai.data.datalist import SECTIONS
 from dinomix_monai.data.finding import Finding
-from dinomix_monai.data.volume import MOST_VOXELS, VolumeError, image_values, label_values, open_volume, resampled_shape
+from dinomix_monai.volumes import (
+    MOST_VOXELS,
+    Geometry,
+    VolumeError,
+    image_values,
+    is_label_map,
+    label_orientation,
+    label_values,
+    open_volume,
+    read_geometry,
+    resampled_shape,
+)
 
 __all__ = ["CaseCheck", "CaseReport"]
 
-_SPACING_MM = (0.05, 50.0)
-"""Beyond this a voxel size is in another unit, or was never measured."""
-
 _OBLIQUE_DEGREES = 10.0
 """A patient who was meant to lie straight lies straighter than this."""
-
-_SHIFT = 0.1
-"""Part of a voxel by which a label may lie off its image; rounding in headers brings about less."""
 
 _OUTSIDE, _SPAN = 0.99, 0.05
 """A scan of the expected modality has a smaller share of its voxels outside of the window, and spans more of it."""
@@ -110,32 +114,30 @@ class CaseCheck:
             case: paths of ``image`` and, where it has one, ``label``.
         """
         report = CaseReport(section, case["image"])
-        image = None
+        place = None
         with report.reading(report.image):
             image = open_volume(report.image)
-            self._check_geometry(report, image)
+            place = read_geometry(image.header)
+            if is_label_map(image):
+                report.error(report.image, "is a label map, as its header says", "List the scan itself.")
+            self._check_geometry(report, place)
             self._check_intensities(report, image)
         if "label" in case:
             with report.reading(case["label"]):
                 label = open_volume(case["label"])
-                if image is not None:
-                    _check_grid(report, case["label"], label, image)
+                if place is not None:
+                    _check_grid(report, case["label"], read_geometry(label.header), place)
                 self._check_classes(report, case["label"], label)
         elif "label" in SECTIONS[section]:
             report.error(report.image, f"has no label under `{section}`", "Name one, or list it under `unlabeled`.")
         return report
 
-    def _check_geometry(self, report: CaseReport, image: nib.Nifti1Pair) -> None:
-        if _is_singular(image.affine):
-            report.error(report.image, "has a singular affine", "Write a valid sform or qform into its header.")
-            return
+    def _check_geometry(self, report: CaseReport, image: Geometry) -> None:
+        if image.doubt is not None:
+            report.warn(report.image, *image.doubt)
         if (degrees := _obliquity_degrees(image.affine)) > _OBLIQUE_DEGREES:
             problem = f"is oblique, {degrees:.0f} degrees off the axes of the body"
             report.warn(report.image, problem, "Make sure that all cases are, or resample it to straight axes.")
-        spacing = voxel_sizes(image.affine)
-        if not _SPACING_MM[0] <= spacing.min() <= spacing.max() <= _SPACING_MM[1]:
-            report.error(report.image, f"has voxels of {_times(spacing)} mm", "Write their size in mm into its header.")
-            return
         shape = _resampled_shape(image, self.spacing_mm)
         if math.prod(shape) > MOST_VOXELS:
             problem = f"is {_times(shape)} voxels when resampled"
@@ -175,22 +177,9 @@ class CaseCheck:
             report.warn(file, "has nothing but background", "Make sure that this patient has none of the classes.")
 
 
-def _check_grid(report: CaseReport, file: str, label: nib.Nifti1Pair, image: nib.Nifti1Pair) -> None:
-    shape, expected = label.shape[:3], image.shape[:3]
-    remedy = "Export the label on the grid of its image."
-    if shape != expected:
-        report.error(file, f"has {_times(shape)} voxels and its image {_times(expected)}", remedy)
-        return
-    corners = list(itertools.product(*((0, length - 1) for length in shape)))
-    shift_mm = np.linalg.norm(apply_affine(label.affine, corners) - apply_affine(image.affine, corners), axis=1).max()
-    if not shift_mm <= _SHIFT * voxel_sizes(image.affine).min():
-        report.error(file, f"lies up to {shift_mm:.3g} mm off its image", remedy)
-
-
-def _is_singular(affine: np.ndarray) -> bool:
-    # Of the directions alone, so that small voxels do not count as none.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return not abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine))) > 1e-3
+def _check_grid(report: CaseReport, file: str, label: Geometry, image: Geometry) -> None:
+    if label_orientation(label, image) is None:
+        report.error(file, label.difference_from_image(image), "Export the label on the grid of its image.")
 
 
 def _obliquity_degrees(affine: np.ndarray) -> float:
@@ -199,11 +188,11 @@ def _obliquity_degrees(affine: np.ndarray) -> float:
     return math.degrees(math.acos(min(1.0, cosines.min())))
 
 
-def _resampled_shape(image: nib.Nifti1Pair, spacing_mm: Sequence[float] | None) -> list[int]:
+def _resampled_shape(image: Geometry, spacing_mm: Sequence[float] | None) -> list[int]:
     """The shape that MONAI's ``Orientationd`` to RAS and ``Spacingd`` give."""
     # For each axis of the body, the axis of the file.
     axes = np.argsort(io_orientation(image.affine)[:, 0])
-    lengths, spacing = np.array(image.shape[:3])[axes], voxel_sizes(image.affine)[axes]
+    lengths, spacing = np.array(image.shape)[axes], voxel_sizes(image.affine)[axes]
     return np.round(resampled_shape(lengths, spacing, [0.0] if spacing_mm is None else spacing_mm)).astype(int).tolist()
 
 

@@ -8,24 +8,23 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from filelock import FileLock
 
 from dinomix_monai.data.phantom import make_phantom
-from dinomix_monai.data.volume import VolumeError, open_volume
+from dinomix_monai.volumes import LabelValues, VolumeError, label_values, open_volume
 
 __all__ = [
     "SECTIONS",
     "Datalist",
     "class_weights",
     "dataset_root",
-    "image_files",
     "open_datalist",
     "read_datalist",
+    "relative_name",
 ]
 
 SECTIONS = {
@@ -35,6 +34,9 @@ SECTIONS = {
     "test": ("image", "label"),
 }
 """Lists of cases in a datalist, and the files that each of their cases must have."""
+
+MOST_CLASSES = 256
+"""Label maps are stored in one byte for each voxel."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Datalist:
         test: labeled cases that nothing is chosen by.
         is_phantom: whether this is the built-in procedural phantom.
         protocol: the published protocol that it was prepared by, with its source, or ``None``.
+        from_test: how many of the last unlabeled cases were listed under ``test``, where no case has a label.
     """
 
     class_names: tuple[str, ...]
@@ -59,6 +62,7 @@ class Datalist:
     test: list[dict[str, str]]
     is_phantom: bool = False
     protocol: dict[str, Any] | None = None
+    from_test: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -67,7 +71,10 @@ class Datalist:
 
     def describe(self) -> str:
         """How many cases each list has."""
-        return ", ".join(f"{len(getattr(self, section))} {section}" for section in SECTIONS)
+        counts = {section: f"{len(getattr(self, section))} {section}" for section in SECTIONS}
+        if self.from_test:
+            counts["unlabeled"] += f" ({self.from_test} of them listed under test, without labels)"
+        return ", ".join(counts.values())
 
     def section(self, name: str) -> list[dict[str, str]]:
         """
@@ -92,15 +99,20 @@ class Datalist:
         """Voxels of each class over the labeled training cases, background first."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for case in self.training:
-            label = np.asanyarray(nib.load(case["label"]).dataobj)  # type: ignore[attr-defined]  # of every image format
-            values, voxels = np.unique(label, return_counts=True)
-            if values.min() < 0 or values.max() >= self.num_classes or (values != values.astype(int)).any():
-                raise ValueError(
-                    f"Label values must be whole numbers below {self.num_classes} (`labels` of dataset.json), got "
-                    f"{values.min()} to {values.max()} in {case['label']}."
-                )
-            counts[values.astype(int)] += voxels
+            counts += self._label_values(case["label"]).voxels
         return counts.tolist()
+
+    def _label_values(self, file: str) -> LabelValues:
+        try:
+            values = label_values(open_volume(file), self.num_classes)
+        except VolumeError as error:
+            raise error.of(file) from error
+        if values.strays:
+            raise ValueError(
+                f"Label values must be whole numbers below {self.num_classes} (`labels` of dataset.json), got "
+                f"{values.low:g} to {values.high:g} in {file}."
+            )
+        return values
 
 
 def class_weights(voxels: Sequence[float], power: float) -> list[float]:
@@ -141,8 +153,8 @@ def open_datalist(
 
     Raises:
         FileNotFoundError: When there is no such list, or a file that it names is missing.
-        ValueError: When a case has no label and is not under ``unlabeled``, a NIfTI file is none, shorter than its
-            header says or not one volume, or as :func:`read_datalist` does.
+        ValueError: When a case has no label and is not under ``unlabeled``, a file is not NIfTI, shorter than its
+            header says, not one volume or in two places at once, or as :func:`read_datalist` does.
     """
     datalist = read_datalist(dataset_dir, phantom_dir, file, allow_outside)
     for section, case in datalist.cases():
@@ -151,8 +163,7 @@ def open_datalist(
         for path in case.values():
             if not Path(path).is_file():
                 raise FileNotFoundError(f"The datalist names {path} under `{section}`, but there is no such file.")
-            if path.endswith((".nii", ".nii.gz")):
-                _read_header(path, section)
+            _read_header(path, section)
     return datalist
 
 
@@ -165,7 +176,9 @@ def read_datalist(
     """
     Reads ``dataset.json`` of a folder, in the form that ``monai.data.load_decathlon_datalist`` reads.
 
-    ``labels`` may be names by value, as in the decathlon, values by name, as in nnU-Net v2, or a list of names. What
+    ``labels`` may be names by value, as in the decathlon, values by name, as in nnU-Net v2, or a list of names. Cases
+    under ``test`` of which none has a label are unlabeled cases: in the decathlon its organizers keep these labels.
+    Paths may have the separators of Windows, and the file any encoding of JSON, with or without a byte order mark. What
     can be wrong with a single case is left to whoever uses it: files may be missing, and so may the entry of a label.
 
     Args:
@@ -178,7 +191,7 @@ def read_datalist(
     Raises:
         FileNotFoundError: When there is no such list.
         ValueError: When the list is not JSON, lacks ``labels``, or lists no case under ``training`` or ``unlabeled``, a
-            case has no image or names a file outside, or the labels are not 0, 1, 2, ...
+            case has no image or names a file outside, or the labels are not 0, 1, 2, ... with names that differ.
     """
     root = dataset_root(dataset_dir)
     path = root / file
@@ -211,11 +224,15 @@ def read_datalist(
                 f"`{name}` of {path} must name files in its folder, got {outside[0]}. If you trust the list, set "
                 "allow_outside."
             )
+    moved = [] if any("label" in case for case in sections["test"]) else sections["test"]
+    if moved:
+        sections["unlabeled"], sections["test"] = sections["unlabeled"] + moved, []
     return Datalist(
         _class_names(path, content["labels"]),
         **sections,
         is_phantom="phantom_seed" in content,
         protocol=content.get("protocol"),
+        from_test=len(moved),
     )
 
 
@@ -224,44 +241,16 @@ def dataset_root(dataset_dir: str | Path) -> Path:
     return Path(os.path.abspath(Path(dataset_dir).expanduser()))
 
 
-def image_files(path: str | Path) -> list[dict[str, str]]:
-    """
-    NIfTI images to segment: one file, or all of a folder in the order of their names.
-
-    All headers are read, so that what cannot be segmented is known before the first case.
-
-    Raises:
-        FileNotFoundError: When there is no such file or folder, or no NIfTI in the folder.
-        ValueError: When a file is no NIfTI, shorter than its header says or not one volume, or when two have the same
-            name but for ``.gz``.
-    """
-    root = Path(path).expanduser().absolute()
-    if not root.exists():
-        raise FileNotFoundError(
-            f"dataset_dir must be a NIfTI file or a folder of such, got {root}, which does not exist."
-        )
-    files = [root] if root.is_file() else sorted(root.iterdir())
-    # Hidden files are what macOS leaves in archives: they have the name of an image and hold none.
-    images = [file for file in files if file.name.endswith((".nii", ".nii.gz")) and not file.name.startswith(".")]
-    if not images:
-        raise FileNotFoundError(
-            f"dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got {root}."
-        )
-    for image in images:
-        if image.with_name(f"{image.name}.gz") in images:
-            raise ValueError(f"Images must differ in name, got {image} with and without .gz.")
-        try:
-            open_volume(image)
-        except VolumeError as error:
-            raise ValueError(
-                f"Images must be NIfTI of one volume, got {image}, which {error.problem}. {error.remedy}"
-            ) from error
-    return [{"image": str(file)} for file in images]
+def relative_name(file: str | Path, root: Path) -> str:
+    """The path of a file from the folder of its data set, with slashes; the whole path of one that lies elsewhere."""
+    path = Path(file)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(file)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # From bytes, so that a byte order mark tells the encoding.
+        content = json.loads(path.read_bytes())
         # Half a character can be escaped, and then neither be a path nor be printed.
         json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -282,7 +271,19 @@ def _case(root: Path, entry: Any, section: str) -> dict[str, str]:
         raise _incomplete(section, entry, "image")
     named = {key: entry[key] for key in SECTIONS[section] if isinstance(entry.get(key), str)}
     # Without `..`, so that it shows where a path leads.
-    return {key: os.path.normpath(root / name) for key, name in named.items()}
+    return {key: os.path.normpath(root / _native(root, name, section)) for key, name in named.items()}
+
+
+def _native(root: Path, name: str, section: str) -> str:
+    """A path with this system's separators, unless there is a file of that very name."""
+    if os.sep == "\\" or os.path.exists(root / name):
+        return name
+    if PureWindowsPath(name).drive:
+        raise ValueError(
+            f"Each case under `{section}` must be named by a path from the list's folder, got {name}, which is one of "
+            "Windows."
+        )
+    return name.replace("\\", "/")
 
 
 def _read_header(path: str, section: str) -> None:
@@ -306,6 +307,12 @@ def _class_names(path: Path, labels: Any) -> tuple[str, ...]:
     is_by_value = all(key.isdecimal() for key in labels)
     pairs = [(int(key), entry) if is_by_value else (entry, key) for key, entry in labels.items()]
     values = [value for value, _ in pairs]
+    if ignored := [value for value, name in pairs if isinstance(name, str) and name.lower() == "ignore"]:
+        raise ValueError(
+            f"`labels` of {path} must name classes, got `ignore` ({ignored[0]}), which marks voxels that nobody has "
+            "looked at. They cannot be left out of training and scores yet: give them a class in the label maps, or "
+            "list the scans under `unlabeled`."
+        )
     # What is no number is a region of several in nnU-Net v2, which is no class.
     if len(values) < 2 or any(value not in values for value in range(len(values))):
         raise ValueError(
@@ -315,4 +322,8 @@ def _class_names(path: Path, labels: Any) -> tuple[str, ...]:
     names = [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"`labels` of {path} must be names, got {reprlib.repr(names)}.")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"`labels` of {path} must name each class differently, got {doubled[0]!r} twice.")
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"`labels` of {path} must name at most {MOST_CLASSES} classes, got {len(names)}.")
     return tuple(names)

@@ -12,7 +12,7 @@ from monai.transforms import ScaleIntensityRanged, Transform
 from tqdm import tqdm
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
-from dinomix_monai.data.datalist import Datalist, dataset_root, read_datalist
+from dinomix_monai.data.datalist import Datalist, dataset_root, read_datalist, relative_name
 from dinomix_monai.data.finding import Finding, findings_table
 
 __all__ = ["check_dataset", "scaling_window", "verify_dataset"]
@@ -29,6 +29,7 @@ def check_dataset(
     intensity_window: Sequence[float] | None = None,
     needs_labels: bool = True,
     allow_outside: bool = False,
+    sections: Sequence[str] | None = None,
 ) -> list[Finding]:
     """
     Reads every header and every voxel of a data set once and reports all that is wrong with it.
@@ -45,6 +46,8 @@ def check_dataset(
         intensity_window: see :class:`CaseCheck`.
         needs_labels: whether a list without any labeled training case is an error; at a site of a federation it is not.
         allow_outside: see :func:`open_datalist`.
+        sections: lists whose cases are read, for what uses no others; ``None`` for all, and for what is wrong with the
+            lists as a whole.
 
     Returns:
         Errors, then warnings, each in the order of the list; paths are relative to ``dataset_dir`` where they
@@ -59,20 +62,23 @@ def check_dataset(
     except (FileNotFoundError, ValueError) as error:
         return [Finding("error", file, f"cannot be used: {error}", "Correct the list.")]
     check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window)
-    sections, cases = zip(*datalist.cases())
+    chosen = [(section, case) for section, case in datalist.cases() if sections is None or section in sections]
+    names, cases = zip(*chosen) if chosen else ((), ())
     # Threads, because what takes the time (decompression, hashing, NumPy) does not hold Python's lock.
     with ThreadPoolExecutor() as pool:
-        progress = tqdm(pool.map(check, sections, cases), "Checking data", len(cases), unit="case", disable=None)
+        progress = tqdm(pool.map(check, names, cases), "Checking data", len(cases), unit="case", disable=None)
         reports = list(progress)
     findings = [finding for report in reports for finding in report.findings]
-    findings += [*_copies(reports, root), *_gaps(datalist, reports, file, needs_labels)]
-    findings = [replace(finding, file=_relative(finding.file, root)) for finding in findings]
+    findings += _copies(reports, root)
+    if sections is None:
+        findings += _gaps(datalist, reports, file, needs_labels)
+    findings = [replace(finding, file=relative_name(finding.file, root)) for finding in findings]
     return sorted(findings, key=lambda finding: finding.severity)
 
 
 def verify_dataset(dataset_dir: str | Path, **kwargs: Any) -> None:
     """
-    Checks a data set before training, and prints the warnings.
+    Checks a data set before it is used, and prints the warnings.
 
     Everything is read, however large the data set is: training caches every volume at its start, one after another and
     resampled, beside which this takes little time, and what spoils a training (NaN, labels of another data set, test
@@ -88,7 +94,7 @@ def verify_dataset(dataset_dir: str | Path, **kwargs: Any) -> None:
     findings = check_dataset(dataset_dir, **kwargs)
     if any(finding.severity == "error" for finding in findings):
         raise ValueError(
-            f"dataset_dir must hold a data set without errors, got {dataset_dir}. With `check_data` off, training "
+            f"dataset_dir must hold a data set without errors, got {dataset_dir}. With `check_data` off, the run "
             f"begins regardless.\n{findings_table(findings)}"
         )
     if findings:
@@ -108,9 +114,12 @@ def _copies(reports: Sequence[CaseReport], root: Path) -> Iterator[Finding]:
         original = originals.setdefault(report.digest, report) if report.digest else report
         if original is report:
             continue
-        problem = f"is, under `{report.section}`, the same volume as {_relative(original.image, root)}"
+        problem = f"is, under `{report.section}`, the same volume as {relative_name(original.image, root)}"
         problem += f" under `{original.section}`"
-        if report.section in _HELD_OUT and report.section != original.section:
+        if report.section in _HELD_OUT and report.section == original.section and report.image == original.image:
+            remedy = "List it once: a case that is scored twice counts twice, and runs cannot be compared."
+            yield Finding("error", report.image, f"is listed twice under `{report.section}`", remedy)
+        elif report.section in _HELD_OUT and report.section != original.section:
             remedy = "Keep it in one of them: a score must come from cases that have played no part before."
             yield Finding("error", report.image, problem, remedy)
         else:
@@ -136,8 +145,10 @@ def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str, needs_la
     if not datalist.validation:
         remedy = "The last model will be kept instead of the best; list labeled cases under `validation`."
         yield Finding("warning", file, "lists no validation cases", remedy)
-
-
-def _relative(file: str, root: Path) -> str:
-    path = Path(file)
-    return str(path.relative_to(root)) if path.is_relative_to(root) else file
+    elif all(report.classes == {0} for report in reports if report.section == "validation"):
+        remedy = "No model can be chosen by them: the last one will be kept. List cases that have the classes."
+        yield Finding("warning", file, "lists validation cases with nothing but background", remedy)
+    if datalist.from_test:
+        problem = f"lists {datalist.from_test} cases under `test`, none of them with a label"
+        remedy = "They count as unlabeled cases and are learned from; if you will score them, name their labels."
+        yield Finding("warning", file, problem, remedy)

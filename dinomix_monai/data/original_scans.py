@@ -69,7 +69,7 @@ class OriginalScans:
 
     def _check(self, case: RawCase) -> None:
         original = self._originals[case.id]
-        shape, affine = case.shape("label"), case.affine
+        shape, affine = case.shape("image"), case.affine
         if list(shape) != original["shape"] or not np.allclose(affine, original["affine"], atol=1e-4):
             raise ValueError(
                 f"raw_dir must hold the scans that were prepared, got {case.id} of shape {shape} in {self.raw_dir}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, wait
@@ -22,6 +23,8 @@ from dinomix_monai.data.resizing import resize_image, resize_label, resized_affi
 __all__ = ["prepare_dataset"]
 
 _Result = TypeVar("_Result")
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_dataset(
@@ -107,6 +110,8 @@ def _check(pool: Executor, cases: Sequence[RawCase], num_classes: int) -> None:
     problems = _progress(pool, partial(RawCase.problem, num_classes=num_classes), cases, "Checking")
     if found := [f"{case.id}: {problem}" for case, problem in zip(cases, problems) if problem]:
         raise ValueError("raw_dir must hold cases that can be prepared, got\n  " + "\n  ".join(found))
+    for doubt in filter(None, (case.doubt for case in cases)):
+        logger.warning("%s", doubt)
 
 
 def _write(pool: Executor, cases: Sequence[RawCase], protocol: Protocol, folder: Path, datalist: str) -> Path:
@@ -130,6 +135,9 @@ def _write_case(case: RawCase, protocol: Protocol, folder: Path) -> dict[str, li
             raise ValueError(f"{case.id}: {error}") from error
         nifti = nib.Nifti1Image(volume, new_affine)
         nifti.header.set_xyzt_units("mm")
+        if not case.is_known:
+            # Without a code it still lies where it does now: all about the center of the volume.
+            nifti.set_sform(new_affine, code="unknown")
         nib.save(nifti, folder / f"{key}s" / f"{case.id}.nii.gz")
     return {"shape": list(shape), "affine": affine.tolist()}
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.orientations import apply_orientation
 
 from dinomix_monai.data.protocol import Protocol
+from dinomix_monai.volumes import Geometry, VolumeError, is_class, label_orientation, open_volume, read_geometry
 
 __all__ = ["RawCase", "find_cases"]
 
@@ -22,7 +21,8 @@ __all__ = ["RawCase", "find_cases"]
 @dataclass(frozen=True)
 class RawCase:
     """
-    Files of a case, and how they are read. Arrays have the order of axes of NIfTI files, (x, y, z).
+    Files of a case, and how they are read. Arrays have the order of axes of the image's file, (x, y, z); a NIfTI label
+    that is stored in another orientation, at the same places, is turned.
 
     Args:
         id: its name in the protocol.
@@ -39,9 +39,18 @@ class RawCase:
     @property
     def affine(self) -> np.ndarray:
         """From voxels to mm: that of the NIfTI image, or nothing but the voxel size."""
-        if self.spacing_mm is None:
-            return nib.load(self.files["image"]).affine  # type: ignore[attr-defined]  # of every image format
-        return np.diag([*self.spacing_mm, 1.0])
+        return self._geometry("image").affine if self.spacing_mm is None else np.diag([*self.spacing_mm, 1.0])
+
+    @property
+    def doubt(self) -> str | None:
+        """What is odd about the place of the image and may yet be right, in sentences; reads the header alone."""
+        doubt = None if self.spacing_mm is not None else self._geometry("image").doubt
+        return None if doubt is None else f"{self.files['image']} {'. '.join(doubt)}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the image says how the patient lies; h5 files, which hold no affine, are taken to."""
+        return self.spacing_mm is not None or self._geometry("image").is_known
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of ``image`` or ``label``; reads the header alone."""
@@ -53,28 +62,39 @@ class RawCase:
         All voxels of ``image`` or ``label``, scaled as the file says.
 
         Raises:
-            ValueError: When the file cannot be read.
+            ValueError: When the file cannot be read, or a label does not lie on the grid of its image.
         """
-        with _voxels(self.files[key], key) as voxels:
-            return np.asanyarray(voxels) if self.axes == "xyz" else np.asanyarray(voxels).T
+        with _voxels(self.files[key], key) as stored:
+            voxels = np.asanyarray(stored) if self.axes == "xyz" else np.asanyarray(stored).T
+        if key != "label" or self.spacing_mm is not None:
+            return voxels
+        label, image = self._geometry("label"), self._geometry("image")
+        orientation = label_orientation(label, image)
+        if orientation is None:
+            difference = label.difference_from_image(image)
+            raise ValueError(f"label must lie on the grid of its image, got one that {difference}.")
+        return apply_orientation(voxels, orientation)
 
     def problem(self, num_classes: int) -> str | None:
         """What is wrong with the case, in a sentence. Reads the label, if it has one, and the header of the image."""
         try:
             shape = self.shape("image")
+            if len(shape) != 3:
+                return f"image must be one volume of three axes, got shape {shape}."
             label = self.read("label") if "label" in self.files else None
         except ValueError as error:
             return str(error)
-        if len(shape) != 3:
-            return f"image must be one volume of three axes, got shape {shape}."
         if label is None:
             return None
         if label.shape != shape:
             return f"label must have the shape of the image, {shape}, got {label.shape}."
-        low, high = label.min(), label.max()
-        if low < 0 or high >= num_classes or (label != np.rint(label)).any():
-            return f"label must have whole values from 0 to {num_classes - 1}, got {low} to {high}."
+        if not is_class(label, num_classes).all():
+            return f"label must have whole values from 0 to {num_classes - 1}, got {label.min()} to {label.max()}."
         return None
+
+    def _geometry(self, key: str) -> Geometry:
+        with _opened(self.files[key], key) as volume:
+            return read_geometry(volume.header)
 
 
 def find_cases(protocol: Protocol, raw_dir: str | Path, sections: Mapping[str, Sequence[str]]) -> list[RawCase]:
@@ -122,9 +142,19 @@ def _voxels(path: Path, key: str) -> Iterator[Any]:
             with _h5py().File(path) as file:
                 yield file[key]
         else:
-            yield nib.load(path).dataobj  # type: ignore[attr-defined]  # of every image format
-    except (OSError, EOFError, KeyError, zlib.error, HeaderDataError, ImageFileError) as error:
+            with _opened(path, key) as volume:
+                yield volume.dataobj
+    except (OSError, EOFError, KeyError, zlib.error) as error:
         raise ValueError(f"{path} must hold a readable {key}, got {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path, key: str) -> Iterator[Any]:
+    """A NIfTI file of a volume."""
+    try:
+        yield open_volume(path)
+    except VolumeError as error:
+        raise ValueError(f"{path} must hold a readable {key}, got one that {error}") from error
 
 
 def _h5py() -> Any:

@@ -13,6 +13,7 @@ from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
 from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler, move_schedule
 from dinomix_monai.handlers.teacher_view import TeacherViewHandler
+from dinomix_monai.handlers.validation_dice import ValidationDice
 
 __all__ = [
     "AverageGradientHandler",
@@ -31,6 +32,7 @@ __all__ = [
     "RunStateLoader",
     "RunStateSaver",
     "TeacherViewHandler",
+    "ValidationDice",
     "move_schedule",
     "provenance",
     "read_run",

@@ -32,7 +32,10 @@ class BestModelHandler:
 
     The file is a plain state dict on the CPU, which the network loads strictly. It is replaced in one move, so it is
     complete at every moment. MONAI's ``CheckpointSaver`` writes in place, and a resumed run of it begins with no memory
-    of the best. A metric that is NaN is worse than any number. A model that an earlier run left there is renamed.
+    of the best. A model that an earlier run left there is renamed.
+
+    NaN is no score. As long as there is none, because no validation case has any of the classes, each model replaces
+    the one before, with a warning, and nothing is waited for. Behind a number it is worse than that.
 
     ``labels.json`` beside it names the classes, which the weights cannot tell.
 
@@ -45,8 +48,9 @@ class BestModelHandler:
 
     Attributes:
         best: the highest value so far, ``None`` before the first.
-        epoch: when that was.
-        waited: evaluations since then.
+        epoch: when the model was written.
+        waited: evaluations since the best one.
+        has_written: whether there is a model of this run.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class BestModelHandler:
         self.best: float | None = None
         self.epoch = 0
         self.waited = 0
+        self.has_written = False
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the end of an evaluation."""
@@ -77,28 +82,41 @@ class BestModelHandler:
                 f"key_metric must name a metric of the evaluator ({', '.join(metrics)}), got {str(self.key_metric)!r}."
             )
         value = float(metrics[self.key_metric])
-        value = -math.inf if math.isnan(value) else value
-        if self.best is None or value > self.best:
-            if self.best is None and self.writes:
-                _set_aside(self.path)
-            self.best, self.epoch, self.waited = value, engine.state.epoch, 0
-            if self.writes:
-                self.write(engine.network)
+        if math.isnan(value) and self.best is None:
+            if not self.has_written and self.writes:
+                warnings.warn(
+                    "No validation case has any of the classes, so there is no score and each model replaces the one "
+                    "before. List cases that have them under `validation` in dataset.json to keep the best.",
+                    stacklevel=2,
+                )
+            self._keep(engine)
+        elif self.best is None or value > self.best:
+            self.best, self.waited = value, 0
+            self._keep(engine)
         else:
             self.waited += 1
 
+    def _keep(self, engine: SupervisedEvaluator) -> None:
+        self.epoch = engine.state.epoch
+        if self.writes:
+            self.write(engine.network)
+
     def write(self, network: nn.Module) -> None:
         """Writes the weights of a network and the names of the classes."""
+        if not self.has_written:
+            _set_aside(self.path)
+        self.has_written = True
         write_labels(self.path, self.class_names)
         write_tensor_file({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value, its epoch, and the evaluations since then."""
-        return {"best": self.best, "epoch": self.epoch, "waited": self.waited}
+        """Best value, epoch of the model, the evaluations since the best, and whether there is a model."""
+        return {name: getattr(self, name) for name in ("best", "epoch", "waited", "has_written")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         self.best, self.epoch, self.waited = state["best"], state["epoch"], state["waited"]
+        self.has_written = state.get("has_written", state["best"] is not None)
 
 
 class LastModelHandler:
@@ -119,14 +137,13 @@ class LastModelHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Writes, if nothing has been written."""
+        """Writes, if no model has been chosen."""
         if self.best_model.best is None:
             warnings.warn(
                 f"No validation has chosen a model: {self.best_model.path} is the one of the last epoch. "
                 "List cases under `validation` in dataset.json to keep the best.",
                 stacklevel=2,
             )
-            _set_aside(self.best_model.path)
             self.best_model.write(engine.ema_teacher.module)
 
 

@@ -106,7 +106,8 @@ class ProgressLineHandler:
 
     def _show_metric(self, validator: Workflow) -> None:
         if MetricKeys.KEY in validator.state.metrics:
-            self._metric = {str(MetricKeys.KEY): f"{validator.state.metrics[MetricKeys.KEY]:.3f}"}
+            value = validator.state.metrics[MetricKeys.KEY]
+            self._metric = {str(MetricKeys.KEY): "none" if math.isnan(value) else f"{value:.3f}"}
             if self._bar is not None:
                 self._bar.set_postfix({**self._losses, **self._metric}, refresh=self._live)
 
@@ -155,9 +156,9 @@ class HistoryHandler:
         row: dict[str, Any] = {"epoch": engine.state.epoch}
         row.update({term: f"{value:.5f}" for term, value in self._means.values().items()})
         if self.validator is not None and self.validator.state.epoch == engine.state.epoch:
-            metrics = self.validator.state.metrics
-            if MetricKeys.KEY in metrics:
-                row[str(MetricKeys.KEY)] = f"{metrics[MetricKeys.KEY]:.5f}"
+            value = self.validator.state.metrics.get(MetricKeys.KEY, math.nan)
+            if not math.isnan(value):
+                row[str(MetricKeys.KEY)] = f"{value:.5f}"
         self.table.add([row])
         self._means.clear()
 

@@ -16,7 +16,7 @@ from monai.engines import Workflow
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
-from dinomix_monai.data import OriginalScans
+from dinomix_monai.data import OriginalScans, dataset_root, relative_name
 from dinomix_monai.handlers.case_views import View, draw_case, orthogonal_views
 from dinomix_monai.handlers.charts import draw_class_scores, draw_losses, draw_mix
 from dinomix_monai.handlers.page import write_page
@@ -39,6 +39,8 @@ class ReportHandler:
     Args:
         class_names: names by label value, background first.
         output_dir: folder for all of it.
+        dataset_dir: folder of the data set, to name each case by the path of its image from there, which no other case
+            has; ``None`` to name it by the image's name alone.
         rules: names of the rules to score by, as ``score_rule`` knows them.
         originals: the scans that the data set was made of, for rules that score there; ``None`` for the files' grids.
         title: what was evaluated, for the headings.
@@ -58,6 +60,7 @@ class ReportHandler:
         self,
         class_names: Sequence[str],
         output_dir: str | Path,
+        dataset_dir: str | Path | None = None,
         rules: Sequence[str] | str = "sound",
         originals: OriginalScans | None = None,
         title: str = "Evaluation",
@@ -69,6 +72,7 @@ class ReportHandler:
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
+        self.root = None if dataset_dir is None else dataset_root(dataset_dir)
         self.rules = chosen_rules(rules)
         self.originals = originals
         self.title = title
@@ -99,12 +103,13 @@ class ReportHandler:
                 raise TypeError(
                     f"{Keys.IMAGE} must be a MetaTensor, whose affine tells the spacing, got {type(image).__name__}."
                 )
-            name = Path(image.meta.get("filename_or_obj", f"case {len(self._views) + 1}")).name
+            file = Path(image.meta.get("filename_or_obj", f"case {len(self._views) + 1}"))
+            name = file.name if self.root is None else relative_name(file, self.root)
             prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
             spacing_mm = affine_to_spacing(image.affine, r=label.ndim - 1).tolist()
             maps: dict[str, Any] = {"file": (prediction, label, spacing_mm)}
             if self.originals is not None:
-                maps["scan"] = self.originals(name, prediction)
+                maps["scan"] = self.originals(file, prediction)
             for scores in self.scores:
                 scores.add(name, *maps[scores.grid])
             self._views.append(orthogonal_views(image, prediction, label))

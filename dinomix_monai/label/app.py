@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -23,6 +24,7 @@ from requests import RequestException
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.label.scan_store import ScanStore
 from dinomix_monai.label.scoring import DinoMixScoring
 from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
@@ -54,6 +56,17 @@ class DinoMixApp(MONAILabelApp):
         self.folder = AppFolder(Path(app_dir).absolute())
         about = {name: self.folder.metadata[name] for name in ("name", "description", "version")}
         super().__init__(app_dir, studies, conf, **about, labels=self.folder.class_names[1:])
+
+    def init_datastore(self) -> Datastore:
+        """The scans and their labels."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return ScanStore(
+            self.studies,
+            settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
 
     def init_infers(self) -> dict[str, InferTask]:
         """Inference."""

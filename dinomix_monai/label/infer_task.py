@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
@@ -21,6 +20,7 @@ from dinomix_monai.handlers.pictures import class_colors
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.networks import with_weights
+from dinomix_monai.volumes import VolumeError, is_nifti_name, label_volume, open_volume, read_geometry, write_label
 
 __all__ = ["DinoMixInferTask"]
 
@@ -31,8 +31,10 @@ class DinoMixInferTask(BasicInferTask):
     """
     The bundle's ``inference.json`` behind MONAI Label's ``/infer``.
 
-    The label map is uint8 and has the shape and affine of the scan. A model that a training has put in its place is
-    used from the next request on. Without a model it says so; MONAI Label would answer with random weights.
+    The label map is uint8 and has the shape of the scan and its place, see :func:`dinomix_monai.volumes.label_volume`.
+    What may be wrong with the scan stands among the answer's parameters under ``warnings``. A model that a training has
+    put in its place is used from the next request on. Without a model it says so; MONAI Label would answer with random
+    weights.
 
     Args:
         folder: folder of the app.
@@ -75,12 +77,15 @@ class DinoMixInferTask(BasicInferTask):
             Path of the label map, and what clients are told about it.
 
         Raises:
-            Refusal: When there is no model yet, it does not fit the app, or ``result_extension`` is no extension.
+            Refusal: When there is no model yet, it does not fit the app, the scan is damaged or its header contradicts
+                itself, or ``result_extension`` is no extension.
         """
         extension = request.get("result_extension")
         if extension and not _EXTENSION.fullmatch(extension):
             raise Refusal(f"result_extension must be an extension such as .nii.gz, got {extension!r}.")
-        return super().__call__(request, callbacks)
+        doubts = _doubts(request["image"])
+        path, result = super().__call__(request, callbacks)
+        return path, {**result, "warnings": doubts}
 
     def pre_transforms(self, data: Mapping[str, Any] | None = None) -> Sequence[Callable]:
         """The bundle's ``preprocessing``."""
@@ -96,7 +101,7 @@ class DinoMixInferTask(BasicInferTask):
         return [transform for transform in transforms if not isinstance(transform, SaveImaged)]
 
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
-        """Writes the label map as uint8, as NIfTI with the very affine of the scan, and names the colors."""
+        """Writes the label map as uint8, as NIfTI in the very place of the scan, and names the colors."""
         label = data[self.output_label_key]
         array, affine = label.array[0].astype(np.uint8), np.asarray(label.affine, dtype=float)
         extension = extension or data.get("result_extension") or _own_extension(data["image_path"])
@@ -104,7 +109,7 @@ class DinoMixInferTask(BasicInferTask):
         if extension in (".nii", ".nii.gz"):
             # MONAI Label's writers rotate by way of quaternions, or take the first axis for channels.
             with NamedTemporaryFile(suffix=extension, delete=False) as file:
-                nib.save(_nifti(array, affine), file.name)
+                write_label(label_volume(array, affine, label.meta), file.name)
             return file.name, result
         plain = {self.output_label_key: array, f"{self.output_label_key}_meta_dict": {"affine": affine}}
         options = {"result_extension": extension, "result_dtype": np.uint8}
@@ -133,15 +138,18 @@ class DinoMixInferTask(BasicInferTask):
         return self._parsers[device].get_parsed_content(name)
 
 
+def _doubts(image: str) -> list[str]:
+    """What may be wrong with a scan, in sentences."""
+    if not is_nifti_name(image):
+        return []
+    try:
+        doubt = read_geometry(open_volume(image).header).doubt
+    except VolumeError as error:
+        raise Refusal(str(error.of(Path(image).name))) from error
+    return [] if doubt is None else [f"{Path(image).name} {'. '.join(doubt)}"]
+
+
 def _own_extension(path: str) -> str:
     """That of a file which may have more dots in its name; a series of DICOM files has none and becomes a NIfTI."""
-    return next((extension for extension in (".nii.gz", ".nii", ".nrrd") if path.endswith(extension)), ".nii.gz")
-
-
-def _nifti(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    # Both, because viewers differ in which of them they read.
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    return image
+    known = (".nii.gz", ".nii", ".nrrd")
+    return next((extension for extension in known if path.lower().endswith(extension)), ".nii.gz")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
@@ -16,6 +15,7 @@ from monailabel.utils.others.generic import name_to_device
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.assessment import Assessments, ScanAssessor
 from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.volumes import VolumeError, label_values, open_volume
 
 __all__ = ["DinoMixScoring"]
 
@@ -72,16 +72,14 @@ class DinoMixScoring(ScoringMethod):
 
     def _counts(self, datastore: Datastore) -> list[int]:
         """Labeled voxels of each class; labels with other values or damage are left to the check before a training."""
-        classes = range(1, len(self.folder.class_names))
-        counts = np.zeros(len(classes), dtype=np.int64)
+        num_classes = len(self.folder.class_names)
+        counts = np.zeros(num_classes, dtype=np.int64)
         for case in datastore.datalist():
             try:
-                label = np.asanyarray(nib.load(case["label"]).dataobj)  # type: ignore[attr-defined]  # of every format
-            except Exception as error:  # each reader has its own
-                logger.warning("%s does not count as a label. %s", case["label"], error)
-                continue
-            counts += [np.count_nonzero(label == value) for value in classes]
-        return counts.tolist()
+                counts += label_values(open_volume(case["label"]), num_classes).voxels
+            except VolumeError as error:
+                logger.warning("%s does not count as a label. It %s", case["label"], error)
+        return counts[1:].tolist()
 
 
 def _missing(known: Assessments, datastore: Datastore) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dinomix_monai.run.configuration import (
+    bundle_root,
+    check_paths,
     check_settings,
     idle_settings,
     open_configuration,
@@ -16,8 +18,10 @@ from dinomix_monai.run.settings import check_counts, check_device
 
 __all__ = [
     "Terminated",
+    "bundle_root",
     "check_counts",
     "check_device",
+    "check_paths",
     "check_settings",
     "failure_text",
     "idle_settings",

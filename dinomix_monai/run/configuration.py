@@ -7,12 +7,14 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 __all__ = [
+    "bundle_root",
+    "check_paths",
     "check_settings",
     "idle_settings",
     "open_configuration",
@@ -20,6 +22,8 @@ __all__ = [
     "present_parser",
     "read_configuration",
 ]
+
+_Owner = TypeVar("_Owner")
 
 _REFERENCE = re.compile(r"[@%](\w+)")
 _TEXT_KEY = "_desc_"
@@ -47,8 +51,11 @@ def open_configuration(config_file: str | Path | Sequence[str | Path], **setting
         read_configuration(file)
     parser = ConfigParser()
     parser.read_config(files)
+    if not Path("bundle/configs").is_dir():
+        parser["bundle_root"] = _above_configs(Path(files[0]).parent)
     parser.update(settings)
     check_settings(parser.get(), settings)
+    check_paths(parser)
     return parser
 
 
@@ -104,10 +111,34 @@ def present_parser() -> ConfigParser | None:
     """
     from monai.bundle import ConfigParser
 
+    return _present(ConfigParser)
+
+
+def bundle_root() -> str:
+    """
+    The folder of the bundle whose configuration is running, where its outputs go by default.
+
+    It is ``bundle`` in the project's root, and elsewhere the folder that the first config file is in, above
+    ``configs``. Where neither is known, it is the present folder.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    if Path("bundle/configs").is_dir():
+        return "bundle"
+    workflow = _present(ConfigWorkflow)
+    return _above_configs(workflow.config_root_path) if workflow is not None else "."
+
+
+def _above_configs(folder: Path) -> str:
+    return str(folder.parent) if folder.name == "configs" else "."
+
+
+def _present(kind: type[_Owner]) -> _Owner | None:
+    """The nearest object of a class on the call stack that runs one of its methods."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigParser):
+        if isinstance(owner, kind):
             return owner
         frame = frame.f_back
     return None
@@ -144,6 +175,33 @@ def check_settings(config: Mapping[str, Any], typed: Iterable[str]) -> None:
         raise ValueError(
             f"--{name} must be a setting, got a name that nothing in the configuration refers to.{question}"
         )
+
+
+def check_paths(parser: ConfigParser) -> None:
+    """
+    Makes sure that paths are paths, and that outputs have a place.
+
+    A command line takes a folder named 2024 for a number, and 2024_01 for another one. The default place of outputs is
+    the bundle, and the present folder is no place for them where that is unknown.
+
+    Args:
+        parser: the configuration of a run.
+
+    Raises:
+        ValueError: When a setting that ends in ``_dir``, ``_file`` or ``_root`` is neither text nor ``None``, or there
+            is no bundle in the present folder and no ``output_dir`` is given.
+    """
+    config = parser.get()
+    for name, value in config.items():
+        if name.endswith(("_dir", "_file", "_root")) and isinstance(value, (bool, int, float)):
+            raise ValueError(
+                f"{name} must be a path, got {value}, which the command line takes for a number. Write it with ./ in "
+                "front."
+            )
+    if isinstance(output := config.get("output_dir"), str) and "@bundle_root" in output:
+        root = Path(parser.get_parsed_content("bundle_root"))
+        if not (root / "configs").is_dir():
+            raise ValueError(f"output_dir must be given where no bundle is known, got none in {root.absolute()}.")
 
 
 def _strings(item: Any) -> Iterator[str]:

@@ -11,8 +11,9 @@ import time
 import warnings
 from pathlib import Path
 
-from dinomix_monai.run.configuration import check_settings, present_parser
+from dinomix_monai.run.configuration import check_paths, check_settings, present_parser
 from dinomix_monai.run.failure import report_failures, stop_on_sigterm
+from dinomix_monai.run.output_lock import lock_outputs
 from dinomix_monai.run.versions import package_version
 
 __all__ = ["start_run"]
@@ -23,8 +24,8 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
     Opens the log of a run and writes its configuration beside it, as overlays and the command line have made it.
 
     It is the first thing that a run does, so both are there whatever fails later. From then on a failure ends the
-    process with one message, and its traceback stands in the log; so do SIGTERM and Ctrl-C. Called outside of a bundle,
-    it writes no configuration.
+    process with one message, and its traceback stands in the log; so do SIGTERM and Ctrl-C. The folder belongs to this
+    run alone, see :func:`lock_outputs`. Called outside of a bundle, it writes no configuration.
 
     Args:
         output_dir: folder of the run's outputs; the files are in ``logs`` there, named by time and process, so that
@@ -37,14 +38,19 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
 
     Raises:
         OSError: When ``output_dir`` cannot be written to.
-        ValueError: When a setting was typed on the command line that does nothing, as a mistyped one does.
+        ValueError: When another process has a run in ``output_dir``, when that is not given and there is no bundle to
+            write to, when a path is a number, or when a setting was typed on the command line that does nothing, as a
+            mistyped one does.
     """
     report_failures()
     parser = present_parser()
+    if parser is not None:
+        check_paths(parser)
     folder = Path(output_dir).expanduser().absolute() / "logs"
     log_file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock_outputs(output_dir, folder)
         handler = _RunLog(log_file)
         if parser is not None:
             log_file.with_suffix(".json").write_text(json.dumps(parser.get(), indent=1, default=str) + "\n")

@@ -10,12 +10,14 @@ from dinomix_monai.transforms.invert_to_label import (
     InvertToLabelDict,
     interpolated_argmax,
 )
+from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
 from dinomix_monai.transforms.memory_map import MemoryMapD, MemoryMapd, MemoryMapDict
 from dinomix_monai.transforms.patch_position import PatchPositionD, PatchPositiond, PatchPositionDict
 from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMixd, PICCutMixDict
 from dinomix_monai.transforms.rand_tensor_noise import RandTensorNoiseD, RandTensorNoised, RandTensorNoiseDict
 from dinomix_monai.transforms.safe_spacing import SafeSpacingD, SafeSpacingd, SafeSpacingDict
+from dinomix_monai.transforms.save_label import SaveLabeld
 from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
 from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
 
@@ -28,6 +30,8 @@ __all__ = [
     "InvertToLabelD",
     "InvertToLabelDict",
     "InvertToLabeld",
+    "LabelOnGridd",
+    "LoadVolumed",
     "MemoryMapD",
     "MemoryMapDict",
     "MemoryMapd",
@@ -44,6 +48,7 @@ __all__ = [
     "SafeSpacingD",
     "SafeSpacingDict",
     "SafeSpacingd",
+    "SaveLabeld",
     "TokenAtlasD",
     "TokenAtlasDict",
     "TokenAtlasd",

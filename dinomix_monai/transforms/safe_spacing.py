@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacingd
 from monai.utils import ImageMetaKey
 
-from dinomix_monai.data.volume import MOST_VOXELS, resampled_shape
+from dinomix_monai.volumes import MOST_VOXELS, resampled_shape
 
 __all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
 

@@ -130,8 +130,8 @@ DATA = {
     ),
     "no UTF-8": (
         {},
-        lambda folder: (folder / "dataset.json").write_bytes(b"\xff\xfe"),
-        f"{LIST}DATA/dataset.json must be JSON in UTF-8, got an error at byte 0.",
+        lambda folder: (folder / "dataset.json").write_bytes(b'{"labels": "\xff"}'),
+        f"{LIST}DATA/dataset.json must be JSON in UTF-8, got an error at byte 12.",
     ),
     "JSON of a list": (
         {},
@@ -457,20 +457,20 @@ FILES = {
         {"dataset_dir": "OUT/models"},
         {MODEL: fitting},
         "Error at dataset::data: dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got "
-        "OUT/models.",
+        "OUT/models with model.pt.",
     ),
     "inferring with voxels of half a kilometer": (
         ("inference",),
         {"dataset_dir": "OUT/a.nii"},
         {MODEL: fitting, "a.nii": huge},
-        "Error: Images must have at most 2^31 voxels when resampled, got OUT/a.nii with 187501 x 187501 x 150001. "
-        "Correct the voxel size in its header, or set a coarser spacing_mm.",
+        "Error at dataset::data: Volumes must be NIfTI of one volume, got OUT/a.nii, which has voxels of 500000 x "
+        "500000 x 500000 mm. Write their size in mm into its header.",
     ),
     "inferring a text": (
         ("inference",),
         {"dataset_dir": "OUT/a.nii"},
         {MODEL: fitting, "a.nii": text_file},
-        "Error at dataset::data: Images must be NIfTI of one volume, got OUT/a.nii, which is not NIfTI, whatever "
+        "Error at dataset::data: Volumes must be NIfTI of one volume, got OUT/a.nii, which is not NIfTI, whatever "
         "its name. Convert it to NIfTI.",
     ),
 }
@@ -482,7 +482,7 @@ def test_data(failure, name):
     title, *table = failure("train", damage=damage, **settings).splitlines()
     folder = settings.get("dataset_dir", "DATA")
     assert title == (
-        f"Error: dataset_dir must hold a data set without errors, got {folder}. With `check_data` off, training begins "
+        f"Error: dataset_dir must hold a data set without errors, got {folder}. With `check_data` off, the run begins "
         "regardless."
     )
     # Columns are as wide as their widest cell.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,16 +95,21 @@ def test_evaluating_and_inferring_take_what_training_wrote(trained: tuple[Path, 
 def test_bundle_runs_from_any_folder_with_absolute_paths(
     trained: tuple[Path, str], phantom: Path, tmp_path: Path
 ) -> None:
+    """What they write goes into the bundle of the configs, and not into the present folder."""
+    bundle, elsewhere = tmp_path / "project" / "bundle", tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "bundle" / "configs", bundle / "configs")
+    elsewhere.mkdir()
     python(
         *("monai.bundle", "run", "inferring"),
-        cwd=tmp_path,
-        config_file=ROOT / "bundle" / "configs" / "inference.json",
+        cwd=elsewhere,
+        config_file=bundle / "configs" / "inference.json",
         dataset_dir=phantom / "images",
         model_file=trained[0] / "models" / "model.pt",
         **TINY_NETWORK,
     )
-    found = sorted(path.name for path in (tmp_path / "output").glob("*.nii.gz"))
+    found = sorted(path.name for path in (bundle / "output").glob("*.nii.gz"))
     assert found == [f"{path.stem}_seg.nii.gz" for path in sorted((phantom / "images").iterdir())]
+    assert not list(elsewhere.iterdir())
 
 
 def test_phantom_command_makes_the_default_data_set(tmp_path: Path) -> None:

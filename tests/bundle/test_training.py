@@ -53,7 +53,7 @@ def test_evaluating_scores_the_test_cases_on_their_own_grids(run, tmp_path: Path
     evaluation = run("train", "evaluate", run_id="evaluating", spacing_mm=[10.0, 10.0, 12.0])
     with (tmp_path / "evaluation" / "metrics.csv").open() as file:
         cases = {row["case"] for row in csv.DictReader(file)}
-    assert cases == {"phantom_006.nii", "phantom_007.nii"}
+    assert cases == {"images/phantom_006.nii", "images/phantom_007.nii"}
     outputs = evaluation.parser.get_parsed_content("validate#evaluator").state.output
     shapes = {tuple(output["pred"].shape) for output in outputs}
     assert shapes == {(1, 40, 40, 28)}

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dinomix_monai.data import class_weights, image_files, make_phantom, open_datalist, read_datalist
+from dinomix_monai.data import class_weights, make_phantom, open_datalist, read_datalist
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 CASE = {"image": "images/a.nii", "label": "labels/a.nii"}
@@ -122,7 +122,7 @@ def test_a_class_without_voxels_has_count_0(folder):
 
 
 @pytest.mark.parametrize(
-    ("values", "got"), [([0, 3], "0.0 to 3.0"), ([-1, 1], "-1.0 to 1.0"), ([0, 0.5], "0.0 to 0.5")]
+    ("values", "got"), [([0, 3], "3 to 3"), ([-1, 1], "-1 to -1"), ([0, 0.99999], "0.99999 to 0.99999")]
 )
 def test_label_values_without_a_name_are_refused(folder, values, got):
     save(folder / "labels/a.nii", [[values]])
@@ -175,10 +175,19 @@ def test_labels_and_training_must_be_there(folder, sections, missing):
 
 
 @pytest.mark.parametrize("section", ["training", "validation", "test"])
-@pytest.mark.parametrize("case", ["images/a.nii", {"image": "images/a.nii"}], ids=["string", "image"])
+@pytest.mark.parametrize("case", ["images/b.nii", {"image": "images/b.nii"}], ids=["string", "image"])
 def test_a_case_without_a_label_is_refused(folder, section, case):
     with pytest.raises(ValueError, match=rf"Each case under `{section}` must have image and label, .* without label"):
-        open_datalist(write(folder, **{section: [case]}))
+        open_datalist(write(folder, **{section: [CASE, case]}))
+
+
+def test_test_cases_of_the_decathlon_which_have_no_labels_are_unlabeled(folder):
+    opened = open_datalist(write(folder, test=["./images/b.nii"], unlabeled=[]))
+    assert opened.unlabeled == [{"image": str(folder / "images/b.nii")}]
+    assert (opened.test, opened.from_test) == ([], 1)
+    assert opened.describe() == (
+        "1 training, 1 unlabeled (1 of them listed under test, without labels), 0 validation, 0 test"
+    )
 
 
 def test_a_case_without_an_image_is_refused(folder):
@@ -216,10 +225,54 @@ def test_a_header_that_claims_more_than_its_file_holds_is_refused(folder, sectio
         open_datalist(write(folder, **{section: [{**CASE, "image": f"images/c{ending}"}]}))
 
 
-def test_a_file_of_another_format_is_left_to_monai(folder):
+def test_a_file_of_another_format_is_refused(folder):
     (folder / "images/c.mha").touch()
-    opened = open_datalist(write(folder, unlabeled=["images/c.mha"]))
-    assert opened.unlabeled == [{"image": str(folder / "images/c.mha")}]
+    with pytest.raises(ValueError, match=r"names .*c\.mha under `unlabeled`, which is not named \.nii or \.nii\.gz"):
+        open_datalist(write(folder, unlabeled=["images/c.mha"]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_tells_the_encoding(folder, encoding):
+    content = (write(folder) / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(content.replace("liver", "foie é"), encoding=encoding)
+    assert open_datalist(folder).class_names == ("background", "foie é", "spleen")
+
+
+def test_paths_may_have_the_separators_of_windows(folder):
+    opened = open_datalist(write(folder, training=[{"image": "images\\a.nii", "label": ".\\labels\\a.nii"}]))
+    assert opened.training == [{key: str(folder / CASE[key]) for key in ("image", "label")}]
+
+
+def test_a_file_may_have_a_backslash_in_its_name(folder):
+    save(folder / "images\\b.nii", np.zeros((2, 2, 2)))
+    assert open_datalist(write(folder, unlabeled=["images\\b.nii"])).unlabeled == [
+        {"image": str(folder / "images\\b.nii")}
+    ]
+
+
+def test_a_path_of_a_machine_with_windows_is_refused_as_such(folder):
+    with pytest.raises(ValueError, match=r"from the list's folder, got C:\\data\\a\.nii, which is one of Windows"):
+        open_datalist(write(folder, unlabeled=["C:\\data\\a.nii"]))
+
+
+def test_windows_separators_lead_no_further_than_others(folder):
+    with pytest.raises(ValueError, match=r"must name files in its folder, got .*secret\.nii"):
+        open_datalist(write(folder, unlabeled=["..\\secret.nii"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "liver": 1, "ignore": 2}, r"must name classes, got `ignore` \(2\), which marks voxels that"),
+        ({"0": "background", "1": "liver", "2": "Ignore"}, r"must name classes, got `ignore` \(2\)"),
+        ({"0": "background", "1": "kidney", "2": "kidney"}, r"must name each class differently, got 'kidney' twice"),
+        ({str(i): f"class {i}" for i in range(257)}, r"must name at most 256 classes, got 257"),
+    ],
+    ids=["ignore of nnU-Net", "ignore by value", "one name twice", "more than a byte holds"],
+)
+def test_labels_that_would_be_learned_wrongly_are_refused(folder, labels, message):
+    with pytest.raises(ValueError, match=message):
+        open_datalist(write(folder, labels=labels))
 
 
 @pytest.mark.parametrize(
@@ -267,57 +320,6 @@ def test_no_phantom_is_made_over_a_data_set_whose_list_is_misspelt(folder):
     with pytest.raises(FileNotFoundError, match=r"must hold a datalist datasets\.json"):
         open_datalist(folder, phantom_dir=folder, file="datasets.json")
     assert not open_datalist(folder, phantom_dir=folder).is_phantom
-
-
-def test_images_of_a_folder_are_in_the_order_of_their_names(tmp_path):
-    for name in ("notes.txt", "d.nii.json", "._a.nii"):
-        (tmp_path / name).touch()
-    for name in ("b.nii.gz", "a.nii", "c.nii"):
-        save_volume(tmp_path / name)
-    assert image_files(tmp_path) == [{"image": str(tmp_path / name)} for name in ("a.nii", "b.nii.gz", "c.nii")]
-
-
-def save_volume(path, shape=(2, 3, 4)):
-    nib.save(nib.Nifti1Image(np.zeros(shape, dtype=np.uint8), np.eye(4)), path)
-
-
-def test_what_is_no_single_volume_is_refused_before_any_is_segmented(tmp_path):
-    save_volume(tmp_path / "a.nii")
-    save_volume(tmp_path / "b.nii.gz", (2, 3, 4, 5))
-    with pytest.raises(
-        ValueError, match=r"must be NIfTI of one volume, got .*b\.nii\.gz, which has the shape 2 x 3 x 4 x 5"
-    ):
-        image_files(tmp_path)
-    save_volume(tmp_path / "b.nii.gz", (2, 3, 4, 1))
-    assert len(image_files(tmp_path)) == 2
-    (tmp_path / "c.nii").write_text("no image")
-    with pytest.raises(ValueError, match=r"Images must be NIfTI of one volume, got .*c\.nii, which is not NIfTI"):
-        image_files(tmp_path)
-
-
-def test_two_images_that_would_share_a_label_map_are_refused(tmp_path):
-    for name in ("a.nii", "a.nii.gz"):
-        save_volume(tmp_path / name)
-    with pytest.raises(ValueError, match=r"Images must differ in name, got .*a\.nii with and without \.gz"):
-        image_files(tmp_path)
-
-
-def test_an_image_may_be_one_file(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    save_volume(folder / "images/b.nii")
-    assert image_files("images/b.nii") == [{"image": str(folder / "images/b.nii")}]
-
-
-def test_a_missing_folder_of_images_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dataset_dir must be a NIfTI file or .*missing, which does not exist"):
-        image_files(tmp_path / "missing")
-
-
-@pytest.mark.parametrize("name", ["", "scan.dcm"], ids=["empty folder", "another format"])
-def test_a_place_without_nifti_is_refused(tmp_path, name):
-    (tmp_path / "scan.dcm").touch()
-    with pytest.raises(FileNotFoundError, match=r"dataset_dir must be a NIfTI file \(\.nii, \.nii\.gz\) or a folder"):
-        image_files(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_errors_keep_training_from_beginning(folder):
     with pytest.raises(ValueError, match="dataset_dir must hold a data set without errors, got ") as error:
         verify_dataset(folder)
     first, table = str(error.value).split("\n", 1)
-    assert first.endswith(f"{folder}. With `check_data` off, training begins regardless.")
+    assert first.endswith(f"{folder}. With `check_data` off, the run begins regardless.")
     assert table == findings_table(check_dataset(folder))
     assert [line.split()[0] for line in table.splitlines()] == ["severity", "error", "warning"]
 

@@ -203,13 +203,14 @@ def test_missing_cases_are_named_before_anything_is_written(protocol, raw, tmp_p
 
 
 def test_all_problems_are_named_before_anything_is_written(protocol, raw, tmp_path):
-    save(raw / "label/label02.nii.gz", np.full((22, 20, 8), 4, dtype=np.uint8))
-    save(raw / "label/label05.nii.gz", np.zeros((25, 20, 4), dtype=np.uint8))
+    affines = {case: nib.load(raw / f"img/img{case}.nii.gz").affine for case in ("02", "04", "05")}
+    save(raw / "label/label02.nii.gz", np.full((22, 20, 8), 4, dtype=np.uint8), affines["02"])
+    save(raw / "label/label05.nii.gz", np.zeros((25, 20, 4), dtype=np.uint8), affines["05"])
     with pytest.raises(ValueError, match="raw_dir must hold cases that can be prepared, got") as error:
         prepare_dataset(protocol, raw, tmp_path / "new" / "out")
     assert str(error.value).splitlines()[1:] == [
         "  02: label must have whole values from 0 to 3, got 4 to 4.",
-        "  05: label must have the shape of the image, (25, 20, 5), got (25, 20, 4).",
+        "  05: label must lie on the grid of its image, got one that has 25 x 20 x 4 voxels and its image 25 x 20 x 5.",
     ]
     assert not (tmp_path / "new").exists()
 
@@ -285,3 +286,47 @@ def test_a_folder_that_was_prepared_otherwise_is_not_taken_for_the_same(protocol
     other = replace(protocol, window=[-100, 100])
     with pytest.raises(FileExistsError, match="out_dir must be new, empty or hold the same data set"):
         prepare_dataset(other, raw, tmp_path / "out", labeled=50)
+
+
+def test_a_label_in_another_orientation_is_prepared_as_it_lies(protocol, raw, tmp_path):
+    expected = prepare_dataset(protocol, raw, tmp_path / "straight").parent
+    path = raw / "label/label02.nii.gz"
+    label = nib.load(path)
+    change = [[1, -1], [2, 1], [0, -1]]
+    turned = nib.orientations.apply_orientation(np.array(label.dataobj), change)
+    nib.save(nib.Nifti1Image(turned, label.affine @ nib.orientations.inv_ornt_aff(np.array(change), label.shape)), path)
+    found = prepare_dataset(protocol, raw, tmp_path / "turned").parent
+    for folder in ("images", "labels"):
+        one, other = (nib.load(each / folder / "02.nii.gz") for each in (expected, found))
+        np.testing.assert_array_equal(one.dataobj, other.dataobj)
+        np.testing.assert_array_equal(one.affine, other.affine)
+
+
+def test_a_label_that_lies_elsewhere_is_not_prepared(protocol, raw, tmp_path):
+    path = raw / "label/label02.nii.gz"
+    label = nib.load(path)
+    moved = label.affine.copy()
+    moved[0, 3] += 50
+    nib.save(nib.Nifti1Image(np.array(label.dataobj), moved), path)
+    message = r"02: label must lie on the grid of its image, got one that lies up to 50 mm off its image"
+    with pytest.raises(ValueError, match=message):
+        prepare_dataset(protocol, raw, tmp_path / "out")
+
+
+def test_a_scan_that_does_not_say_how_the_patient_lies_stays_so_and_is_named(protocol, raw, tmp_path, caplog):
+    for path in (raw / "img/img02.nii.gz", raw / "label/label02.nii.gz"):
+        volume = nib.load(path)
+        volume.header["sform_code"] = volume.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(np.array(volume.dataobj), None, volume.header), path)
+    out = prepare_dataset(protocol, raw, tmp_path / "out").parent
+    assert "img02.nii.gz does not say how the patient lies" in caplog.text
+    image = nib.load(out / "images/02.nii.gz")
+    assert [int(image.header[f"{form}_code"]) for form in ("sform", "qform")] == [0, 0]
+    # Its outer faces are where they were: a header without a code has its center at 0.
+    before = nib.load(raw / "img/img02.nii.gz")
+    for scan in (before, image):
+        corners = nib.affines.apply_affine(scan.affine, [[-0.5] * 3, np.array(scan.shape) - 0.5])
+        np.testing.assert_allclose(corners[0], -corners[1], atol=1e-4)
+    np.testing.assert_allclose(
+        np.multiply(image.header.get_zooms(), image.shape), np.multiply(before.header.get_zooms(), before.shape)
+    )

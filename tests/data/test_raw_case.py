@@ -121,7 +121,11 @@ def test_a_case_as_it_should_be_has_no_problem(tmp_path):
     ("image", "label", "problem"),
     [
         (np.zeros((2, 3, 4, 1)), np.zeros((2, 3, 4)), "image must be one volume of three axes, got shape (2, 3, 4, 1)"),
-        (np.zeros((2, 3, 4)), np.zeros((2, 4, 3)), "label must have the shape of the image, (2, 3, 4), got (2, 4, 3)"),
+        (
+            np.zeros((2, 3, 4)),
+            np.zeros((2, 4, 3)),
+            "label must lie on the grid of its image, got one that has 2 x 4 x 3 voxels and its image 2 x 3 x 4",
+        ),
         (np.zeros((1, 1, 2)), np.array([[[0, 14.0]]]), "label must have whole values from 0 to 13, got 0.0 to 14.0"),
         (np.zeros((1, 1, 2)), np.array([[[-1.0, 1]]]), "label must have whole values from 0 to 13, got -1.0 to 1.0"),
         (np.zeros((1, 1, 2)), np.array([[[0.5, 1]]]), "label must have whole values from 0 to 13, got 0.5 to 1.0"),
@@ -146,10 +150,13 @@ def test_a_damaged_label_is_a_problem(tmp_path):
     volume = np.random.default_rng(0).integers(0, 14, (32, 32, 8)).astype(np.int16)
     case = RawCase("a", {key: save(tmp_path / f"{key}.nii.gz", volume) for key in ("image", "label")})
     content = case.files["label"].read_bytes()
-    damages = {content[: len(content) // 2]: "EOFError", content[:20] + b"\xff" * 64 + content[84:]: "error"}
+    damages = {
+        content[: len(content) // 2]: "EOFError: ",
+        content[:20] + b"\xff" * 64 + content[84:]: "one that is cut short or damaged. Copy",
+    }
     for damaged, error in damages.items():
         case.files["label"].write_bytes(damaged)
-        assert case.problem(14).startswith(f"{case.files['label']} must hold a readable label, got {error}: ")
+        assert case.problem(14).startswith(f"{case.files['label']} must hold a readable label, got {error}")
 
 
 def test_an_h5_file_without_a_label_is_a_problem(tmp_path):

@@ -191,14 +191,21 @@ class TestBestModel:
             evaluation(value, epoch, network, handler)
             written.append(torch.load(handler.path, weights_only=True)["weight"].item())
         assert written == [1, 2, 2, 2, 2, 6]
-        assert handler.state_dict() == {"best": 0.6, "epoch": 6, "waited": 0}
+        assert handler.state_dict() == {"best": 0.6, "epoch": 6, "waited": 0, "has_written": True}
 
-    def test_any_number_is_better_than_nan(self, tmp_path):
-        handler = BestModelHandler(tmp_path / "model.pt", NAMES)
-        evaluation(math.nan, 1, handler=handler)
-        assert handler.path.is_file()
-        evaluation(0.0, 2, handler=handler)
-        assert handler.state_dict() == {"best": 0.0, "epoch": 2, "waited": 0}
+    def test_without_a_score_the_last_model_is_kept_and_that_is_said_once(self, tmp_path):
+        handler, network = BestModelHandler(tmp_path / "model.pt", NAMES), nn.Linear(1, 1, bias=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for epoch in (1, 2, 3):
+                nn.init.constant_(network.weight, epoch)
+                evaluation(math.nan, epoch, network, handler)
+        assert [str(one.message).partition(",")[0] for one in caught] == ["No validation case has any of the classes"]
+        assert torch.load(handler.path, weights_only=True)["weight"].item() == 3
+        assert handler.state_dict() == {"best": None, "epoch": 3, "waited": 0, "has_written": True}
+        assert not list(tmp_path.glob("*.previous.*"))
+        evaluation(0.0, 4, network, handler)
+        assert handler.state_dict() == {"best": 0.0, "epoch": 4, "waited": 0, "has_written": True}
 
     def test_it_loads_strictly_and_the_names_of_the_classes_stand_beside_it(self, tmp_path):
         network, other = Network(), Network()
@@ -233,7 +240,7 @@ class TestBestModel:
         resumed.load_state_dict(first.state_dict())
         evaluation(0.6, 4, network=nn.Linear(2, 2), handler=resumed)
         assert first.path.read_bytes() == before
-        assert resumed.state_dict() == {"best": 0.7, "epoch": 3, "waited": 1}
+        assert resumed.state_dict() == {"best": 0.7, "epoch": 3, "waited": 1, "has_written": True}
 
     def test_an_unknown_metric_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match=r"key_metric must name a metric .*\(val_mean_dice\), got 'accuracy'"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,3 +185,37 @@ def dicom_series(folder: Path) -> np.ndarray:
         slice_.is_little_endian, slice_.is_implicit_VR = True, False
         slice_.save_as(folder / f"{number:02d}.dcm", write_like_original=False)
     return volume
+
+
+def test_both_forms_of_a_registered_scan_are_kept(segment, threshold, studies: Path) -> None:
+    image = oblique(studies)
+    image.set_qform(image.affine, 1)
+    moved = image.affine.copy()
+    moved[0, 3] += 60
+    image.set_sform(moved, 2)
+    # Of its voxels a copy, because the file is mapped.
+    nib.save(nib.Nifti1Image(np.array(image.dataobj), None, image.header), studies / "oblique.1.nii.gz")
+    label = segment(threshold, "oblique.1")
+    np.testing.assert_array_equal(label.get_sform(), image.get_sform())
+    np.testing.assert_array_equal(label.get_qform(), image.get_qform())
+    assert [int(label.header[f"{form}_code"]) for form in ("sform", "qform")] == [2, 1]
+    np.testing.assert_allclose(label.get_sform()[0, 3] - label.get_qform()[0, 3], 60, atol=1e-3)
+
+
+def test_what_may_be_wrong_with_a_scan_is_said_with_its_label_map(client, threshold, studies: Path) -> None:
+    image = oblique(studies)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nib.save(nib.Nifti1Image(np.array(image.dataobj), None, image.header), studies / "oblique.1.nii.gz")
+    http = client(threshold)
+    assert http.post("/infer/dinomix?image=case_1&output=json").json()["warnings"] == []
+    (warning,) = http.post("/infer/dinomix?image=oblique.1&output=json").json()["warnings"]
+    assert warning.startswith("oblique.1.nii.gz does not say how the patient lies (sform and qform have code 0)")
+
+
+def test_a_scan_whose_header_contradicts_itself_is_refused(client, threshold, studies: Path) -> None:
+    image = oblique(studies)
+    image.header["pixdim"][1:4] = 1
+    nib.save(nib.Nifti1Image(np.array(image.dataobj), None, image.header), studies / "oblique.1.nii.gz")
+    answer = client(threshold).post("/infer/dinomix?image=oblique.1")
+    assert answer.status_code == 422
+    assert re.search(r"got oblique\.1\.nii\.gz, which has voxels of 2\.5 .* by its pixdim", answer.json()["detail"])

@@ -9,7 +9,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dinomix_monai.data.volume import VolumeError, image_values, is_single_volume, label_values, open_volume
+from dinomix_monai.volumes import (
+    VolumeError,
+    image_values,
+    is_label_map,
+    is_nifti_name,
+    is_single_volume,
+    label_values,
+    nifti_stem,
+    open_volume,
+)
 
 ANEW = "Copy or export it anew."
 CONVERT = "Convert it to NIfTI."
@@ -122,7 +131,8 @@ def test_values_that_are_no_class_are_counted(save, strays, low, high):
     array[0, 0, : len(strays)] = strays
     array[-1] = 4
     values = label_values(open_volume(save("a.nii", array)), 5)
-    assert values == ({0, 4}, len(strays), low, high)
+    assert values == ((48 - len(strays), 0, 0, 0, 16), len(strays), low, high)
+    assert values.classes == {0, 4}
 
 
 def test_a_volume_is_never_in_memory_as_a_whole(tmp_path):
@@ -146,14 +156,17 @@ def test_a_volume_is_never_in_memory_as_a_whole(tmp_path):
     [
         ("a.nii", None, "does not exist", "Put the file there, or take the case out of the list."),
         ("a.mha", b"", "is not named .nii or .nii.gz", CONVERT),
-        ("a.nii", b"", "is not NIfTI, whatever its name", CONVERT),
-        ("a.nii.gz", b"", "is not NIfTI, whatever its name", CONVERT),
+        ("a.nii", b"", "is an empty file", ANEW),
+        ("a.nii.gz", b"", "is an empty file", ANEW),
         ("a.nii.gz", b"no image", "is not NIfTI, whatever its name", CONVERT),
+        ("a.nii.gz", gigantic_header(), "is not packed, whatever its name", "Rename it to .nii."),
+        ("a.NII", gzip.compress(gigantic_header()), "is packed with gzip, whatever its name", "Rename it to .nii.gz."),
+        ("a.nii.gz", gzip.compress(gzip.compress(gigantic_header())), "is gzip of gzip", "Unpack it once."),
+        ("a.nii.gz", gzip.compress(gigantic_header())[:12], "is cut short or damaged", ANEW),
         ("a.nii.gz", gzip.compress(b"no image"), "is not NIfTI, whatever its name", CONVERT),
-        ("a.nii", gigantic_header()[:347], "is not NIfTI, whatever its name", CONVERT),
+        ("a.nii", gigantic_header()[:347], "has a header that cannot be read", ANEW),
         ("a.nii", gigantic_header() + bytes(100), f"is cut short, 452 of {352 + 2 * 32767**3} bytes", ANEW),
     ],
-    ids=["missing", "other format", "empty", "empty gzip", "text", "zipped text", "half a header", "gigantic claim"],
 )
 def test_what_is_no_volume_is_refused(tmp_path, name, content, problem, remedy):
     if content is not None:
@@ -185,9 +198,9 @@ RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
 @pytest.mark.parametrize(
     ("array", "problem", "remedy"),
     [
-        (np.zeros((2, 3)), "has the shape 2 x 3", SPLIT),
+        (np.zeros((2, 3)), "has 2 axes (2 x 3)", "Stack its slices: each file must be one volume of three axes."),
         (np.zeros((2, 3, 4, 5)), "has the shape 2 x 3 x 4 x 5", SPLIT),
-        (np.zeros((2, 3, 4, 1, 3)), "has the shape 2 x 3 x 4 x 1 x 3", SPLIT),
+        (np.zeros((2, 3, 4, 1, 3)), "has several values for each voxel (2 x 3 x 4 x 1 x 3)", "Keep one of them."),
         (
             np.zeros((2, 0, 4)),
             "is empty, its shape is 2 x 0 x 4",
@@ -234,3 +247,39 @@ def test_a_volume_that_packs_very_well_is_not(tmp_path):
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((128, 128, 128), dtype=np.float32), np.eye(4)), path)
     assert open_volume(path).shape == (128, 128, 128)
+
+
+@pytest.mark.parametrize("name", ["a.NII", "a.Nii.GZ", "a.nii.GZ"])
+def test_the_case_of_a_name_does_not_matter(save, noise, tmp_path, name):
+    # nibabel would correct the name.
+    path = Path(save(name.lower(), noise())).rename(tmp_path / name)
+    assert is_nifti_name(path)
+    assert nifti_stem(path) == "a"
+    assert image_values(open_volume(path)).high == noise().max()
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 3), (-2, 2, 3), (2, 2, math.nan)])
+def test_a_voxel_size_that_is_none_is_refused_although_nibabel_corrects_it(save, noise, sizes):
+    path = Path(save("a.nii", noise()))
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array(sizes, "<f4").tobytes()  # pixdim of the three axes
+    path.write_bytes(content)
+    with pytest.raises(VolumeError, match=r"has voxels of .* mm by its pixdim"):
+        open_volume(path)
+
+
+def test_a_header_that_contradicts_itself_is_refused_where_it_is_opened(save, noise):
+    path = save("a.nii.gz", noise())
+    volume = nib.load(path)
+    volume.header["pixdim"][1:4] = 1
+    nib.save(volume, path)
+    with pytest.raises(VolumeError, match="has voxels of 2 x 2 x 3 mm by its sform and of 1 x 1 x 1 mm by its pixdim"):
+        open_volume(path)
+
+
+def test_a_label_map_is_told_by_its_intent(save, noise):
+    assert not is_label_map(open_volume(save("a.nii", noise())))
+    volume = nib.load(save("b.nii", noise()))
+    volume.header.set_intent("label")
+    nib.save(volume, save("c.nii", noise()))
+    assert is_label_map(open_volume(volume.get_filename().replace("b.nii", "c.nii")))

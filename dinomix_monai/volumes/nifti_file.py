@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
+import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import ArrayLike
 
+from dinomix_monai.volumes.geometry import read_geometry
+from dinomix_monai.volumes.volume_error import VolumeError
+
 __all__ = [
+    "LABEL_INTENT",
     "MOST_VOXELS",
     "ImageValues",
     "LabelValues",
-    "VolumeError",
     "image_values",
+    "is_class",
+    "is_label_map",
+    "is_nifti_name",
     "is_single_volume",
     "label_values",
+    "nifti_stem",
     "open_volume",
     "resampled_shape",
 ]
+
+LABEL_INTENT = 1002
+"""NIfTI's code for the voxels of a label map, by which it is told from a scan."""
+
+_SUFFIXES = (".nii.gz", ".nii")
+
+_GZIP = b"\x1f\x8b"
+_HEADER_SIZES = {
+    size.to_bytes(4, order): kind
+    for size, kind in ((348, nib.Nifti1Image), (540, nib.Nifti2Image))
+    for order in ("little", "big")
+}
+"""First bytes of a gzip file, and of NIfTI-1 and NIfTI-2 files."""
 
 MOST_VOXELS = 2**31
 """Beyond this, 8 GiB of a resampled volume, a header lies about its voxels or their size."""
@@ -39,21 +63,6 @@ _PIECE = 2**18
 
 # What nibabel and gzip raise on bytes that are not what they should be.
 _DAMAGE = (HeaderDataError, EOFError, OSError, OverflowError, ValueError, zlib.error)
-
-
-class VolumeError(ValueError):
-    """
-    A file that is no volume to train with.
-
-    Args:
-        problem: what is wrong, as a phrase whose subject is the file.
-        remedy: what to do about it, as a sentence.
-    """
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(f"{problem}. {remedy}")
-        self.problem = problem
-        self.remedy = remedy
 
 
 class ImageValues(NamedTuple):
@@ -80,16 +89,21 @@ class LabelValues(NamedTuple):
     What the voxels of a label map come down to.
 
     Args:
-        classes: classes that it has.
+        voxels: number of voxels of each class, background first.
         strays: number of voxels that are no class.
         low: least value of such a voxel; NaN where there is none.
         high: greatest value of such a voxel; NaN where there is none.
     """
 
-    classes: frozenset[int]
+    voxels: tuple[int, ...]
     strays: int
     low: float
     high: float
+
+    @property
+    def classes(self) -> frozenset[int]:
+        """Classes that it has."""
+        return frozenset(value for value, count in enumerate(self.voxels) if count)
 
 
 def resampled_shape(lengths: ArrayLike, spacing: ArrayLike, target: ArrayLike) -> np.ndarray:
@@ -110,34 +124,65 @@ def is_single_volume(shape: Sequence[int]) -> bool:
     return len(shape) in (3, 4) and all(length == 1 for length in shape[3:])
 
 
-def open_volume(path: str | Path) -> nib.Nifti1Pair:
+def is_nifti_name(path: str | Path) -> bool:
+    """Whether a file has the name of a NIfTI file, in letters of any case."""
+    return Path(path).name.lower().endswith(_SUFFIXES)
+
+
+def nifti_stem(path: str | Path) -> str:
+    """
+    The name of a file without ``.nii`` or ``.nii.gz``.
+
+    Example:
+        >>> nifti_stem("scans/1.2.840.NII.GZ")
+        '1.2.840'
+    """
+    name = Path(path).name
+    suffix = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def is_class(values: np.ndarray, num_classes: int) -> np.ndarray:
+    """For each value, whether it is a whole number from 0 to below ``num_classes``."""
+    return (values >= 0) & (values < num_classes) & (values == np.rint(values))
+
+
+def is_label_map(volume: nib.Nifti1Pair) -> bool:
+    """Whether the header says so, as that of each label map does which this package writes."""
+    return int(volume.header["intent_code"]) == LABEL_INTENT
+
+
+def open_volume(path: str | os.PathLike) -> nib.Nifti1Pair:
     """
     Opens a NIfTI file of one volume with one channel; of the voxels nothing is read.
 
     Raises:
-        VolumeError: When it is no such file, or shorter than its header says; what is gzipped shows that when it is
-            read, and here if it could not be so long however well it is packed.
+        VolumeError: When it is no such file, its header contradicts itself (see
+            :func:`dinomix_monai.volumes.read_geometry`), or it is shorter than its header says; what is gzipped shows
+            that when it is read, and here if it could not be so long however well it is packed.
     """
     path = Path(path)
     if path.is_dir():
         raise VolumeError("is a folder", "Name the NIfTI file (.nii, .nii.gz) itself.")
     if not path.is_file():
         raise VolumeError("does not exist", "Put the file there, or take the case out of the list.")
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not is_nifti_name(path):
         raise VolumeError("is not named .nii or .nii.gz", "Convert it to NIfTI.")
-    try:
-        volume = nib.load(path)  # type: ignore[attr-defined]  # nibabel exports it at run time
-    except ImageFileError:
-        volume = None
-    except _DAMAGE as error:
-        raise VolumeError("has a header that cannot be read", "Copy or export it anew.") from error
-    if not isinstance(volume, nib.Nifti1Pair):
+    kind = _HEADER_SIZES.get(_unpacked_start(path))
+    if kind is None:
         raise VolumeError("is not NIfTI, whatever its name", "Convert it to NIfTI.")
+    try:
+        # Not by ``load``, which knows names with letters of one case alone.
+        volume = kind.from_file_map({"image": FileHolder(str(path))})
+    except (*_DAMAGE, ImageFileError, WrapStructError) as error:
+        raise VolumeError("has a header that cannot be read", "Copy or export it anew.") from error
     proxy: Any = volume.dataobj
     _check_shape(volume.shape, proxy.dtype)
+    _check_pixdim(path, volume.header)
+    read_geometry(volume.header)
     needed = proxy.offset + math.prod(volume.shape) * proxy.dtype.itemsize
     size = path.stat().st_size
-    if path.suffix == ".nii" and size < needed:
+    if path.suffix.lower() == ".nii" and size < needed:
         raise VolumeError(f"is cut short, {size} of {needed} bytes", "Copy or export it anew.")
     if size * _DEFLATE_RATIO < needed:
         raise VolumeError(f"is cut short, {size} packed bytes cannot be {needed}", "Copy or export it anew.")
@@ -178,31 +223,66 @@ def label_values(volume: nib.Nifti1Pair, num_classes: int) -> LabelValues:
     Raises:
         VolumeError: When the file ends early or its checksum is wrong.
     """
-    is_present = np.zeros(num_classes, dtype=bool)
+    voxels = np.zeros(num_classes, dtype=np.int64)
     low, high, strays = math.nan, math.nan, 0
     for values in _read(volume):
-        is_class = (values >= 0) & (values < num_classes) & (values == np.rint(values))
-        is_present[values[is_class].astype(np.intp)] = True
-        stray = values[~is_class]
+        has_class = is_class(values, num_classes)
+        voxels += np.bincount(values[has_class].astype(np.intp), minlength=num_classes)
+        stray = values[~has_class]
         strays += stray.size
         # Of those that are numbers, if any is.
         low, high = np.fmin.reduce(stray, initial=low), np.fmax.reduce(stray, initial=high)
-    return LabelValues(frozenset(np.flatnonzero(is_present).tolist()), strays, float(low), float(high))
+    return LabelValues(tuple(voxels.tolist()), strays, float(low), float(high))
+
+
+def _unpacked_start(path: Path) -> bytes:
+    """First bytes of the file, which is packed as its name says, and once."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        raise VolumeError("is an empty file", "Copy or export it anew.")
+    is_packed, is_named_so = start.startswith(_GZIP), path.name.lower().endswith(".gz")
+    if is_packed and not is_named_so:
+        raise VolumeError("is packed with gzip, whatever its name", "Rename it to .nii.gz.")
+    if is_named_so and start in _HEADER_SIZES:
+        raise VolumeError("is not packed, whatever its name", "Rename it to .nii.")
+    if is_packed:
+        try:
+            with gzip.open(path) as content:
+                start = content.read(4)
+        except _DAMAGE as error:
+            raise VolumeError("is cut short or damaged", "Copy or export it anew.") from error
+        if start.startswith(_GZIP):
+            raise VolumeError("is gzip of gzip", "Unpack it once.")
+    return start
 
 
 def _check_shape(shape: Sequence[int], dtype: np.dtype) -> None:
+    text = _times(shape)
+    if len(shape) < 3:
+        raise VolumeError(
+            f"has {len(shape)} axes ({text})", "Stack its slices: each file must be one volume of three axes."
+        )
+    if math.prod(shape[4:]) > 1:
+        raise VolumeError(f"has several values for each voxel ({text})", "Keep one of them.")
     if not is_single_volume(shape):
         raise VolumeError(
-            f"has the shape {_times(shape)}", "Split it: each file must be one volume of three axes with one channel."
+            f"has the shape {text}", "Split it: each file must be one volume of three axes with one channel."
         )
     if min(shape) < 1:
-        raise VolumeError(
-            f"is empty, its shape is {_times(shape)}", "Export it anew, or take the case out of the list."
-        )
+        raise VolumeError(f"is empty, its shape is {text}", "Export it anew, or take the case out of the list.")
     if dtype.fields:
         raise VolumeError(f"has {len(dtype.fields)} channels", "Keep one of them.")
     if dtype.kind == "c":
         raise VolumeError("has complex values", "Keep their magnitude.")
+
+
+def _check_pixdim(path: Path, header: nib.Nifti1Header) -> None:
+    # As it stands in the file: nibabel corrects what it cannot use, a size of 0 to one of 1 mm.
+    with Opener(str(path)) as file:
+        sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if not (sizes > 0).all():
+        raise VolumeError(f"has voxels of {_times(sizes)} mm by its pixdim", "Write their size in mm into its header.")
 
 
 def _read(volume: nib.Nifti1Pair) -> Iterator[np.ndarray]:
@@ -227,5 +307,5 @@ def _read(volume: nib.Nifti1Pair) -> Iterator[np.ndarray]:
         raise VolumeError("is cut short or damaged", "Copy or export it anew.") from error
 
 
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+def _times(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,31 @@
+"""The score that chooses the best model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from monai.handlers import MeanDice
+
+__all__ = ["ValidationDice"]
+
+
+class ValidationDice(MeanDice):
+    """
+    ``monai.handlers.MeanDice`` that is NaN where there is nothing to score.
+
+    Where no case has any of the classes, MONAI's gives 0, the score of a model that misses everything; as a number it
+    would be compared with others.
+
+    Args:
+        **kwargs: see ``monai.handlers.MeanDice``; its ``reduction`` must stay the mean.
+    """
+
+    def compute(self) -> Any:
+        """The mean over classes and then over cases, each over those that have one; NaN without any."""
+        scores = self.metric_fn.get_buffer()
+        if isinstance(scores, torch.Tensor) and not scores.isfinite().any():
+            self._is_reduced = True
+            return math.nan
+        return super().compute()

@@ -1,0 +1,59 @@
+"""Files of volumes: opened with distrust, and one rule for where their voxels lie."""
+
+from __future__ import annotations
+
+from dinomix_monai.volumes.geometry import (
+    Geometry,
+    distances_mm,
+    geometry_of_meta,
+    header_of_meta,
+    label_orientation,
+    read_geometry,
+    write_placement,
+)
+from dinomix_monai.volumes.nifti_file import (
+    LABEL_INTENT,
+    MOST_VOXELS,
+    ImageValues,
+    LabelValues,
+    image_values,
+    is_class,
+    is_label_map,
+    is_nifti_name,
+    is_single_volume,
+    label_values,
+    nifti_stem,
+    open_volume,
+    resampled_shape,
+)
+from dinomix_monai.volumes.reader import VolumeReader
+from dinomix_monai.volumes.volume_error import VolumeError
+from dinomix_monai.volumes.writer import label_path, label_volume, write_label
+
+__all__ = [
+    "LABEL_INTENT",
+    "MOST_VOXELS",
+    "Geometry",
+    "ImageValues",
+    "LabelValues",
+    "VolumeError",
+    "VolumeReader",
+    "distances_mm",
+    "geometry_of_meta",
+    "header_of_meta",
+    "image_values",
+    "is_class",
+    "is_label_map",
+    "is_nifti_name",
+    "is_single_volume",
+    "label_orientation",
+    "label_path",
+    "label_values",
+    "label_volume",
+    "nifti_stem",
+    "open_volume",
+    "read_geometry",
+    "resampled_shape",
+    "write_label",
+    "write_placement",
+]

@@ -1,0 +1,87 @@
+"""Writing label maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from dinomix_monai.volumes.geometry import header_of_meta, read_geometry, write_placement
+from dinomix_monai.volumes.nifti_file import LABEL_INTENT, nifti_stem
+
+__all__ = ["label_path", "label_volume", "write_label"]
+
+
+def label_volume(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> nib.Nifti1Image:
+    """
+    A label map in the place of its scan, however that says where it lies.
+
+    On the grid of a NIfTI scan it takes over what the scan's header says of its place: sform and qform, their codes
+    and the units. Elsewhere both forms have the affine and the code of a scanner, but for an affine with a shear, which
+    a qform cannot have. Its intent is that of a label map, by which it is told from a scan.
+
+    Args:
+        array: shape (H, W, D).
+        affine: from its voxels to mm.
+        meta: what the ``MetaTensor`` of the scan carries, as it was loaded.
+    """
+    source = header_of_meta(meta)
+    if source is not None and _is_on_grid(array.shape, affine, source):
+        volume = nib.Nifti1Image(array, source.get_best_affine())
+        write_placement(source, volume.header)
+    else:
+        volume = nib.Nifti1Image(array, affine)
+        volume.header.set_xyzt_units("mm")
+        volume.set_sform(affine, code="scanner")
+        try:
+            volume.set_qform(affine, code="scanner", strip_shears=False)
+        except HeaderDataError:
+            volume.set_qform(affine, code="unknown")
+    volume.header["intent_code"] = LABEL_INTENT
+    return volume
+
+
+def label_path(output_dir: str | Path, image: str | Path) -> Path:
+    """
+    File of a scan's label map.
+
+    Example:
+        >>> label_path("output", "scans/a.nii").as_posix()
+        'output/a_seg.nii.gz'
+    """
+    return Path(output_dir).expanduser() / f"{nifti_stem(image)}_seg.nii.gz"
+
+
+def write_label(volume: nib.Nifti1Image, path: str | Path) -> Path:
+    """
+    Writes a label map in one move: there is none or a whole one, whatever happens.
+
+    Args:
+        volume: see :func:`label_volume`.
+        path: file to write; its folder is made if it is not there.
+
+    Raises:
+        OSError: When it cannot be written, as on a full disk.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(volume, partial)  # type: ignore[attr-defined]  # nibabel exports it at run time
+        return partial.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path} must be a file that can be written to, got: {error.strerror or error}."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_on_grid(shape: tuple[int, ...], affine: np.ndarray, source: nib.Nifti1Header) -> bool:
+    geometry = read_geometry(source)
+    return geometry.shape == shape and np.allclose(geometry.affine, affine, atol=1e-4)
