@@ -8,6 +8,7 @@ import torch
 from monai.utils import convert_to_tensor
 from torch import nn
 
+from dinomix_monai.class_sums import class_sums
 from dinomix_monai.processes import process_count, sum_over_processes
 
 __all__ = ["PseudoLabeler"]
@@ -105,7 +106,7 @@ class PseudoLabeler(nn.Module):
         if self.alignment:
             probabilities = self._aligned(probabilities)
         confidence, label = probabilities.max(dim=1, keepdim=True)
-        self._follow(confidence.flatten(), label.flatten())
+        self._follow(confidence, label)
         weight = self.weight * (confidence >= self.thresholds()[label]).to(confidence)
         if self.clean_label is not None:
             label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
@@ -121,8 +122,7 @@ class PseudoLabeler(nn.Module):
         return aligned / aligned.sum(dim=1, keepdim=True)
 
     def _follow(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
-        zeros = torch.zeros_like(self.status)
-        sums = zeros.index_add(0, label, torch.ones_like(confidence)), zeros.index_add(0, label, confidence)
+        sums = [class_sums(values, label, len(self.status)) for values in (torch.ones_like(confidence), confidence)]
         voxels, total = sum_over_processes(torch.stack(sums))
         mean = total / voxels.clamp_min(1)
         is_seen = (voxels > 0) & mean.isfinite()

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
+from dinomix_monai.class_sums import class_sums
 from dinomix_monai.processes import sum_over_processes
 
 __all__ = ["VoxelWeightedDiceCELoss"]
@@ -112,10 +113,8 @@ class VoxelWeightedDiceCELoss(_Loss):
         self, prob: torch.Tensor, log_prob_target: torch.Tensor, target: torch.Tensor, voxel_weight: torch.Tensor
     ) -> torch.Tensor:
         predicted = prob.sum(dim=[0, *range(2, prob.ndim)])
-        flat, flat_weight = target.flatten(), voxel_weight.flatten()
-        zeros = torch.zeros_like(predicted)
-        overlap = zeros.index_add(0, flat, log_prob_target.flatten().exp() * flat_weight)
-        present = zeros.index_add(0, flat, flat_weight)
+        overlap = class_sums(log_prob_target.exp() * voxel_weight, target, prob.shape[1])
+        present = class_sums(voxel_weight, target, prob.shape[1])
         overlap, predicted, present = sum_over_processes(torch.stack([overlap, predicted, present]))
         dice = (2 * overlap + self.smooth) / (predicted + present + self.smooth)
         counted = (present > 0)[1:].to(dice)

@@ -39,23 +39,36 @@ class DonorBank:
             labeled: [deque(maxlen=size) for _ in range(num_classes)] for labeled in (True, False)
         }
 
-    def add(self, patch: Patch, classes: Iterable[int], labeled: bool) -> None:
-        """Lists a copy of a patch under each of ``classes``; ``labeled`` tells ground truth from pseudo-labels."""
-        if foreground := [c for c in classes if c > 0]:
-            # A view would keep its whole batch alive, here and in every file that the state is saved to.
-            patch = tuple(convert_to_tensor(part).clone() for part in patch)
-            for c in foreground:
-                self._lists[bool(labeled)][c].append(patch)
+    def add(self, patch: Patch, classes: Iterable[int], labeled: bool) -> Patch | None:
+        """
+        Lists a copy of a patch under each of ``classes``.
 
-    def available(self, labeled: bool) -> np.ndarray:
-        """For each foreground class, whether there is a donor of this origin; shape (num_classes - 1,)."""
-        return np.array([len(donors) > 0 for donors in self._lists[labeled][1:]])
+        Args:
+            patch: its parts.
+            classes: classes that it contains; background does not count.
+            labeled: tells ground truth from pseudo-labels.
 
-    def donors(self, labeled: bool, class_index: int | None = None) -> Sequence[Patch]:
-        """Donors of one class, or all patches of this origin, each once."""
-        if class_index is not None:
-            return self._lists[labeled][class_index]
-        return list({id(patch): patch for patch in chain.from_iterable(self._lists[labeled])}.values())
+        Returns:
+            The copy, by which :meth:`donors` knows it; ``None`` where it has no class and is not kept.
+        """
+        foreground = [c for c in classes if c > 0]
+        if not foreground:
+            return None
+        # A view would keep its whole batch alive, here and in every file that the state is saved to.
+        patch = tuple(convert_to_tensor(part).clone() for part in patch)
+        for c in foreground:
+            self._lists[bool(labeled)][c].append(patch)
+        return patch
+
+    def available(self, labeled: bool, but: Patch | None = None) -> np.ndarray:
+        """For each foreground class, whether there is a donor of this origin but one; shape (num_classes - 1,)."""
+        return np.array([any(patch is not but for patch in donors) for donors in self._lists[labeled][1:]])
+
+    def donors(self, labeled: bool, class_index: int | None = None, but: Patch | None = None) -> Sequence[Patch]:
+        """Donors of one class, or all patches of this origin, each once; without the one that :meth:`add` returned."""
+        lists = self._lists[labeled] if class_index is None else [self._lists[labeled][class_index]]
+        each_once = {id(patch): patch for patch in chain.from_iterable(lists)}
+        return [patch for patch in each_once.values() if patch is not but]
 
     def state_dict(self) -> dict[str, Any]:
         """

@@ -84,11 +84,11 @@ class PICCutMix(Randomizable, Transform):
     Pastes boxes around organs from labeled and unlabeled patches into labeled and unlabeled patches; takes a batch.
 
     For each mixed patch a direction is drawn, then for each box a class from :func:`class_probabilities`, a donor that
-    contains it (by ground truth or by pseudo-label, from this batch or from the bank of recent ones), and a box around
-    a random voxel of that class. Image, label and weight change at the same voxels, and the box keeps its place in the
-    patch or in the body. Donors and recipients may be deformed first. Some boxes are placed blindly instead, as in
-    plain CutMix: for classes of similar size blind boxes are better, so by default their share is what the imbalance of
-    the labeled voxels leaves.
+    contains it (by ground truth or by pseudo-label, from this batch or from the bank of recent ones, and never the
+    recipient itself), and a box around a random voxel of that class. Image, label and weight change at the same voxels,
+    and the box keeps its place in the patch or in the body. Donors and recipients may be deformed first. Some boxes are
+    placed blindly instead, as in plain CutMix: for classes of similar size blind boxes are better, so by default their
+    share is what the imbalance of the labeled voxels leaves.
 
     Draws come from ``self.R`` only. ``progress`` is set from outside
     (:class:`dinomix_monai.handlers.CurriculumHandler`).
@@ -176,6 +176,8 @@ class PICCutMix(Randomizable, Transform):
         self._resample = Resample(dtype=np.float32)
         self._modes: list[str] = []
         self._share_random_state()
+        # Of the patches of the present batch, what the bank has of each.
+        self._own: list[Patch | None] = []
         self._recipes: list[_Recipe] = []
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PICCutMix:
@@ -206,11 +208,12 @@ class PICCutMix(Randomizable, Transform):
         """
         # Read at once, because each reading waits for a GPU.
         counts = torch.stack([self._count(patch) for patch in patches])
+        self._own = []
         for (label, *rest), voxels, is_labeled in zip(patches, counts.cpu().numpy(), labeled):
             # One that is left out would come back in other steps.
-            if (voxels >= 0).all():
-                # Classes are few; as they come, they take twice the memory of an image.
-                self.bank.add((label.to(torch.int16), *rest), voxels.nonzero()[0].tolist(), is_labeled)
+            classes = voxels.nonzero()[0].tolist() if (voxels >= 0).all() else []
+            # Classes are few; as they come, they take twice the memory of an image.
+            self._own.append(self.bank.add((label.to(torch.int16), *rest), classes, is_labeled))
         unlabeled = [i for i, is_labeled in enumerate(labeled) if not is_labeled]
         if unlabeled:
             for voxels in gather_over_processes(counts[unlabeled]).cpu().numpy():
@@ -241,15 +244,19 @@ class PICCutMix(Randomizable, Transform):
             candidates = recipients[destination == "labeled"] or recipients[destination != "labeled"]
             recipient = candidates[number % len(candidates)]
             count = self.num_boxes if self.R.random_sample() < self.prob else 0
-            pastes = [self._draw_paste(origin == "labeled", positions[recipient]) for _ in range(count)]
+            pastes = [self._draw_paste(origin == "labeled", recipient, positions[recipient]) for _ in range(count)]
             self._recipes.append(_Recipe(recipient, self._draw_grid(shape), [paste for paste in pastes if paste]))
 
-    def _draw_paste(self, from_labeled: bool, position: torch.Tensor, attempts: int = 4) -> _Paste | None:
+    def _draw_paste(
+        self, from_labeled: bool, recipient: int, position: torch.Tensor, attempts: int = 4
+    ) -> _Paste | None:
         """A box, or ``None`` when no donor has anything that fits into the recipient."""
+        # A box of its own would change nothing, or show a patient beside a deformed copy.
+        own = self._own[recipient]
         for _ in range(attempts):
             blind = self.R.random_sample() < self.blind_share
-            class_index = None if blind else self._draw_class(from_labeled)
-            donors = self.bank.donors(from_labeled, class_index)
+            class_index = None if blind else self._draw_class(from_labeled, own)
+            donors = self.bank.donors(from_labeled, class_index, own)
             if not donors:
                 return None
             label, weight, donor_position, *images = donors[self.R.randint(len(donors))]
@@ -302,8 +309,8 @@ class PICCutMix(Randomizable, Transform):
                 moved[i] = part.to(parts[i].dtype)
         return moved
 
-    def _draw_class(self, from_labeled: bool) -> int | None:
-        available = self.bank.available(from_labeled)
+    def _draw_class(self, from_labeled: bool, own: Patch | None = None) -> int | None:
+        available = self.bank.available(from_labeled, own)
         if not available.any():
             return None
         p = self.probabilities(from_labeled) * available

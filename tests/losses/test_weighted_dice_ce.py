@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch.nn import functional as F
 
 from dinomix_monai.losses import VoxelWeightedDiceCELoss
@@ -23,7 +23,7 @@ def dice_loss(logits, label, weight, smooth=1e-5):
     """The formula of soft Dice, class by class."""
     prob, losses = logits.softmax(dim=1), []
     for c in range(1, logits.shape[1]):
-        truth = (label[:, 0] == c).float()
+        truth = (label[:, 0] == c).to(prob)
         if (weight[:, 0] * truth).sum() > 0:
             overlap = (weight[:, 0] * prob[:, c] * truth).sum()
             size = (weight[:, 0] * prob[:, c]).sum() + (weight[:, 0] * truth).sum()
@@ -64,6 +64,29 @@ def test_it_is_monais_loss_where_every_voxel_counts_and_every_class_is_there(siz
     )
     loss = VoxelWeightedDiceCELoss(lambda_dice=0.7, lambda_ce=1.3)(logits, label)
     torch.testing.assert_close(loss, oracle(logits, label))
+
+
+def test_it_is_as_exact_as_monais_loss_on_a_class_of_millions_of_voxels():
+    label = torch.ones(4, 1, 128, 128, 64, dtype=torch.long)
+    label[:, :, :, :, :8] = 0
+    # The class has a probability near 0.995 wherever it is.
+    margin = 4.9 + 0.3 * torch.rand(label.shape)
+    logits = torch.cat([torch.zeros_like(margin), torch.where(label == 1, margin, -margin)], dim=1)
+    ours, oracle = (
+        VoxelWeightedDiceCELoss(lambda_ce=0),
+        DiceLoss(to_onehot_y=True, softmax=True, batch=True, include_background=False),
+    )
+    losses, gradients = [], []
+    for loss_function in (ours, oracle, lambda x, y: dice_loss(x.double(), y, torch.ones_like(y, dtype=torch.double))):
+        x = logits.clone().requires_grad_()
+        loss = loss_function(x, label)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(x.grad)
+    *found, exact = losses
+    assert 0.003 < exact < 0.007
+    assert found == pytest.approx([exact] * 2, abs=3e-7)
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("class_weight", [None, [0.1, 1.0, 2.0, 0.5]], ids=["plain", "class weight"])

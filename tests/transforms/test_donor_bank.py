@@ -39,6 +39,17 @@ def test_background_is_never_listed():
     assert values(bank.donors(True)) == values(bank.donors(True, 0)) == []
 
 
+def test_one_patch_can_be_left_out():
+    bank = DonorBank(4, size=2)
+    own = bank.add(patch(7), [1, 3], labeled=True)
+    bank.add(patch(8), [3], labeled=True)
+    assert values([own]) == [7]
+    assert [values(bank.donors(True, c, but=own)) for c in (None, 1, 2, 3)] == [[8], [], [], [8]]
+    assert bank.available(True, but=own).tolist() == [False, False, True]
+    assert bank.add(patch(9), [0], labeled=True) is None
+    assert values(bank.donors(True, but=None)) == [7, 8]
+
+
 def test_ground_truth_and_pseudo_labels_are_apart():
     bank = DonorBank(2, size=2)
     bank.add(patch(7), [1], labeled=True)

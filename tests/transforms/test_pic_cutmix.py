@@ -231,6 +231,25 @@ def test_classes_of_unlabeled_patches_are_pasted_by_their_own_counts(progress):
     assert chisquare([pasted[c] for c in (1, 2, 3, 4)], expected).pvalue > 0.001
 
 
+@pytest.mark.parametrize("blind_share", [0.0, 1.0], ids=["around classes", "blind"])
+@pytest.mark.parametrize("direction", ["labeled_to_labeled", "unlabeled_to_unlabeled"])
+def test_no_box_is_cut_from_the_recipient_itself(direction, blind_share):
+    # All are of one class and tell who they are by their image.
+    label, image = batch_of([1, 1, 1]), batch_of([10, 20, 30])
+    mixer = one_voxel_mixer(counts=[1, 1], directions={direction: 1}, blind_share=blind_share)
+    labeled = [direction == "labeled_to_labeled"] * 3
+    _, _, mixed = mixer(label, torch.ones_like(label), image, labeled=labeled, num_mixed=300)
+    assert all(len(patch.unique()) == 2 for patch in mixed)
+
+
+def test_where_the_recipient_is_the_only_donor_nothing_is_pasted():
+    label, image = batch_of([1]), torch.rand(1, 1, 4, 4, 4)
+    mixer = one_voxel_mixer(counts=[1, 1], directions={"labeled_to_labeled": 1})
+    mixed = mixer(label, torch.ones_like(label), image, labeled=[True], num_mixed=20)
+    assert equal(mixed, [part.expand(20, -1, -1, -1, -1) for part in (label, torch.ones_like(label), image)])
+    assert len(mixer.bank.donors(True)) == 1
+
+
 def test_a_class_without_donors_is_not_drawn():
     label = batch_of([1, 3, 0])
     mixer = one_voxel_mixer(directions={"labeled_to_unlabeled": 1})
