@@ -15,6 +15,7 @@ from dinomix_monai.data.dataset_check import check_dataset, scaling_window, veri
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
 from dinomix_monai.data.original_scans import OriginalScans
+from dinomix_monai.data.patch_voxels import patch_voxels
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
@@ -39,6 +40,7 @@ __all__ = [
     "make_phantom",
     "open_datalist",
     "patch_stream",
+    "patch_voxels",
     "prepare_dataset",
     "read_datalist",
     "read_labels",

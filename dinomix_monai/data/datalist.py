@@ -99,10 +99,16 @@ class Datalist:
         """Voxels of each class over the labeled training cases, background first."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for case in self.training:
-            counts += self._label_values(case["label"]).voxels
+            counts += self.label_values(case["label"]).voxels
         return counts.tolist()
 
-    def _label_values(self, file: str) -> LabelValues:
+    def label_values(self, file: str) -> LabelValues:
+        """
+        What a label map comes down to.
+
+        Raises:
+            ValueError: When it cannot be read, or has values that are no classes.
+        """
         try:
             values = label_values(open_volume(file), self.num_classes)
         except VolumeError as error:

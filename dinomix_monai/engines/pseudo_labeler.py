@@ -22,9 +22,10 @@ class PseudoLabeler(nn.Module):
     Labels and weights from the logits of an EMA teacher.
 
     *Alignment*: the probability of class ``c`` is multiplied by ``(labeled share_c / predicted share_c) ** alignment``,
-    and all are normalized again. The first is its share of the labeled voxels, the second the moving average of its
-    predicted probability, so a class that the teacher begins to forget is brought back. It presumes that unlabeled
-    patches show the same organs as labeled scans, and about as much of the background.
+    and all are normalized again. The first is its share of the voxels of labeled patches that are cut as the unlabeled
+    ones are, the second the moving average of its predicted probability, so a class that the teacher begins to forget
+    is brought back, and one whose share is right stays as it is. It presumes that unlabeled scans show the same organs
+    as labeled ones, and about as much of the background.
 
     *Thresholds*: a voxel counts when the probability of its most probable class reaches the threshold of
     that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
@@ -43,14 +44,15 @@ class PseudoLabeler(nn.Module):
         floor: least threshold of any class.
         decay: decay of the moving averages.
         alignment: strength of the alignment, 0 for none.
-        labeled_counts: voxels of each class over the labeled set, background first; needed for the alignment.
+        labeled_voxels: voxels of each class in labeled patches, background first, as
+            :func:`dinomix_monai.data.patch_voxels` gives them; needed for the alignment.
         weight: weight of a voxel that counts.
         clean_label: transform of the label map (1, H, W[, D]) of each patch, such as MONAI's
             ``KeepLargestConnectedComponent``; ``None`` for none.
 
     Raises:
         ValueError: When not ``0 <= floor <= threshold <= 1``, ``alignment`` is negative, ``weight`` is not positive, or
-            ``labeled_counts`` is missing or not one number for each class.
+            ``labeled_voxels`` is missing or not one number for each class.
     """
 
     status: torch.Tensor
@@ -64,7 +66,7 @@ class PseudoLabeler(nn.Module):
         floor: float = 0.5,
         decay: float = 0.99,
         alignment: float = 0.0,
-        labeled_counts: Sequence[float] | None = None,
+        labeled_voxels: Sequence[float] | None = None,
         weight: float = 1.0,
         clean_label: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
@@ -73,9 +75,9 @@ class PseudoLabeler(nn.Module):
             raise ValueError(f"floor and threshold must be 0 <= floor <= threshold <= 1, got {floor} and {threshold}.")
         if alignment < 0:
             raise ValueError(f"alignment must be >= 0, got {alignment}.")
-        if alignment > 0 and (labeled_counts is None or len(labeled_counts) != num_classes):
+        if alignment > 0 and (labeled_voxels is None or len(labeled_voxels) != num_classes):
             raise ValueError(
-                f"labeled_counts must have the voxels of {num_classes} classes for an alignment, got {labeled_counts}."
+                f"labeled_voxels must have the voxels of {num_classes} classes for an alignment, got {labeled_voxels}."
             )
         if weight <= 0:
             raise ValueError(f"weight must be > 0, got {weight}.")
@@ -84,7 +86,7 @@ class PseudoLabeler(nn.Module):
         self.register_buffer("status", torch.ones(num_classes))
         if alignment:
             # One voxel more, so that a class without labeled voxels has a share.
-            counts = torch.as_tensor(labeled_counts).float() + 1
+            counts = torch.as_tensor(labeled_voxels).float() + 1
             self.register_buffer("labeled_shares", counts / counts.sum(), persistent=False)
             self.register_buffer("predicted_shares", self.labeled_shares.clone())
 

@@ -107,7 +107,7 @@ class DinoMixTrainer(SemiSupervisedTrainer):
             distiller = None
         looks_at_unlabeled = self.unlabeled_data_loader is not None and (use_unlabeled or distiller is not None)
         if not self.has_labels and not looks_at_unlabeled:
-            self.state.output = {Keys.LOSS: torch.zeros((), device=self.state.device)}
+            self.state.output = {}
             return self.state.output
 
         labeled = self._labeled(batchdata, use_teacher) if self.has_labels else None

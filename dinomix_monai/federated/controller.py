@@ -113,7 +113,7 @@ class FederatedController(FedAvg):
         self._given_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
         self._check = UpdateCheck(norm_bound)
         self._optimizer = ServerOptimizer(server_learning_rate, server_momentum)
-        self._plan = self._make_plan(())
+        self._plan = self._make_plan({})
         self._identity: dict[str, Any] = {}
         self._initial: dict[str, np.ndarray] = {}
         self._global: dict[str, np.ndarray] = {}
@@ -223,7 +223,7 @@ class FederatedController(FedAvg):
         self.aggregation_weights = {**dict.fromkeys(unlabeled, self.unlabeled_site_weight), **self._given_weights}
         teacher = next(iter(answers.values()))["teacher"]
         self._identity = {"class_names": self.class_names, "teacher": teacher, "rounds": self._plan.rounds}
-        self.info(f"Handshake: {', '.join(answers)} agree; labeled voxels by class {voxels}.")
+        self.info(f"Handshake: {', '.join(answers)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
         return True
 
     def _finish(self) -> None:
@@ -277,7 +277,7 @@ class FederatedController(FedAvg):
             "wait_time_after_min_received": rounds * self.grace_period if self.min_responses else 0,
         }
 
-    def _make_plan(self, voxels: Sequence[float]) -> RunPlan:
+    def _make_plan(self, voxels: Mapping[str, Sequence[float]]) -> RunPlan:
         return RunPlan(
             rounds=self.start_round + self.num_rounds,
             epochs_per_round=self.epochs_per_round,
@@ -286,7 +286,7 @@ class FederatedController(FedAvg):
             transfer=self.transfer,
             proximal_weight=self.fedprox_mu or 0.0,
             local_norm=self.local_norm,
-            labeled_voxels=tuple(voxels),
+            **{name: tuple(numbers) for name, numbers in voxels.items()},
         )
 
     def _write(self, name: str, content: Any) -> None:

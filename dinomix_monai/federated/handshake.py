@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from dinomix_monai.federated.plan import VOXELS
 from dinomix_monai.tensor_file import differing_names
 
 __all__ = ["agree", "version_differences"]
 
 
-def agree(answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], teacher: str = "") -> list[float]:
+def agree(
+    answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], teacher: str = ""
+) -> dict[str, list[float]]:
     """
     Makes sure that the sites can train one model.
 
@@ -24,7 +27,7 @@ def agree(answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], 
         teacher: fingerprint that all teachers must have; empty to ask only that they are the same.
 
     Returns:
-        Labeled voxels of each class over all sites.
+        Labeled voxels of each class over all sites, and those of labeled patches, by their names in the plan.
 
     Raises:
         ValueError: When they cannot; one sentence with the site and both values.
@@ -42,10 +45,9 @@ def agree(answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], 
                 f"`labels` must be the same everywhere, got {list(answer['class_names'])} at {site} and "
                 f"{list(class_names)} in the job."
             )
-        if len(answer["labeled_voxels"]) != len(class_names):
-            raise ValueError(
-                f"labeled_voxels must have {len(class_names)} numbers, got {len(answer['labeled_voxels'])} at {site}."
-            )
+        for name in VOXELS:
+            if len(answer[name]) != len(class_names):
+                raise ValueError(f"{name} must have {len(class_names)} numbers, got {len(answer[name])} at {site}.")
         own, other = answer["network"], answers[first]["network"]
         if different := differing_names(own, other):
             name = different[0]
@@ -53,10 +55,10 @@ def agree(answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], 
                 f"Networks must be the same everywhere, got {name} of shape {own.get(name)} at {site} and "
                 f"{other.get(name)} at {first}. Settings of the network belong in the job, not in a site's own."
             )
-    total = np.sum([answer["labeled_voxels"] for answer in answers.values()], axis=0, dtype=float)
-    if not total[1:].any():
+    totals = {name: np.sum([answer[name] for answer in answers.values()], axis=0, dtype=float) for name in VOXELS}
+    if not totals["labeled_voxels"][1:].any():
         raise ValueError(f"Some site must have labels, got none at {', '.join(answers)}.")
-    return total.tolist()
+    return {name: total.tolist() for name, total in totals.items()}
 
 
 def version_differences(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:

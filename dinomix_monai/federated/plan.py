@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["TRANSFERS", "RunPlan"]
+__all__ = ["TRANSFERS", "VOXELS", "RunPlan"]
 
 TRANSFERS = ("full", "difference", "half_difference")
 """How a site sends its weights: whole, or what has changed, in single or half precision."""
+
+VOXELS = ("labeled_voxels", "patch_voxels")
+"""What a site tells of its labels: numbers for each class, of which the plan has the sums over all sites."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class RunPlan:
         proximal_weight: weight of FedProx's term, 0 for none.
         local_norm: whether each site keeps its own normalization layers, as in FedBN.
         labeled_voxels: labeled voxels of each class over all sites, background first; empty before the handshake.
+        patch_voxels: likewise those of labeled patches, see :func:`dinomix_monai.data.patch_voxels`.
 
     Raises:
         ValueError: When an argument is outside its range, or what must be a number is none.
@@ -43,9 +47,10 @@ class RunPlan:
     proximal_weight: float = 0.0
     local_norm: bool = False
     labeled_voxels: tuple[float, ...] = ()
+    patch_voxels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "epochs_per_round", "proximal_weight", "local_norm", "labeled_voxels"):
+        for name in ("rounds", "epochs_per_round", "proximal_weight", "local_norm", *VOXELS):
             if not _is_numeric(getattr(self, name)):
                 raise ValueError(f"{name} must be made of numbers, got {getattr(self, name)!r}.")
         if self.rounds < 1 or self.epochs_per_round < 1:

@@ -83,6 +83,7 @@ class Site:
             "class_names": list(datalist.class_names),
             "network": {name: list(value.shape) for name, value in network.state_dict().items()},
             "labeled_voxels": datalist.training_voxels,
+            "patch_voxels": self._parsed(workflow, "patch_voxels"),
             "cases": {
                 section: len(getattr(datalist, section)) for section in ("training", "unlabeled", "validation", "test")
             },
@@ -201,6 +202,7 @@ class Site:
         changes: dict[str, Any] = {
             "check_data": False,
             "labeled_voxels": list(self.plan.labeled_voxels),
+            "patch_voxels": list(self.plan.patch_voxels),
             "proximal_weight": self.plan.proximal_weight,
         }
         workflow = self._build("federated", **changes)

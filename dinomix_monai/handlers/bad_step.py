@@ -37,7 +37,8 @@ class BadStep:
             for term in (Keys.LOSS, *LossKeys)
             if term in output
         }
-        self.batches = {"labeled": engine.state.batch}
+        # Without labels an epoch goes over the unlabeled images.
+        self.batches = {"labeled" if getattr(engine, "has_labels", True) else "unlabeled": engine.state.batch}
         if (unlabeled := getattr(engine, "unlabeled_batch", None)) is not None:
             self.batches["unlabeled"] = unlabeled
 

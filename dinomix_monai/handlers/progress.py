@@ -167,6 +167,4 @@ def _terms(engine: Workflow) -> dict[str, Any]:
     """The terms of the loss in the output of the last step, which is a list after decollation."""
     output = engine.state.output
     output = output[0] if isinstance(output, list) else output
-    terms = {str(term): output[term] for term in _TERMS if term in output}
-    # A purely supervised step is ``SupervisedTrainer``'s own, which has one name for its one term.
-    return terms if len(terms) != 1 else {**terms, str(LossKeys.SUPERVISED): output[Keys.LOSS]}
+    return {str(term): output[term] for term in _TERMS if term in output}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dinomix_monai.handlers.pictures import class_colors, new_figure, save_figure
 from dinomix_monai.keys import BatchKeys
-from dinomix_monai.losses import semantic_uniqueness
+from dinomix_monai.losses import FeatureDistillationLoss
 
 __all__ = ["TeacherViewHandler"]
 
@@ -26,14 +26,15 @@ class TeacherViewHandler:
     Draws one slice of a labeled volume as the frozen teacher sees it, and how the student comes to agree.
 
     Side by side: the slice with its ground truth; the teacher's tokens, their first three principal components as red,
-    green and blue; their uniqueness; the cosine between student and teacher, before the training and after it. A
-    teacher that sees organs gives each of them a color of its own. Cells without a token are white.
+    green and blue; how much each cell weighs in the loss; the cosine between student and teacher, before the training
+    and after it. A teacher that sees organs gives each of them a color of its own. Cells without a token are white.
 
     Args:
         samples: labeled volumes with image, label and ``teacher_key``, in RAS order and of a size that the student
             takes; the first one is drawn.
         network: the student.
-        distiller: see :class:`dinomix_monai.engines.FeatureDistiller`.
+        distiller: see :class:`dinomix_monai.engines.FeatureDistiller`; its loss is a
+            :class:`dinomix_monai.losses.FeatureDistillationLoss`.
         path: PNG to write.
         class_names: names by label value, background first.
         teacher_key: what the teacher looks at.
@@ -49,6 +50,7 @@ class TeacherViewHandler:
         teacher_key: str = BatchKeys.IMAGE,
     ) -> None:
         self.samples, self.network, self.distiller = samples, network, distiller
+        self.loss: FeatureDistillationLoss = distiller.loss_function
         self.path, self.class_names, self.teacher_key = Path(path), list(class_names), teacher_key
 
     def attach(self, engine: Engine) -> None:
@@ -72,7 +74,7 @@ class TeacherViewHandler:
         tokens = tokens[..., layer]
         maps = {
             "teacher's tokens": _as_colors(tokens[0]),
-            "uniqueness": semantic_uniqueness(tokens)[0],
+            f"weight ({self.loss.weighting})": self.loss.weights(tokens)[0],
             self._since: self._before[0, ..., layer],
             "cosine after": after[0, ..., layer],
         }

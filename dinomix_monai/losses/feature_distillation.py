@@ -61,11 +61,22 @@ class FeatureDistillationLoss(_Loss):
             raise ValueError(f"input must have the shape of target {tuple(target.shape)}, got {tuple(input.shape)}.")
         target = target.detach().float()
         distance = (F.normalize(input.float(), dim=1) - F.normalize(target, dim=1)).square().sum(dim=1)
-        weight = target.any(dim=1).float()
-        if self.weighting != "plain":
-            weight = weight * _WEIGHTS[self.weighting](target)
+        weight = self.weights(target)
         total_distance, total = sum_over_processes(torch.stack([(weight * distance).sum(), weight.sum()]))
         return total_distance / total.clamp_min(1e-6)
+
+    def weights(self, target: torch.Tensor) -> torch.Tensor:
+        """
+        How much each cell counts.
+
+        Args:
+            target: teacher features, shape (B, C, H, W[, D]).
+
+        Returns:
+            Weights, shape (B, H, W[, D]); 0 for cells that are 0 in all channels.
+        """
+        weight = target.any(dim=1).float()
+        return weight if self.weighting == "plain" else weight * _WEIGHTS[self.weighting](target)
 
 
 def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ def test_thresholds_out_of_order_are_refused(threshold, floor):
 
 
 def test_alignment_follows_the_formula_by_hand():
-    labeler = PseudoLabeler(3, threshold=0.5, floor=0.5, decay=0.5, alignment=1.0, labeled_counts=[49, 29, 19])
+    labeler = PseudoLabeler(3, threshold=0.5, floor=0.5, decay=0.5, alignment=1.0, labeled_voxels=[49, 29, 19])
     label, _ = labeler(logits_of([[0.1, 0.7, 0.2], [0.44, 0.2, 0.36]]))
     # Predicted shares are 0.27, 0.45 and 0.28; labeled ones 0.5, 0.3 and 0.2, and the average moves halfway from there.
     average = (0.5 + 0.27) / 2, (0.3 + 0.45) / 2, (0.2 + 0.28) / 2
@@ -108,14 +108,14 @@ def test_alignment_brings_a_class_back_that_the_teacher_forgets():
     batch = logits_of([[0.02, 0.95, 0.03]] * 3 + [[0.02, 0.58, 0.40]])
     labels = {}
     for alignment in (0.0, 1.0):
-        labeler = PseudoLabeler(3, decay=0.5, alignment=alignment, labeled_counts=[20, 700, 300])
+        labeler = PseudoLabeler(3, decay=0.5, alignment=alignment, labeled_voxels=[20, 700, 300])
         for _ in range(20):
             labels[alignment] = labeler(batch)[0].flatten().tolist()
     assert labels == {0.0: [1, 1, 1, 1], 1.0: [1, 1, 1, 2]}
 
 
 def test_aligned_probabilities_change_by_a_bounded_factor():
-    labeler = PseudoLabeler(3, threshold=0.5, floor=0.0, decay=0.0, alignment=1.0, labeled_counts=[0, 9999, 0])
+    labeler = PseudoLabeler(3, threshold=0.5, floor=0.0, decay=0.0, alignment=1.0, labeled_voxels=[0, 9999, 0])
     # Five times one class and a fifth of the other: enough to turn the first voxel and not the second.
     labels = [labeler(logits_of([[0.01, p, 0.99 - p]]))[0].item() for p in (0.05, 0.03)]
     assert labels == [1, 2]
@@ -125,11 +125,11 @@ def test_aligned_probabilities_change_by_a_bounded_factor():
     ("arguments", "message"),
     [
         ({"alignment": -0.1}, r"alignment must be >= 0, got -0.1"),
-        ({"alignment": 1.0}, "labeled_counts must have the voxels of 3 classes"),
-        ({"alignment": 1.0, "labeled_counts": [1, 2]}, "labeled_counts must have the voxels of 3 classes"),
+        ({"alignment": 1.0}, "labeled_voxels must have the voxels of 3 classes"),
+        ({"alignment": 1.0, "labeled_voxels": [1, 2]}, "labeled_voxels must have the voxels of 3 classes"),
     ],
 )
-def test_alignment_needs_the_labeled_counts(arguments, message):
+def test_alignment_needs_the_labeled_voxels(arguments, message):
     with pytest.raises(ValueError, match=message):
         PseudoLabeler(3, **arguments)
 
@@ -154,7 +154,7 @@ def test_labels_are_cleaned_patch_by_patch_and_weights_are_not():
 
 
 def test_logits_that_are_not_finite_leave_the_averages_as_they_are():
-    labeler = PseudoLabeler(2, alignment=1.0, labeled_counts=[6, 2])
+    labeler = PseudoLabeler(2, alignment=1.0, labeled_voxels=[6, 2])
     labeler(torch.tensor([[2.0, 0.0], [0.0, 3.0]])[..., None, None])
     before = {name: value.clone() for name, value in labeler.state_dict().items()}
     label, weight = labeler(torch.tensor([[math.nan, 0.0], [0.0, 3.0]])[..., None, None])

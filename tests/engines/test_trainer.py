@@ -481,7 +481,7 @@ def test_without_labels_a_step_with_nothing_to_learn_from_changes_nothing(make_t
     trainer.run()
     assert steps == [2]
     assert changed == [False, True, False]
-    assert [(loss, math.isnan(term)) for loss, term in found[::2]] == [(0, True)] * 2
+    assert all(math.isnan(term) for terms in found[::2] for term in terms)
     assert found[1][0] == found[1][1] > 0
 
 

@@ -37,7 +37,7 @@ def atlas_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_plan() -> Callable[..., RunPlan]:
     def make(settings: dict | None = None, **changes: object) -> RunPlan:
-        defaults = {"rounds": 2, "epochs_per_round": 1, "labeled_voxels": VOXELS}
+        defaults = {"rounds": 2, "epochs_per_round": 1, "labeled_voxels": VOXELS, "patch_voxels": VOXELS}
         return RunPlan(settings={**SETTINGS, **(settings or {})}, **{**defaults, **changes})
 
     return make

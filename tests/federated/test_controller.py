@@ -25,6 +25,7 @@ class Hospital:
             "teacher": "aaaa",
             "class_names": NAMES,
             "labeled_voxels": [10, 1] if labels else [0, 0],
+            "patch_voxels": [4.5, 0.5] if labels else [0, 0],
             "network": {"w": [2]},
             "versions": {},
             **description,
@@ -132,10 +133,16 @@ def test_updates_are_averaged_by_their_steps(federate, transfer):
 
 def test_the_plan_of_a_round_has_the_voxels_of_all_sites(federate):
     hospital = Hospital()
-    federate(hospital, Hospital(labeled_voxels=[5, 2]), epochs_per_round=3, settings={"steps_per_epoch": 7})
+    federate(
+        hospital,
+        Hospital(labeled_voxels=[5, 2], patch_voxels=[3, 2]),
+        epochs_per_round=3,
+        settings={"steps_per_epoch": 7},
+    )
     plans = [meta["plan"] for task, _, meta in hospital.asked if task == "train"]
     assert len(plans) == 2
     assert plans[1]["labeled_voxels"] == [15, 3]
+    assert plans[1]["patch_voxels"] == [7.5, 2.5]
     assert (plans[1]["rounds"], plans[1]["epochs_per_round"]) == (2, 3)
     assert plans[1]["settings"] == {"steps_per_epoch": 7}
 

@@ -14,13 +14,14 @@ def answers(**changes):
     found = {}
     for number, voxels in enumerate(([10, 2, 0], [5, 0, 1], [0, 0, 0]), start=1):
         site = {"teacher": "aaaa", "class_names": NAMES, "labeled_voxels": voxels, "versions": {"monai": "1.6.1"}}
+        site["patch_voxels"] = [count / 4 for count in voxels]
         site["network"] = {"stem.weight": [16, 1, 3], "stem.bias": [16]}
         found[f"site-{number}"] = {**site, **changes.get(f"site_{number}", {})}
     return found
 
 
 def test_voxels_of_all_sites_are_summed_by_class():
-    assert agree(answers(), NAMES) == [15, 2, 1]
+    assert agree(answers(), NAMES) == {"labeled_voxels": [15, 2, 1], "patch_voxels": [3.75, 0.5, 0.25]}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_voxels_of_all_sites_are_summed_by_class():
             "got norm.weight of shape [16] at site-2 and None at site-1.",
         ),
         ({"site_1": {"labeled_voxels": [1, 2]}}, "", "labeled_voxels must have 3 numbers, got 2 at site-1."),
+        ({"site_3": {"patch_voxels": []}}, "", "patch_voxels must have 3 numbers, got 0 at site-3."),
         (
             {"site_1": {"labeled_voxels": [9, 0, 0]}, "site_2": {"labeled_voxels": [9, 0, 0]}},
             "",

@@ -23,10 +23,12 @@ def test_what_a_bundle_would_run_is_refused_whoever_sends_it(value):
         RunPlan.from_message(message)
 
 
-@pytest.mark.parametrize("name", ["rounds", "epochs_per_round", "proximal_weight", "local_norm", "labeled_voxels"])
+@pytest.mark.parametrize(
+    "name", ["rounds", "epochs_per_round", "proximal_weight", "local_norm", "labeled_voxels", "patch_voxels"]
+)
 def test_text_is_refused_wherever_a_number_belongs(name):
     text = "$__import__('os').system('true')"
-    message = {**RunPlan(1, 1).to_message(), name: [text] if name == "labeled_voxels" else text}
+    message = {**RunPlan(1, 1).to_message(), name: [text] if name.endswith("_voxels") else text}
     with pytest.raises(ValueError, match=f"{name} must be made of numbers, got .*import"):
         RunPlan.from_message(message)
 

@@ -64,7 +64,7 @@ def test_at_a_site_without_labels_the_global_model_is_where_the_ema_teacher_star
 def test_a_site_without_labels_takes_part_with_steps_and_without_metrics(make_site, weights):
     site = make_site(labels=False)
     described = site.describe()
-    assert described["labeled_voxels"] == [0] * 14
+    assert described["labeled_voxels"] == described["patch_voxels"] == [0] * 14
     assert described["cases"] == {"training": 0, "unlabeled": 1, "validation": 0, "test": 0}
     assert site.validate(weights, 0) == {}
     result = site.train(weights, 0)
@@ -82,16 +82,16 @@ def test_a_site_with_nothing_to_learn_from_yet_sends_no_update(make_site, make_p
     result = make_site(labels=False, plan=make_plan({"warm_up": 0.9})).train(weights, 0)
     assert result.update == {}
     assert result.steps == 0
-    assert [row["loss"] for row in result.losses] == [0]
+    assert result.losses == [{"epoch": 1}]
 
 
 def test_the_voxels_of_all_sites_steer_mixing_alignment_and_class_weights(make_site, make_plan, weights):
     voxels = tuple(float(100 * 2**value) for value in range(14))
-    site = make_site(plan=make_plan(labeled_voxels=voxels))
+    site = make_site(plan=make_plan(labeled_voxels=voxels, patch_voxels=voxels[::-1]))
     site.train(weights, 0)
     assert tuple(parsed(site, "mix").mixer.labeled_counts) == voxels
     shares = parsed(site, "pseudo_labeler").labeled_shares
-    assert shares[-1] / shares[0] == pytest.approx((voxels[-1] + 1) / 101)
+    assert shares[0] / shares[-1] == pytest.approx((voxels[-1] + 1) / 101)
     power = parsed(site, "class_weight_power")
     assert parsed(site, "loss").class_weight.tolist() == pytest.approx([(voxels[-1] / n) ** power for n in voxels])
 
@@ -174,4 +174,6 @@ def test_what_a_site_says_of_itself_is_plain_and_names_no_file(make_site, phanto
     assert ".nii" not in text
     assert described["teacher"] == "none"
     assert described["labeled_voxels"][0] > described["labeled_voxels"][1] > 0
+    # One labeled case: a whole patch.
+    assert sum(described["patch_voxels"]) == pytest.approx(32 * 32 * 16)
     assert {"monai", "torch", "dinomix-monai", "python"} <= described["versions"].keys()

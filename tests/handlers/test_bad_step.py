@@ -54,6 +54,15 @@ def test_cases_are_those_with_bad_voxels_or_else_all(labeled, unlabeled, cases):
     assert step({"loss": torch.tensor(math.nan)}, labeled, unlabeled).cases == cases
 
 
+def test_the_batch_of_a_site_without_labels_is_saved_as_what_it_is(tmp_path):
+    state = SimpleNamespace(iteration=3, output={"loss": torch.tensor(math.nan)}, batch=batch("c.nii"))
+    saved = torch.load(
+        BadStep(SimpleNamespace(state=state, unlabeled_batch=None, has_labels=False)).save(tmp_path), weights_only=True
+    )
+    assert "unlabeled" in saved
+    assert "labeled" not in saved
+
+
 def test_what_is_saved_opens_without_code_and_has_everything(tmp_path):
     found = step({"loss": torch.tensor(math.nan)}, batch("a.nii", bad=[0]), batch("c.nii"))
     path = found.save(tmp_path / "bad")

@@ -176,11 +176,22 @@ class TestProgressLine:
         engine.run([0] * 11, max_epochs=1)
         assert len(read) == 3  # steps 5 and 10, and the end of the epoch
 
-    def test_the_loss_of_a_purely_supervised_step_is_the_supervised_term(self, capsys):
+    def test_a_loss_is_no_term_that_it_is_not_called(self, capsys):
         engine = Engine(lambda engine, batch: {"loss": 0.25})
         ProgressLineHandler().attach(engine)
         engine.run([0] * 2, max_epochs=1)
-        assert "loss=0.250, supervised=0.250" in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert "loss=0.250" in printed
+        assert "supervised" not in printed
+
+    def test_a_step_without_anything_to_learn_has_no_loss(self, tmp_path, capsys):
+        engine = Engine(lambda engine, batch: {} if engine.state.epoch == 1 else {"loss": 0.5, "unsupervised": 0.5})
+        for handler in (ProgressLineHandler(), HistoryHandler(tmp_path / "history.csv")):
+            handler.attach(engine)
+        engine.run([0] * 2, max_epochs=2)
+        rows = (tmp_path / "history.csv").read_text().splitlines()
+        assert rows[1:] == ["1,,,,,", "2,0.50000,,0.50000,,"]
+        assert "supervised=0.0" not in capsys.readouterr().err
 
     def test_without_a_validator_or_its_metric_there_is_no_metric(self, capsys):
         validator = make_validator()

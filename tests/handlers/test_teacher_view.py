@@ -7,6 +7,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from dinomix_monai.handlers import TeacherViewHandler, teacher_view
+from dinomix_monai.losses import FeatureDistillationLoss, semantic_rarity, semantic_uniqueness
 
 NAMES = ("background", "left", "right")
 
@@ -14,8 +15,9 @@ NAMES = ("background", "left", "right")
 class Distiller:
     """Two kinds of cells, patient's left and right, and one without a token; each call agrees more than the last."""
 
-    def __init__(self):
+    def __init__(self, weighting="rarity"):
         self.calls = []
+        self.loss_function = FeatureDistillationLoss(weighting)
 
     def agreement(self, network, image, volume):
         self.calls.append(volume)
@@ -34,19 +36,30 @@ def sample():
 
 
 @pytest.fixture
-def figure(sample, tmp_path, monkeypatch):
+def draw(sample, tmp_path, monkeypatch):
     """The figure of a training that did nothing."""
-    figures = []
-    save = teacher_view.save_figure
-    monkeypatch.setattr(teacher_view, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
-    distiller, engine = Distiller(), Engine(lambda *_: None)
-    path = tmp_path / "report" / "teacher.png"
-    TeacherViewHandler([sample], nn.Conv3d(1, 1, 1), distiller, path, NAMES, "origin").attach(engine)
-    engine.run([0])
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert len(distiller.calls) == 2
-    assert all(torch.equal(volume[0], sample["origin"]) for volume in distiller.calls)
-    return figures[0]
+
+    def call(weighting="rarity"):
+        figures = []
+        save = teacher_view.save_figure
+        monkeypatch.setattr(
+            teacher_view, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path)
+        )
+        distiller, engine = Distiller(weighting), Engine(lambda *_: None)
+        path = tmp_path / "report" / "teacher.png"
+        TeacherViewHandler([sample], nn.Conv3d(1, 1, 1), distiller, path, NAMES, "origin").attach(engine)
+        engine.run([0])
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert len(distiller.calls) == 2
+        assert all(torch.equal(volume[0], sample["origin"]) for volume in distiller.calls)
+        return figures[0]
+
+    return call
+
+
+@pytest.fixture
+def figure(draw):
+    return draw()
 
 
 def shown(ax):
@@ -70,7 +83,7 @@ def test_the_means_of_the_cosines_stand_above_them(figure):
     assert titles == [
         "slice and ground truth",
         "teacher's tokens",
-        "uniqueness",
+        "weight (rarity)",
         "cosine before, mean 0.25",
         "cosine after, mean 0.50",
     ]
@@ -88,6 +101,20 @@ def test_cells_of_one_kind_have_one_color_and_cells_without_a_token_none(figure)
         assert np.ma.getmaskarray(np.ma.masked_invalid(values)).sum() == 1
     # Three cells against four: the rarer kind is the more unique one.
     assert uniqueness[1, 0] > uniqueness[1, 3]
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weights"),
+    [("uniqueness", semantic_uniqueness), ("rarity", semantic_rarity), ("plain", lambda tokens: tokens.any(1).float())],
+)
+def test_the_weights_are_those_of_the_loss(draw, weighting, weights):
+    figure = draw(weighting)
+    assert figure.axes[2].get_title() == f"weight ({weighting})"
+    tokens = Distiller().agreement(None, None, None)[0][..., 1]
+    expected = weights(tokens)[0].numpy()
+    expected[3, 1] = np.nan  # the cell without a token
+    # As radiologists look at it: rows from the front, columns from the patient's right.
+    np.testing.assert_allclose(np.ma.filled(shown(figure.axes[2]), np.nan), expected[::-1].T[::-1], rtol=1e-6)
 
 
 def test_a_volume_without_tokens_is_drawn_in_white(sample, tmp_path):
