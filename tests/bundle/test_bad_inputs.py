@@ -252,12 +252,18 @@ SETTINGS = {
         {"score_rules": ["best"]},
         "Error: score rule must be one of sound, published, galoss, got 'best'.",
     ),
-    "patch of two axes": ({"patch_size": [32, 32]}, "Error: patch_size must have three numbers above 0, got [32, 32]."),
+    "patch of two axes": ({"patch_size": [32, 32]}, "Error: patch_size must have 3 numbers, got [32, 32]."),
+    "patch of which one voxel is left": (
+        {"patch_size": [16, 16, 16]},
+        "Error: patch_size must be one that the network can be trained on, got [16, 16, 16]: its strides leave a "
+        "feature map of one voxel, which cannot be normalized. Double a side.",
+    ),
     "spacing of two axes": ({"spacing_mm": [8.0, 8.0]}, "Error: spacing_mm must have three numbers, got [8.0, 8.0]."),
     "learning rate below 0": ({"learning_rate": -1}, "Error at optimizer: Invalid learning rate: -1 (ValueError)"),
     "patch that strides do not divide": (
         {"patch_size": [30, 30, 15]},
-        "Error at distiller: sides of x must be multiples of [16, 16, 16], got [30, 30, 15].",
+        "Error: patch_size must be one that the network can be trained on, got [30, 30, 15]: sides of x must be "
+        "multiples of [16, 16, 16], got [30, 30, 15].",
     ),
     "threshold above 1": (
         {"confidence_threshold": 2},

@@ -14,6 +14,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch._dynamo.backends.debugging import aot_eager
 
+from dinomix_monai.teacher import dinov3
+
 
 def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run("train", run_id="training")
@@ -182,3 +184,21 @@ def test_the_configuration_that_a_run_leaves_repeats_it(run, tmp_path: Path) -> 
     again.run()
     first, second = ((tmp_path / name / "history.csv").read_text() for name in ("first", "again"))
     assert first == second
+
+
+@pytest.mark.parametrize("overlay", ["ablation/pic", "baseline/supervised", "baseline/cps"])
+def test_where_no_teacher_is_used_none_is_looked_for(run, edited_phantom, tmp_path, monkeypatch, overlay) -> None:
+    folder = edited_phantom()
+    datalist = json.loads((folder / "dataset.json").read_text())
+    # On data of somebody's own a teacher that cannot be had is an error.
+    del datalist["phantom_seed"]
+    (folder / "dataset.json").write_text(json.dumps(datalist))
+    asked = []
+    monkeypatch.setattr(dinov3, "hub_file", lambda *arguments: asked.append(arguments))
+    trained = run("train", overlay, dataset_dir=str(folder), teacher_weights="auto", epochs=1)
+    assert asked == []
+    assert trained.parser.get_parsed_content("teacher") is None
+    assert trained.parser.get_parsed_content("distiller") is None
+    state = torch.load(tmp_path / "models" / "last" / "state.pt", weights_only=True)
+    assert state["teacher"] is None
+    assert json.loads((tmp_path / "run.json").read_text())["teacher"] == "none"
