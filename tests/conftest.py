@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -46,3 +47,31 @@ def noise() -> Callable[..., np.ndarray]:
         return np.random.default_rng(seed).integers(-100, 101, shape)
 
     return draw
+
+
+_HOLD = """
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def locked_elsewhere() -> Iterator[Callable[[Path], subprocess.Popen]]:
+    """Starts a process that holds the lock of a folder until it is killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-c", _HOLD, str(folder / ".lock")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

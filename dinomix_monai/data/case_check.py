@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import io_orientation
 
 from dinomix_monai.data.datalist import SECTIONS
 from dinomix_monai.data.finding import Finding
@@ -24,7 +23,6 @@ from dinomix_monai.volumes import (
     label_values,
     open_volume,
     read_geometry,
-    resampled_shape,
 )
 
 __all__ = ["CaseCheck", "CaseReport"]
@@ -138,7 +136,7 @@ class CaseCheck:
         if (degrees := _obliquity_degrees(image.affine)) > _OBLIQUE_DEGREES:
             problem = f"is oblique, {degrees:.0f} degrees off the axes of the body"
             report.warn(report.image, problem, "Make sure that all cases are, or resample it to straight axes.")
-        shape = _resampled_shape(image, self.spacing_mm)
+        shape = image.resampled([0.0] * 3 if self.spacing_mm is None else self.spacing_mm)
         if math.prod(shape) > MOST_VOXELS:
             problem = f"is {_times(shape)} voxels when resampled"
             report.error(report.image, problem, "Correct the voxel size in its header, or set a coarser spacing_mm.")
@@ -186,14 +184,6 @@ def _obliquity_degrees(affine: np.ndarray) -> float:
     """The largest angle between an axis of the volume and the axis of the body that it is closest to."""
     cosines = np.abs(affine[:3, :3] / voxel_sizes(affine)).max(axis=0)
     return math.degrees(math.acos(min(1.0, cosines.min())))
-
-
-def _resampled_shape(image: Geometry, spacing_mm: Sequence[float] | None) -> list[int]:
-    """The shape that MONAI's ``Orientationd`` to RAS and ``Spacingd`` give."""
-    # For each axis of the body, the axis of the file.
-    axes = np.argsort(io_orientation(image.affine)[:, 0])
-    lengths, spacing = np.array(image.shape)[axes], voxel_sizes(image.affine)[axes]
-    return np.round(resampled_shape(lengths, spacing, [0.0] if spacing_mm is None else spacing_mm)).astype(int).tolist()
 
 
 def _times(numbers: Iterable[float]) -> str:

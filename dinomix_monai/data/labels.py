@@ -38,7 +38,7 @@ def read_labels(model_file: str | Path) -> list[str]:
     if not path.is_file():
         return ["background", *ORGANS]
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
+        labels = json.loads(path.read_bytes())
         return [str(labels[str(value)]) for value in range(len(labels))]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise ValueError(

@@ -39,7 +39,7 @@ class OriginalScans:
             raise FileNotFoundError(
                 f"dataset_dir must be a folder that `prepare` has made, with originals.json, got {root}."
             )
-        named = json.loads(files["dataset"].read_text())["protocol"]
+        named = json.loads(files["dataset"].read_bytes())["protocol"]
         self.protocol = read_protocol(protocol or named["dataset"], named["name"])
         self.raw_dir = Path(raw_dir)
         self._originals = json.loads(files["originals"].read_text())

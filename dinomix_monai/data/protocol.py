@@ -93,7 +93,7 @@ def read_protocol(dataset: str | Path, name: str | None = None) -> Protocol:
     """
     path = Path(dataset)
     if path.suffix == ".json":
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     elif dataset in DATASETS:
         content = json.loads(resources.files("dinomix_monai.data").joinpath(f"protocols/{dataset}.json").read_text())
     else:

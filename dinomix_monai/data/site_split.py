@@ -51,7 +51,7 @@ def split_dataset(
         raise ValueError(
             f"training must list a case for each of {labeled_sites} sites with labels, got {len(datalist.training)}."
         )
-    content = json.loads((root / file).read_text(encoding="utf-8"))
+    content = json.loads((root / file).read_bytes())
     suffix = f"-{unlabeled_sites}-unlabeled" if unlabeled_sites else ""
     paths = []
     for number in range(sites):

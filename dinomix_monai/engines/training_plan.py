@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Events
@@ -21,6 +20,7 @@ from monai.bundle import ConfigParser
 
 from dinomix_monai.run import check_counts, prepare_volumes
 from dinomix_monai.transforms import MemoryMapd
+from dinomix_monai.volumes import open_volume, read_geometry
 
 __all__ = ["TrainingPlan", "plan_training"]
 
@@ -226,11 +226,8 @@ def _now(device: torch.device) -> float:
 
 
 def _cached_shape(image: str | os.PathLike, spacing_mm: Sequence[float], patch_size: Sequence[int]) -> list[int]:
-    """Voxels of a volume on the grid of training, at least a patch; axes are taken in the file's order."""
-    file: Any = nib.load(image)
-    zooms = [float(zoom) for zoom in file.header.get_zooms()[:3]]
-    wanted = [new if new > 0 else zoom for new, zoom in zip(spacing_mm, zooms)]
-    sides = [round(side * zoom / new) for side, zoom, new in zip(file.shape, zooms, wanted)]
+    """Voxels of a volume on the grid of training, at least a patch."""
+    sides = read_geometry(open_volume(image).header).resampled(spacing_mm)
     return [max(side, patch) for side, patch in zip(sides, patch_size)]
 
 

@@ -49,14 +49,17 @@ class SiteSettings:
 
         Raises:
             FileNotFoundError: When the file or the bundle does not exist.
-            ValueError: When the file is no JSON object.
+            ValueError: When the file is no JSON, or no object.
         """
         overrides: dict[str, Any] = {}
         if file is not None:
             path = Path(file).expanduser()
             if not path.is_file():
                 raise FileNotFoundError(f"settings_file must be a JSON file of the site, got {path}, which is none.")
-            overrides = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                overrides = json.loads(path.read_bytes())
+            except ValueError as error:  # also of bytes that are no text
+                raise ValueError(f"{path} must be JSON of a site's settings, got what is none: {error}.") from error
             if not isinstance(overrides, dict):
                 raise ValueError(f"{path} must hold an object of settings by id, got a {type(overrides).__name__}.")
         if dataset_dir is not None:

@@ -13,6 +13,7 @@ from dinomix_monai.run.configuration import (
     read_configuration,
 )
 from dinomix_monai.run.failure import Terminated, failure_text, report_failures, stop_on_sigterm
+from dinomix_monai.run.output_lock import held_lock
 from dinomix_monai.run.record import start_run
 from dinomix_monai.run.settings import check_counts, check_device
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_paths",
     "check_settings",
     "failure_text",
+    "held_lock",
     "idle_settings",
     "open_configuration",
     "prepare_volumes",

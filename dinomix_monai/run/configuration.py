@@ -93,6 +93,10 @@ def read_configuration(file: str | Path, name: str = "config_file") -> dict[str,
             f"{name} must be a configuration of the bundle, got {file}, which does not exist. Start from the project's "
             "root, or give its absolute path."
         )
+    if Path(file).read_bytes()[:2] in (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(
+            f"{name} must be in UTF-8 without a byte order mark, which MONAI does not take, got {file}. Save it anew."
+        )
     try:
         content = ConfigParser.load_config_file(file)
     except ValueError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["lock_outputs"]
+__all__ = ["held_lock", "lock_outputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def lock_outputs(output_dir: str | Path, logs: Path) -> None:
     Keeps a folder of outputs for the run that begins in this process.
 
     Two runs in one folder would replace each other's models, and both would end well. The lock goes with the process,
-    however that ends, or with the next run that begins in it. Where a file system knows no locks, the log says so.
+    however that ends, or with the next run that begins in it.
 
     Args:
         output_dir: the folder, for the message.
@@ -31,16 +31,27 @@ def lock_outputs(output_dir: str | Path, logs: Path) -> None:
     """
     while _held:
         _held.pop().release()
-    lock = FileLock(logs / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
+    lock = held_lock(logs)
+    if lock is None:
         latest = max(logs.glob("*.log"), key=lambda log: log.stat().st_mtime, default=logs)
         raise ValueError(
             f"output_dir must be a folder that no other run writes to, got {output_dir}, where one is at work "
             f"({latest}). Pass another, or wait for its end."
-        ) from None
-    except NotImplementedError:
-        logger.warning("%s is on a file system without locks: start no other run in it.", output_dir)
-        return
+        )
     _held.append(lock)
+
+
+def held_lock(folder: Path) -> FileLock | None:
+    """
+    A lock on a folder, which it stays as long as somebody keeps the object; ``None`` where another process has it.
+
+    Where a file system knows no locks, the log says so, and the object holds nothing.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    except NotImplementedError:
+        logger.warning("%s is on a file system without locks: let no other process write to it.", folder)
+    return lock

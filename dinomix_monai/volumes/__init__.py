@@ -9,6 +9,7 @@ from dinomix_monai.volumes.geometry import (
     header_of_meta,
     label_orientation,
     read_geometry,
+    resampled_shape,
     write_placement,
 )
 from dinomix_monai.volumes.nifti_file import (
@@ -24,7 +25,6 @@ from dinomix_monai.volumes.nifti_file import (
     label_values,
     nifti_stem,
     open_volume,
-    resampled_shape,
 )
 from dinomix_monai.volumes.reader import VolumeReader
 from dinomix_monai.volumes.volume_error import VolumeError

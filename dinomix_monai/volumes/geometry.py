@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 from monai.utils.enums import MetaKeys
 from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.orientations import inv_ornt_aff
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import ArrayLike
 
 from dinomix_monai.volumes.volume_error import VolumeError
 
@@ -22,6 +23,7 @@ __all__ = [
     "header_of_meta",
     "label_orientation",
     "read_geometry",
+    "resampled_shape",
     "write_placement",
 ]
 
@@ -71,6 +73,18 @@ class Geometry(NamedTuple):
         """The affine that counts."""
         return self.forms[0]
 
+    def resampled(self, spacing_mm: Sequence[float]) -> list[int]:
+        """
+        The shape that MONAI's ``Orientationd`` to RAS and ``Spacingd`` give.
+
+        Args:
+            spacing_mm: voxel size along R, A and S; what is not above 0 is the volume's own.
+        """
+        # For each axis of the body, the axis of the file.
+        axes = np.argsort(io_orientation(self.affine)[:, 0])
+        lengths, spacing = np.array(self.shape)[axes], voxel_sizes(self.affine)[axes]
+        return np.round(resampled_shape(lengths, spacing, spacing_mm)).astype(int).tolist()
+
     def difference_from_image(self, image: Geometry) -> str:
         """How the grid of a label map differs from that of its image, as a phrase whose subject is the file."""
         if self.shape != image.shape:
@@ -78,6 +92,19 @@ class Geometry(NamedTuple):
         if self.is_known != image.is_known:
             return f"{'says' if self.is_known else 'does not say'} how the patient lies, other than its image"
         return f"lies up to {distances_mm(self.affine, image.affine, self.shape).max():.3g} mm off its image"
+
+
+def resampled_shape(lengths: ArrayLike, spacing: ArrayLike, target: ArrayLike) -> np.ndarray:
+    """
+    The shape that MONAI's ``Spacingd`` gives, before it is rounded.
+
+    Args:
+        lengths: voxels along each axis.
+        spacing: voxel size along each axis, in mm.
+        target: the voxel size to resample to; where it is not above 0, the present one stays.
+    """
+    present, wanted = np.asarray(spacing, dtype=float), np.asarray(target, dtype=float)
+    return (np.asarray(lengths) - 1) * present / np.where(wanted > 0, wanted, present) + 1
 
 
 def read_geometry(header: nib.Nifti1Header) -> Geometry:

@@ -18,7 +18,6 @@ from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
-from numpy.typing import ArrayLike
 
 from dinomix_monai.volumes.geometry import read_geometry
 from dinomix_monai.volumes.volume_error import VolumeError
@@ -36,7 +35,6 @@ __all__ = [
     "label_values",
     "nifti_stem",
     "open_volume",
-    "resampled_shape",
 ]
 
 LABEL_INTENT = 1002
@@ -104,19 +102,6 @@ class LabelValues(NamedTuple):
     def classes(self) -> frozenset[int]:
         """Classes that it has."""
         return frozenset(value for value, count in enumerate(self.voxels) if count)
-
-
-def resampled_shape(lengths: ArrayLike, spacing: ArrayLike, target: ArrayLike) -> np.ndarray:
-    """
-    The shape that MONAI's ``Spacingd`` gives, before it is rounded.
-
-    Args:
-        lengths: voxels along each axis.
-        spacing: voxel size along each axis, in mm.
-        target: the voxel size to resample to; where it is not above 0, the present one stays.
-    """
-    present, wanted = np.asarray(spacing, dtype=float), np.asarray(target, dtype=float)
-    return (np.asarray(lengths) - 1) * present / np.where(wanted > 0, wanted, present) + 1
 
 
 def is_single_volume(shape: Sequence[int]) -> bool:

@@ -41,3 +41,9 @@ def test_a_missing_folder_and_a_missing_package_are_named(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "monailabel.main", None)
     with pytest.raises(ImportError, match=r'pip install "dinomix-monai\[label\]"'):
         serve(AppFolder(tmp_path), str(tmp_path))
+
+
+def test_a_second_server_of_one_app_is_refused(tmp_path: Path, locked_elsewhere) -> None:
+    locked_elsewhere(tmp_path)
+    with pytest.raises(ValueError, match=r"app must be a folder that no other server uses, got .*Give this one"):
+        serve(AppFolder(tmp_path), str(tmp_path))

@@ -108,3 +108,10 @@ def test_the_bundle_is_that_of_the_configs_wherever_the_run_begins(tmp_path, mon
     assert open_configuration(configs / "a.json")["bundle_root"] == str(tmp_path / "elsewhere")
     (tmp_path / "bundle" / "configs").mkdir(parents=True)
     assert bundle_root() == "bundle"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_in_an_overlay_is_named(tmp_path, encoding):
+    (tmp_path / "a.json").write_text('{"epochs": 3}', encoding=encoding)
+    with pytest.raises(ValueError, match=r"config_file must be in UTF-8 without a byte order mark, .* got .*a\.json"):
+        open_configuration(tmp_path / "a.json")

@@ -2,40 +2,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dinomix_monai.run import start_run
 
-HOLD = """
-import sys
-from filelock import FileLock
-lock = FileLock(sys.argv[1])
-lock.acquire()
-print("held", flush=True)
-input()
-"""
-
 
 @pytest.fixture
-def other_run(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
+def other_run(tmp_path: Path, locked_elsewhere: Callable[[Path], subprocess.Popen]) -> Callable[[], subprocess.Popen]:
     """A run of another process in the folder, as far as its log and its lock go."""
-    started: list[subprocess.Popen] = []
 
     def start() -> subprocess.Popen:
         (tmp_path / "logs").mkdir()
         (tmp_path / "logs" / "training-1.log").write_text("Of the other run.")
-        command = [sys.executable, "-c", HOLD, str(tmp_path / "logs" / ".lock")]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        assert started[0].stdout.readline() == "held\n"
-        return started[0]
+        return locked_elsewhere(tmp_path / "logs")
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 def test_a_second_run_in_a_folder_ends_before_it_touches_anything(other_run, tmp_path):
@@ -56,11 +40,10 @@ def test_a_run_that_was_killed_leaves_the_folder_to_the_next(other_run, tmp_path
 
 def test_the_folder_stays_closed_to_other_processes_while_a_run_goes_on(tmp_path):
     start_run(tmp_path / "a", "training")
-    command = [sys.executable, "-c", HOLD.replace("acquire()", "acquire(timeout=0)")]
-    found = subprocess.run(
-        [*command, str(tmp_path / "a" / "logs" / ".lock")], capture_output=True, text=True, check=False, input="\n"
-    )
-    assert "Timeout" in found.stderr
+    code = "import filelock, sys; filelock.FileLock(sys.argv[1], timeout=0).acquire()"
+    command = [sys.executable, "-c", code, str(tmp_path / "a" / "logs" / ".lock")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "could not be acquired" in found.stderr
 
 
 def test_one_process_may_begin_again_in_the_same_folder(tmp_path):
