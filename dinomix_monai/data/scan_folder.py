@@ -42,6 +42,8 @@ def image_files(path: str | Path, output_dir: str | Path | None = None) -> list[
         raise FileNotFoundError(
             f"dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got {root}{found}."
         )
+    if output_dir is not None and Path(output_dir).expanduser().absolute() == root:
+        others = [name for name in others if name != "logs/"]
     if others:
         logger.warning("Left out of %s, because no NIfTI scan: %s.", root, _some(others))
     by_stem: dict[str, Path] = {}

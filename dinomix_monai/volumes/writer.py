@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,8 @@ def write_label(volume: nib.Nifti1Image, path: str | Path) -> Path:
             error.errno, f"{path} must be a file that can be written to, got: {error.strerror or error}."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _is_on_grid(shape: tuple[int, ...], affine: np.ndarray, source: nib.Nifti1Header) -> bool:
