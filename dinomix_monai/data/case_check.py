@@ -178,6 +178,8 @@ class CaseCheck:
 def _check_grid(report: CaseReport, file: str, label: Geometry, image: Geometry) -> None:
     if label_orientation(label, image) is None:
         report.error(file, label.difference_from_image(image), "Export the label on the grid of its image.")
+    elif label.doubt is not None:
+        report.warn(file, *label.doubt)
 
 
 def _obliquity_degrees(affine: np.ndarray) -> float:

@@ -149,6 +149,6 @@ def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str, needs_la
         remedy = "No model can be chosen by them: the last one will be kept. List cases that have the classes."
         yield Finding("warning", file, "lists validation cases with nothing but background", remedy)
     if datalist.from_test:
-        problem = f"lists {datalist.from_test} cases under `test`, none of them with a label"
+        problem = f"lists cases under `test` without any label ({datalist.from_test})"
         remedy = "They count as unlabeled cases and are learned from; if you will score them, name their labels."
         yield Finding("warning", file, problem, remedy)

@@ -57,9 +57,9 @@ class CaseScores:
         num_classes = len(self.class_names)
         maps = {"prediction": prediction.cpu(), "label": label.cpu()}
         for name, labels in maps.items():
-            if not 0 <= labels.min() <= labels.max() < num_classes:
+            if not 0 <= labels.min() <= labels.max() < num_classes or (labels != labels.round()).any():
                 values = f"{labels.min():g} to {labels.max():g}"
-                raise ValueError(f"{name} must have values from 0 to {num_classes - 1}, got {values} ({case}).")
+                raise ValueError(f"{name} must have whole values from 0 to {num_classes - 1}, got {values} ({case}).")
         outcomes, scores = self.rule(**maps, spacing_mm=spacing_mm, num_classes=num_classes)
         self.cases.append(case)
         self.outcomes.append(outcomes)

@@ -72,7 +72,7 @@ def read_scores(folder: str | Path, rule: str) -> CaseScores:
     if not len(rows) == len(by_name) == len(cases) * len(names):
         raise ValueError(
             f"{path} must have every class of every case once, got {len(rows)} rows for {len(cases)} case names and "
-            f"{len(names)} classes. Give files of the same name different ones."
+            f"{len(names)} classes. List each case once."
         )
     scores = CaseScores(["background", *names], score_rule(rule), cases, grid=rows[0]["grid"])
     for case in cases:

@@ -40,14 +40,14 @@ _SHIFT, _TURN = 0.1, 1.3e-3
 """Part of a voxel by which two grids may lie apart and still be the same, and the angle in radians by which a
 quaternion in single precision may be off: its scalar part is the root of what the squares of the others leave of 1."""
 
+_UNKNOWN = "does not say how the patient lies (sform and qform have code 0)"
+
 _PLACEMENT = (
     *("sform_code", "srow_x", "srow_y", "srow_z"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 )
 _SPATIAL_UNITS = 7
 """Bits of ``xyzt_units``; the others are units of time."""
-
-_SCANNER = 1
 
 
 class Geometry(NamedTuple):
@@ -90,7 +90,7 @@ class Geometry(NamedTuple):
         if self.shape != image.shape:
             return f"has {_by(self.shape)} voxels and its image {_by(image.shape)}"
         if self.is_known != image.is_known:
-            return f"{'says' if self.is_known else 'does not say'} how the patient lies, other than its image"
+            return "says how the patient lies and its image does not" if self.is_known else _UNKNOWN
         return f"lies up to {distances_mm(self.affine, image.affine, self.shape).max():.3g} mm off its image"
 
 
@@ -132,18 +132,11 @@ def read_geometry(header: nib.Nifti1Header) -> Geometry:
     if not coded:
         base = to_mm * header.get_base_affine()
         _check_sizes(base)
-        problem = "does not say how the patient lies (sform and qform have code 0)"
-        return Geometry(
-            [base],
-            shape,
-            is_known=False,
-            doubt=(
-                f"{problem}: its axes are taken to run to left, front and head",
-                "Write the true sform, with a code above 0, into its header.",
-            ),
-        )
+        doubt = f"{_UNKNOWN}: its axes are taken to run to left, front and head"
+        return Geometry([base], shape, False, (doubt, "Write the true sform, with a code above 0, into its header."))
     forms = list(coded.values())
-    _check_sizes(forms[0])
+    for form in forms:
+        _check_sizes(form)
     sizes = voxel_sizes(forms[0])
     difference = (np.abs(pixdim - sizes) / sizes).max()
     sizes_text = f"has voxels of {_by(sizes)} mm by its {next(iter(coded))} and of {_by(pixdim)} mm by its pixdim"
@@ -151,13 +144,14 @@ def read_geometry(header: nib.Nifti1Header) -> Geometry:
         raise VolumeError(sizes_text, "Write the true size into both.")
     if len(forms) > 1 and codes["sform"] == codes["qform"]:
         apart = distances_mm(forms[0], forms[1], shape)
-        if (apart > _tolerance_mm(forms[0], shape)).any():
+        if not (apart <= _tolerance_mm(forms[0], shape)).all():
             raise VolumeError(
                 f"lies in two places, {apart.max():.3g} mm apart: its sform and its qform have the same code",
                 "Correct the one that is wrong, or give it the code 0.",
             )
-    doubt = (f"{sizes_text}; the former count", "Write the true size into both.") if difference > _ROUNDED else None
-    return Geometry(forms, shape, doubt=doubt)
+    if difference > _ROUNDED:
+        return Geometry(forms, shape, doubt=(f"{sizes_text}; the former count", "Write the true size into both."))
+    return Geometry(forms, shape)
 
 
 def geometry_of_meta(meta: Mapping[str, Any]) -> Geometry:

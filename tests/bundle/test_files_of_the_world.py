@@ -37,6 +37,9 @@ def edit(path: Path, change: Callable[[nib.Nifti1Image], object]) -> Path:
 def pixdim(*sizes: float) -> Callable[[nib.Nifti1Image], object]:
     def change(image: nib.Nifti1Image) -> None:
         image.header["pixdim"][1:4] = sizes
+        # Most writers leave the form empty that they do not use; nibabel does not.
+        for field in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+            image.header[field] = 0
 
     return change
 

@@ -312,3 +312,57 @@ def test_a_volume_that_no_memory_would_hold_when_resampled_is_found(save, noise)
     remedy = "Correct the voxel size in its header, or set a coarser spacing_mm."
     assert ("error", "image.nii", problem, remedy) in found(image, section="unlabeled", spacing_mm=(0.1, 0.1, 0.1))
     assert found(image, section="unlabeled", spacing_mm=(1, 1, 1)) == []
+
+
+def with_header(path, **fields):
+    """Changes fields of a header and nothing else."""
+    volume = nib.load(path)
+    for name, value in fields.items():
+        volume.header[name] = value
+    nib.save(nib.Nifti1Image(np.array(volume.dataobj), None, volume.header), path)
+    return path
+
+
+def test_a_label_in_another_orientation_is_on_the_grid_of_its_image(save, noise, label):
+    volume = nib.load(label)
+    change = np.array([[2, -1], [0, 1], [1, -1]])
+    array = nib.orientations.apply_orientation(np.array(volume.dataobj), change)
+    nib.save(nib.Nifti1Image(array, volume.affine @ nib.orientations.inv_ornt_aff(change, volume.shape)), label)
+    assert nib.load(label).shape != (6, 5, 4)
+    assert found(save("image.nii.gz", noise()), label) == []
+
+
+def test_an_orientation_that_nobody_knows_is_found(save, noise, label):
+    files = [with_header(path, sform_code=0, qform_code=0) for path in (save("image.nii.gz", noise()), label)]
+    problem = "does not say how the patient lies (sform and qform have code 0): its axes are taken to run to left"
+    findings = found(*files)
+    assert [finding[:2] for finding in findings] == [("warning", "image.nii.gz"), ("warning", "label.nii.gz")]
+    assert all(finding[2].startswith(problem) for finding in findings)
+
+
+def test_a_label_that_does_not_say_where_it_lies_is_not_on_the_grid_of_an_image_that_does(save, noise, label):
+    with_header(label, sform_code=0, qform_code=0)
+    problem = "does not say how the patient lies (sform and qform have code 0)"
+    assert found(save("image.nii.gz", noise()), label) == [("error", "label.nii.gz", problem, ON_ITS_GRID)]
+
+
+@pytest.mark.parametrize("which", ["image", "label"])
+def test_a_header_that_contradicts_itself_is_found(save, noise, label, which):
+    files = {"image": save("image.nii.gz", noise()), "label": label}
+    with_header(files[which], pixdim=[1, 1, 1, 1, 1, 1, 1, 1])
+    problem = "has voxels of 2 x 2 x 3 mm by its sform and of 1 x 1 x 1 mm by its pixdim"
+    assert found(**files) == [("error", f"{which}.nii.gz", problem, "Write the true size into both.")]
+
+
+@pytest.mark.parametrize("which", ["image", "label"])
+def test_a_pixdim_that_differs_a_little_is_found(save, noise, label, which):
+    files = {"image": save("image.nii.gz", noise()), "label": label}
+    with_header(files[which], pixdim=[1, 2.01, 2, 3, 1, 1, 1, 1])
+    problem = "has voxels of 2 x 2 x 3 mm by its sform and of 2.01 x 2 x 3 mm by its pixdim; the former count"
+    assert found(**files) == [("warning", f"{which}.nii.gz", problem, "Write the true size into both.")]
+
+
+def test_a_label_map_among_the_images_is_found(save, noise):
+    image = with_header(save("image.nii.gz", noise()), intent_code=1002)
+    problem = ("error", "image.nii.gz", "is a label map, as its header says", "List the scan itself.")
+    assert found(image, section="unlabeled") == [problem]

@@ -255,3 +255,34 @@ def test_without_a_finding_nothing_is_printed(folder, capsys):
 def test_the_window_is_what_the_scaling_maps(folder):
     assert scaling_window(ScaleIntensityRanged("image", a_min=-160, a_max=240, b_min=0, b_max=1)) == (-160, 240)
     assert scaling_window(ScaleIntensityRangePercentilesd("image", lower=1, upper=99, b_min=0, b_max=1)) is None
+
+
+@pytest.mark.parametrize("section", ["validation", "test"])
+def test_a_case_that_would_be_scored_twice_is_found(folder, section):
+    write(folder, **{section: [case("e"), case("e")], "validation" if section == "test" else "test": []})
+    remedy = "List it once: a case that is scored twice counts twice, and runs cannot be compared."
+    assert ("error", "images/e.nii.gz", f"is listed twice under `{section}`", remedy) in found(folder)
+
+
+def test_test_cases_without_labels_are_found_to_be_unlabeled(folder):
+    write(folder, test=["images/f.nii.gz"])
+    problem = "lists cases under `test` without any label (1)"
+    remedy = "They count as unlabeled cases and are learned from; if you will score them, name their labels."
+    assert found(folder) == [("warning", "dataset.json", problem, remedy)]
+
+
+def test_validation_cases_that_choose_no_model_are_found(folder, save):
+    save("labels/e.nii.gz", np.zeros((6, 5, 4)), dtype=np.uint8)
+    assert [finding[:3] for finding in found(folder)] == [
+        ("warning", "labels/e.nii.gz", "has nothing but background"),
+        ("warning", "dataset.json", "lists validation cases with nothing but background"),
+    ]
+
+
+def test_only_the_lists_that_are_asked_for_are_read(folder):
+    for name in ("a", "c", "e"):
+        (folder / f"images/{name}.nii.gz").unlink()
+    write(folder, training=[case("a")])
+    assert found(folder, sections=["test"]) == []
+    assert [finding[1] for finding in found(folder, sections=["validation"])] == ["images/e.nii.gz"]
+    assert found(folder, sections=["nothing"]) == []

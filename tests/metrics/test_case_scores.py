@@ -94,7 +94,14 @@ def test_different_shapes_are_refused():
 @pytest.mark.parametrize(("value", "found"), [(3, "0 to 3"), (-1, "-1 to 0")])
 def test_a_value_of_no_class_is_refused(value, found):
     odd, label = cube(1, 1, 1, value=value), cube(1, 1, 1)
-    with pytest.raises(ValueError, match=f"prediction must have values from 0 to 2, got {found} \\(case_7\\)"):
+    with pytest.raises(ValueError, match=f"prediction must have whole values from 0 to 2, got {found} \\(case_7\\)"):
         case_scores(("case_7", odd, label))
-    with pytest.raises(ValueError, match=f"label must have values from 0 to 2, got {found} \\(case_7\\)"):
+    with pytest.raises(ValueError, match=f"label must have whole values from 0 to 2, got {found} \\(case_7\\)"):
         case_scores(("case_7", label, odd))
+
+
+def test_a_value_that_is_almost_that_of_a_class_is_refused():
+    label = cube(1, 1, 1)
+    message = r"label must have whole values from 0 to 2, got 0 to 0\.99999 \(case_7\)"
+    with pytest.raises(ValueError, match=message):
+        case_scores(("case_7", label, label.float() * 0.99999))

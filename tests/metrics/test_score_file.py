@@ -91,7 +91,7 @@ def test_cases_of_the_same_name_are_refused(tmp_path):
     twice = scored()
     twice.cases[1] = "a.nii"
     write_scores(tmp_path, [twice])
-    message = "every class of every case once, got 4 rows for 1 case names and 2 classes. Give files"
+    message = "every class of every case once, got 4 rows for 1 case names and 2 classes. List each case"
     with pytest.raises(ValueError, match=message):
         read_scores(tmp_path, "sound")
 
