@@ -35,9 +35,8 @@ class ScanStore(LocalDatastore):
     def __init__(self, studies: str, extensions: Sequence[str], **kwargs: bool) -> None:
         super().__init__(studies, extensions=tuple(extensions), **kwargs)
         own = {"labels/", Path(self._datastore_config_path).name}
-        scans = [Path(self._datastore.image_path()) / name for name in self._list_files(studies, self._extensions)]
-        if others := [name for name in left_out(Path(studies), scans) if name not in own]:
-            logger.warning("Left out of %s, because no scan: %s.", studies, ", ".join(others))
+        if others := [name for name in left_out(Path(studies), self._files()) if name not in own]:
+            logger.warning("Left out of %s (no scan, or a second of its name): %s.", studies, ", ".join(others))
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
         names = [name for name in os.listdir(path) if any(fnmatch.fnmatch(name.lower(), each) for each in patterns)]
@@ -52,14 +51,16 @@ class ScanStore(LocalDatastore):
 
     def _remove_non_existing(self) -> int:
         count = super()._remove_non_existing()
-        folder = Path(self._datastore.image_path())
         # What another version, or MONAI Label itself, has listed.
-        gone = [
-            name for name, of in self._datastore.objects.items() if _is_none(folder / f"{name}{of.image.ext}", True)
-        ]
+        gone = [name for name, file in zip(self._datastore.objects, self._files()) if _is_none(file, is_scan=True)]
         for name in gone:
             del self._datastore.objects[name]
         return count + len(gone)
+
+    def _files(self) -> list[Path]:
+        """Of all scans that are listed."""
+        folder = Path(self._datastore.image_path())
+        return [folder / f"{name}{listed.image.ext}" for name, listed in self._datastore.objects.items()]
 
 
 def _is_none(path: Path, is_scan: bool) -> bool:

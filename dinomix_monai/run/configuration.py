@@ -51,8 +51,7 @@ def open_configuration(config_file: str | Path | Sequence[str | Path], **setting
         read_configuration(file)
     parser = ConfigParser()
     parser.read_config(files)
-    if not Path("bundle/configs").is_dir():
-        parser["bundle_root"] = _above_configs(Path(files[0]).parent)
+    parser["bundle_root"] = _above_configs(Path(files[0]).parent)
     parser.update(settings)
     check_settings(parser.get(), settings)
     check_paths(parser)
@@ -122,19 +121,19 @@ def bundle_root() -> str:
     """
     The folder of the bundle whose configuration is running, where its outputs go by default.
 
-    It is ``bundle`` in the project's root, and elsewhere the folder that the first config file is in, above
-    ``configs``. Where neither is known, it is the present folder.
+    It is the folder above ``configs`` that the first config file is in. Where that is unknown, it is ``bundle`` in the
+    project's root, and elsewhere the present folder.
     """
     from monai.bundle import ConfigWorkflow
 
-    if Path("bundle/configs").is_dir():
-        return "bundle"
     workflow = _present(ConfigWorkflow)
-    return _above_configs(workflow.config_root_path) if workflow is not None else "."
+    return _above_configs(workflow.config_root_path if workflow is not None else Path())
 
 
 def _above_configs(folder: Path) -> str:
-    return str(folder.parent) if folder.name == "configs" else "."
+    if folder.name == "configs":
+        return str(folder.parent)
+    return "bundle" if Path("bundle/configs").is_dir() else "."
 
 
 def _present(kind: type[_Owner]) -> _Owner | None:

@@ -33,7 +33,16 @@ def test_only_scans_are_listed_and_handed_out(client, make_folder, messy: Path) 
 def test_what_is_left_out_is_named(client, make_folder, messy: Path, caplog) -> None:
     client(make_folder())
     lines = [record.getMessage() for record in caplog.records if record.name.endswith("scan_store")]
-    assert lines == [f"Left out of {messy}, because no scan: case_1_seg.nii.gz, other.mgz, sub/."]
+    assert lines == [f"Left out of {messy} (no scan, or a second of its name): case_1_seg.nii.gz, other.mgz, sub/."]
+
+
+def test_a_scan_of_the_same_name_as_another_is_named(client, make_folder, studies: Path, caplog) -> None:
+    nib.save(nib.load(studies / "case_1.nii"), studies / "case_1.nii.gz")
+    client(make_folder())
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("scan_store")]
+    assert line in [
+        f"Left out of {studies} (no scan, or a second of its name): case_1.nii{end}." for end in ("", ".gz")
+    ]
 
 
 def test_a_scan_with_capitals_in_its_ending_is_labeled_and_segmented(

@@ -108,6 +108,7 @@ def test_the_bundle_is_that_of_the_configs_wherever_the_run_begins(tmp_path, mon
     assert open_configuration(configs / "a.json")["bundle_root"] == str(tmp_path / "elsewhere")
     (tmp_path / "bundle" / "configs").mkdir(parents=True)
     assert bundle_root() == "bundle"
+    assert open_configuration(configs / "a.json")["bundle_root"] == str(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
