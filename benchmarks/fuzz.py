@@ -34,8 +34,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from dinomix_monai.core.tensor_file import read_tensor_file
 from dinomix_monai.data import CaseCheck, check_dataset, findings_table, image_files, read_datalist
-from dinomix_monai.tensor_file import read_tensor_file
 
 ROOM = 2**29
 """Bytes of memory that opening a file may take."""

@@ -104,8 +104,8 @@ def peak(way: str, model_file: str, scan: str, folder: str) -> None:
 def _half_pays() -> bool:
     # In a process of its own, as above.
     code = (
-        "import dinomix_monai.precision, torch; device = 'cuda' if torch.cuda.is_available() else 'cpu'; "
-        "print(dinomix_monai.precision.has_half_precision(device))"
+        "import dinomix_monai.core.precision, torch; device = 'cuda' if torch.cuda.is_available() else 'cpu'; "
+        "print(dinomix_monai.core.precision.has_half_precision(device))"
     )
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "True\n"
 

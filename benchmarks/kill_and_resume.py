@@ -125,7 +125,7 @@ def _kill(process: Any, output: Path, moment: float, while_writing: bool) -> str
     while process.is_alive() and len(_steps(output)) == known:
         time.sleep(0.01)
     time.sleep(moment)
-    partial = output / STATE.with_name(f"{STATE.name}.partial")
+    partial = output / STATE.with_name(f".{STATE.name}.partial")
     while while_writing and process.is_alive() and not partial.exists():
         time.sleep(0.0005)
     process.kill()

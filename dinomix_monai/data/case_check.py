@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from dinomix_monai.core.text import by
 from dinomix_monai.data.datalist import SECTIONS
 from dinomix_monai.data.finding import Finding
 from dinomix_monai.volumes import (
@@ -138,11 +139,11 @@ class CaseCheck:
             report.warn(report.image, problem, "Make sure that all cases are, or resample it to straight axes.")
         shape = image.resampled([0.0] * 3 if self.spacing_mm is None else self.spacing_mm)
         if math.prod(shape) > MOST_VOXELS:
-            problem = f"is {_times(shape)} voxels when resampled"
+            problem = f"is {by(shape)} voxels when resampled"
             report.error(report.image, problem, "Correct the voxel size in its header, or set a coarser spacing_mm.")
             return
         if self.patch_size is not None and any(length < side for length, side in zip(shape, self.patch_size)):
-            problem = f"is {_times(shape)} voxels when resampled, less than a patch of {_times(self.patch_size)}"
+            problem = f"is {by(shape)} voxels when resampled, less than a patch of {by(self.patch_size)}"
             report.warn(report.image, problem, "It will be padded; a smaller patch_size wastes less.")
 
     def _check_intensities(self, report: CaseReport, image: nib.Nifti1Pair) -> None:
@@ -186,7 +187,3 @@ def _obliquity_degrees(affine: np.ndarray) -> float:
     """The largest angle between an axis of the volume and the axis of the body that it is closest to."""
     cosines = np.abs(affine[:3, :3] / voxel_sizes(affine)).max(axis=0)
     return math.degrees(math.acos(min(1.0, cosines.min())))
-
-
-def _times(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
+from dinomix_monai.core.text import text_table
+
 __all__ = ["Finding", "findings_table"]
 
 
@@ -37,5 +39,4 @@ def findings_table(findings: Sequence[Finding]) -> str:
         error     labels/a.nii.gz  does not exist  Put it there.
     """
     rows = [("severity", "file", "problem", "remedy"), *map(astuple, findings)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(text_table(rows, is_of_numbers=False))

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.tensor_file import read_tensor_file, shape_difference
 
 __all__ = ["check_model_file", "read_labels", "write_labels"]
 

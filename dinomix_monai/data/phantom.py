@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.data.anatomy import ORGANS, Anatomy, Population, scan
 
 __all__ = ["ALL_LABELS_FILE", "EVERYONE", "NARROW", "make_phantom"]
@@ -88,9 +88,9 @@ def make_phantom(
     }
     listed = {name: [pair for pair, of in zip(pairs, sections) if of == name] for name in _SECTIONS}
     everything = {**datalist, **listed, "training": listed["training"] + listed["unlabeled"], "unlabeled": []}
-    _write_json(root / ALL_LABELS_FILE, everything)
+    write_json(root / ALL_LABELS_FILE, everything)
     listed["unlabeled"] = [{"image": pair["image"]} for pair in listed["unlabeled"]]
-    return _write_json(root / "dataset.json", {**datalist, **listed})
+    return write_json(root / "dataset.json", {**datalist, **listed})
 
 
 def _patient(seed: int, number: int, population: Population, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +99,3 @@ def _patient(seed: int, number: int, population: Population, size: Sequence[int]
     anatomy = Anatomy(random_state, population, size)
     image = scan(anatomy, random_state, random_state.uniform(*population.noise_hu))
     return image, anatomy.label.reshape(anatomy.size)
-
-
-def _write_json(path: Path, content: dict) -> Path:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    return partial.replace(path)

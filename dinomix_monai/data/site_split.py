@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.data.datalist import SECTIONS, dataset_root, read_datalist
 
 __all__ = ["split_dataset"]
@@ -59,8 +59,5 @@ def split_dataset(
         for section in SECTIONS:
             receivers = sites if section == "unlabeled" else labeled_sites
             dealt[section] = (content.get(section) or [])[number::receivers] if number < receivers else []
-        path = root / f"site-{number + 1}-of-{sites}{suffix}.json"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(dealt, indent=1) + "\n", encoding="utf-8")
-        paths.append(partial.replace(path))
+        paths.append(write_json(root / f"site-{number + 1}-of-{sites}{suffix}.json", dealt, is_shared=True))
     return paths

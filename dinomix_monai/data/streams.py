@@ -9,7 +9,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from torch.utils.data import RandomSampler, Sampler
 
-from dinomix_monai.processes import rank_seed
+from dinomix_monai.core.processes import rank_seed
 
 __all__ = ["PatchStream", "patch_stream", "share_of"]
 

@@ -10,8 +10,8 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
+from dinomix_monai.core.keys import BatchKeys, LossKeys
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
-from dinomix_monai.keys import BatchKeys, LossKeys
 from dinomix_monai.networks import EMATeacher, StudentPair
 
 __all__ = ["CrossTrainer"]

@@ -8,8 +8,8 @@ import torch
 from monai.utils import convert_to_tensor
 from torch import nn
 
-from dinomix_monai.class_sums import class_sums
-from dinomix_monai.processes import process_count, sum_over_processes
+from dinomix_monai.core.class_sums import class_sums
+from dinomix_monai.core.processes import process_count, sum_over_processes
 
 __all__ = ["PseudoLabeler"]
 

@@ -13,8 +13,8 @@ from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dinomix_monai.core.processes import process_count
 from dinomix_monai.networks import EMATeacher
-from dinomix_monai.processes import process_count
 
 __all__ = ["SemiSupervisedTrainer"]
 

@@ -10,10 +10,10 @@ from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.core.keys import BatchKeys, LossKeys
 from dinomix_monai.engines.feature_distiller import FeatureDistiller
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
-from dinomix_monai.keys import BatchKeys, LossKeys
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.transforms import PICCutMixd
 

@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
+from dinomix_monai.core.text import by
 from dinomix_monai.run import check_counts, prepare_volumes
 from dinomix_monai.transforms import MemoryMapd
 from dinomix_monai.volumes import open_volume, read_geometry
@@ -164,12 +165,12 @@ _SECTIONS = {"dataset": "training", "unlabeled_dataset": "unlabeled"}
 def _what(parser: ConfigParser) -> dict[str, str]:
     get = parser.get_parsed_content
     datalist, network = get("datalist"), get("network")
-    spacing = "the files' own spacing" if min(get("spacing_mm")) <= 0 else f"{_by(get('spacing_mm'))} mm"
+    spacing = "the files' own spacing" if min(get("spacing_mm")) <= 0 else f"{by(get('spacing_mm'))} mm"
     parameters = sum(parameter.numel() for parameter in network.parameters())
     what = {
         "data": f"{datalist.describe()} cases in {get('dataset_dir')}",
         "a batch": f"{get('labeled_batch_size')} labeled and {get('unlabeled_batch_size')} unlabeled patches of "
-        f"{_by(get('patch_size'))} voxels of {spacing}",
+        f"{by(get('patch_size'))} voxels of {spacing}",
         "network": f"{type(network).__name__}, {parameters / 1e6:.3g} M parameters",
     }
     return {**what, "teacher": get("teacher").describe()} if get("distillation_weight") else what
@@ -229,10 +230,6 @@ def _cached_shape(image: str | os.PathLike, spacing_mm: Sequence[float], patch_s
     """Voxels of a volume on the grid of training, at least a patch."""
     sides = read_geometry(open_volume(image).header).resampled(spacing_mm)
     return [max(side, patch) for side, patch in zip(sides, patch_size)]
-
-
-def _by(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _size(size: float) -> str:

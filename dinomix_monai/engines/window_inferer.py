@@ -21,8 +21,8 @@ class WindowInferer(SlidingWindowInfererAdapt):
 
     Args:
         *args: see ``SlidingWindowInfererAdapt``.
-        dtype: what ``torch.autocast`` computes in, see :func:`dinomix_monai.precision.autocast_dtype`; ``None`` for the
-            network's own precision.
+        dtype: what ``torch.autocast`` computes in, see :func:`dinomix_monai.core.precision.autocast_dtype`; ``None``
+            for the network's own precision.
         **kwargs: see ``SlidingWindowInfererAdapt``.
     """
 

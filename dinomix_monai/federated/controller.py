@@ -12,13 +12,13 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
+from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.federated.handshake import agree, version_differences
 from dinomix_monai.federated.messages import MetaKeys, Models, Tasks
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.server_optimizer import ServerOptimizer
 from dinomix_monai.federated.summary import federation_table
 from dinomix_monai.federated.update_check import UpdateCheck
-from dinomix_monai.keys import MetricKeys
 
 __all__ = ["FederatedController"]
 

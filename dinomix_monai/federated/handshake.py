@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dinomix_monai.core.tensor_file import differing_names
 from dinomix_monai.federated.plan import VOXELS
-from dinomix_monai.tensor_file import differing_names
 
 __all__ = ["agree", "version_differences"]
 

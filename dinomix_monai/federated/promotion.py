@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.data import write_labels
 from dinomix_monai.run import open_configuration
-from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
 

@@ -15,16 +15,16 @@ from monai.engines.utils import IterationEvents
 from monai.metrics import DiceMetric
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.core.keys import MetricKeys
+from dinomix_monai.core.tensor_file import load_tensors
 from dinomix_monai.federated.bundle_network import config_files
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.site_settings import SiteSettings
 from dinomix_monai.federated.update import State, make_update, norm_names
 from dinomix_monai.handlers import move_schedule
 from dinomix_monai.handlers.epoch_table import read_table
-from dinomix_monai.keys import MetricKeys
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.run.versions import package_version
-from dinomix_monai.tensor_file import load_tensors
 
 __all__ = ["RoundResult", "Site"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from dinomix_monai.metrics.text_table import number, text_table
+from dinomix_monai.core.text import number, text_table
 
 __all__ = ["ClassScores", "federation_table", "pooled"]
 

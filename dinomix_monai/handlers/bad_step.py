@@ -13,8 +13,8 @@ from monai.engines import SupervisedTrainer
 from monai.utils import ImageMetaKey
 from monai.utils.enums import CommonKeys as Keys
 
-from dinomix_monai.keys import LossKeys
-from dinomix_monai.tensor_file import write_tensor_file
+from dinomix_monai.core.keys import LossKeys
+from dinomix_monai.core.tensor_file import write_tensor_file
 
 __all__ = ["BadStep"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.handlers.epoch_table import read_table
 from dinomix_monai.handlers.pictures import new_figure, save_figure
-from dinomix_monai.keys import MetricKeys
 from dinomix_monai.metrics import CaseScores
 
 __all__ = ["draw_class_scores", "draw_losses", "draw_mix"]

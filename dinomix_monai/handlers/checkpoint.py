@@ -15,10 +15,10 @@ from monai.networks.utils import get_state_dict
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from dinomix_monai.core.keys import MetricKeys
+from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.data import write_labels
 from dinomix_monai.handlers.schedules import move_schedule
-from dinomix_monai.keys import MetricKeys
-from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 

@@ -12,8 +12,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import distributed, nn
 
+from dinomix_monai.core.processes import process_count, sum_over_processes
 from dinomix_monai.handlers.bad_step import BadStep
-from dinomix_monai.processes import process_count, sum_over_processes
 
 __all__ = ["AverageGradientHandler", "ClipGradientHandler"]
 

@@ -14,8 +14,8 @@ from monai.engines import Workflow
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
+from dinomix_monai.core.keys import LossKeys, MetricKeys
 from dinomix_monai.handlers.epoch_table import EpochTable
-from dinomix_monai.keys import LossKeys, MetricKeys
 
 __all__ = ["HistoryHandler", "ProgressLineHandler"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from dinomix_monai.processes import rank_seed
+from dinomix_monai.core.processes import rank_seed
 
 __all__ = ["EpochSeedHandler"]
 

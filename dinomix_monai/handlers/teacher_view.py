@@ -14,8 +14,8 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 from torch.nn import functional as F
 
+from dinomix_monai.core.keys import BatchKeys
 from dinomix_monai.handlers.pictures import class_colors, new_figure, save_figure
-from dinomix_monai.keys import BatchKeys
 from dinomix_monai.losses import FeatureDistillationLoss
 
 __all__ = ["TeacherViewHandler"]

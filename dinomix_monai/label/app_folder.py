@@ -11,8 +11,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.data import read_labels, write_labels
-from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["AppFolder", "prepare_app_folder"]
 

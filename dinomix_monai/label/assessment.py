@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.next_case import dice_shortfall, mean_entropy
 from dinomix_monai.networks import with_weights
@@ -129,6 +129,4 @@ class Assessments:
 
     def write(self, folder: AppFolder) -> None:
         """Replaces the file of the app in one move."""
-        partial = folder.scores_file.with_name("scores.json.partial")
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(partial, folder.scores_file)
+        write_json(folder.scores_file, asdict(self))

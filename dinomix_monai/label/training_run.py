@@ -17,9 +17,9 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 from monai.engines import SupervisedEvaluator
 
+from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.data import Finding, check_dataset, findings_table, scaling_window
 from dinomix_monai.handlers import BestModelHandler
-from dinomix_monai.keys import MetricKeys
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.networks import with_weights

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
-from dinomix_monai.processes import sum_over_processes
+from dinomix_monai.core.processes import sum_over_processes
 
 __all__ = ["FeatureDistillationLoss", "semantic_rarity", "semantic_uniqueness"]
 

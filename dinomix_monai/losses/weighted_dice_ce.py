@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
-from dinomix_monai.class_sums import class_sums
-from dinomix_monai.processes import sum_over_processes
+from dinomix_monai.core.class_sums import class_sums
+from dinomix_monai.core.processes import sum_over_processes
 
 __all__ = ["VoxelWeightedDiceCELoss"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from dinomix_monai.core.text import number, text_table
 from dinomix_monai.metrics.nan_means import nan_mean, with_mean
 from dinomix_monai.metrics.score_rules import Outcome, ScoreRule
-from dinomix_monai.metrics.text_table import number, text_table
 
 __all__ = ["CaseScores"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dinomix_monai.core.text import number, text_table
 from dinomix_monai.metrics.case_scores import CaseScores
 from dinomix_monai.metrics.paired_statistics import holm, over_cases, paired_interval, signed_rank_p
 from dinomix_monai.metrics.score_rules import Metric, Outcome
-from dinomix_monai.metrics.text_table import number, text_table
 
 __all__ = ["ComparedClass", "RunComparison", "compare_runs"]
 

@@ -20,7 +20,7 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import StrEnum, ensure_tuple
 from torch.nn import functional as F
 
-from dinomix_monai.keys import MetricKeys
+from dinomix_monai.core.keys import MetricKeys
 
 __all__ = ["GALossRule", "Metric", "Outcome", "PublishedRule", "ScoreRule", "SoundRule", "chosen_rules", "score_rule"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dinomix_monai.tensor_file import read_tensor_file, shape_difference
+from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference
 
 __all__ = ["with_weights"]
 

@@ -74,7 +74,7 @@ class TokenAtlas:
         max_anisotropy: planes other than the first are left out for volumes whose spacings in that plane differ by more
             than this factor, since the teacher would see the organs distorted.
         dtype: what the teacher computes in under ``torch.autocast``, as
-            :func:`dinomix_monai.precision.autocast_dtype` gives it; ``None`` for the precision of its weights.
+            :func:`dinomix_monai.core.precision.autocast_dtype` gives it; ``None`` for the precision of its weights.
             ``float16``, whose range a large teacher may leave, counts as ``None``.
         device: where the teacher is, and where tokens are sampled. On a GPU the tokens are held there.
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 from filelock import FileLock
 
+from dinomix_monai.core.files import atomic_write
 from dinomix_monai.teacher.principal_components import PrincipalComponents
 
 __all__ = ["TokenFiles", "sha256"]
@@ -43,7 +42,7 @@ class TokenFiles:
         names: list[str] = json.loads(file.read_text()) if file.is_file() else []
         if name not in names:
             names.append(name)
-            with _in_one_move(file) as stream:
+            with atomic_write(file) as stream:
                 stream.write(json.dumps(names).encode())
         return names.index(name) + 1
 
@@ -53,7 +52,7 @@ class TokenFiles:
 
     def write(self, name: str, tokens: np.ndarray) -> None:
         """Keeps the tokens of a volume, shape (h, w, d, C)."""
-        with _in_one_move(self.path(name)) as stream:
+        with atomic_write(self.path(name)) as stream:
             np.save(stream, tokens)
 
     def read(self, name: str, is_reduced: bool = False) -> torch.Tensor:
@@ -102,13 +101,13 @@ class TokenFiles:
         for name in names:
             components.update(torch.from_numpy(self._full(name)).flatten(0, 2))
         mean, directions, kept = components.solve(k)
-        with _in_one_move(self._basis) as stream:
+        with atomic_write(self._basis) as stream:
             np.savez(stream, mean=mean.numpy(), directions=directions.numpy(), kept=kept)
 
     def _reduce(self, name: str, file: Path) -> None:
         with np.load(self._basis) as content:
             mean, directions = content["mean"], content["directions"]
-        with _in_one_move(file) as stream:
+        with atomic_write(file) as stream:
             np.save(stream, ((self._full(name) - mean) @ directions).astype(np.float16))
 
     def _full(self, name: str) -> np.ndarray:
@@ -121,11 +120,3 @@ def sha256(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-@contextmanager
-def _in_one_move(file: Path) -> Iterator[IO[bytes]]:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        yield stream
-    partial.replace(file)

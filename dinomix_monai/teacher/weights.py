@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dinomix_monai.tensor_file import load_tensors
+from dinomix_monai.core.tensor_file import load_tensors
 
 __all__ = ["load_strictly", "matching_variant", "read_weights"]
 

@@ -11,7 +11,7 @@ import torch
 from monai.transforms import RandAffineGrid, Randomizable, Resample, Transform
 from monai.utils import convert_to_tensor
 
-from dinomix_monai.processes import gather_over_processes
+from dinomix_monai.core.processes import gather_over_processes
 from dinomix_monai.transforms.donor_bank import DonorBank, Patch
 
 __all__ = ["DIRECTIONS", "PICCutMix", "class_probabilities", "imbalance"]

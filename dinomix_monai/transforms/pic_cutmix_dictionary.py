@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple_rep
 
-from dinomix_monai.keys import BatchKeys
+from dinomix_monai.core.keys import BatchKeys
 from dinomix_monai.transforms.pic_cutmix import PICCutMix
 
 __all__ = ["PICCutMixD", "PICCutMixDict", "PICCutMixd"]

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacingd
 from monai.utils import ImageMetaKey
 
+from dinomix_monai.core.text import by
 from dinomix_monai.volumes import MOST_VOXELS, resampled_shape
 
 __all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
@@ -53,9 +54,8 @@ class SafeSpacingd(Spacingd):
         if not shape.prod() <= MOST_VOXELS:
             file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "one")
             raise ValueError(
-                f"Images must have at most 2^31 voxels when resampled, got {file} with "
-                f"{' x '.join(f'{length:.0f}' for length in shape)}. Correct the voxel size in its header, or set a "
-                "coarser spacing_mm."
+                f"Images must have at most 2^31 voxels when resampled, got {file} with {by(shape.round())}. Correct "
+                "the voxel size in its header, or set a coarser spacing_mm."
             )
 
 

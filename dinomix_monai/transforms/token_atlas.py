@@ -8,7 +8,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from dinomix_monai.keys import BatchKeys
+from dinomix_monai.core.keys import BatchKeys
 
 __all__ = ["TokenAtlasD", "TokenAtlasDict", "TokenAtlasd"]
 

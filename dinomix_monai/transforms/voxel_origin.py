@@ -10,7 +10,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from dinomix_monai.keys import BatchKeys
+from dinomix_monai.core.keys import BatchKeys
 
 __all__ = ["VoxelOriginD", "VoxelOriginDict", "VoxelOrigind"]
 

@@ -14,6 +14,7 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike
 
+from dinomix_monai.core.text import by
 from dinomix_monai.volumes.volume_error import VolumeError
 
 __all__ = [
@@ -88,7 +89,7 @@ class Geometry(NamedTuple):
     def difference_from_image(self, image: Geometry) -> str:
         """How the grid of a label map differs from that of its image, as a phrase whose subject is the file."""
         if self.shape != image.shape:
-            return f"has {_by(self.shape)} voxels and its image {_by(image.shape)}"
+            return f"has {by(self.shape)} voxels and its image {by(image.shape)}"
         if self.is_known != image.is_known:
             return "says how the patient lies and its image does not" if self.is_known else _UNKNOWN
         return f"lies up to {distances_mm(self.affine, image.affine, self.shape).max():.3g} mm off its image"
@@ -139,7 +140,7 @@ def read_geometry(header: nib.Nifti1Header) -> Geometry:
         _check_sizes(form)
     sizes = voxel_sizes(forms[0])
     difference = (np.abs(pixdim - sizes) / sizes).max()
-    sizes_text = f"has voxels of {_by(sizes)} mm by its {next(iter(coded))} and of {_by(pixdim)} mm by its pixdim"
+    sizes_text = f"has voxels of {by(sizes)} mm by its {next(iter(coded))} and of {by(pixdim)} mm by its pixdim"
     if not difference <= _WRONG:
         raise VolumeError(sizes_text, "Write the true size into both.")
     if len(forms) > 1 and codes["sform"] == codes["qform"]:
@@ -237,7 +238,7 @@ def _check_sizes(affine: np.ndarray) -> None:
         raise VolumeError("has a singular affine", "Write a valid sform or qform into its header.")
     sizes = voxel_sizes(affine)
     if not _SPACING_MM[0] <= sizes.min() <= sizes.max() <= _SPACING_MM[1]:
-        raise VolumeError(f"has voxels of {_by(sizes)} mm", "Write their size in mm into its header.")
+        raise VolumeError(f"has voxels of {by(sizes)} mm", "Write their size in mm into its header.")
 
 
 def _tolerance_mm(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -248,7 +249,3 @@ def _tolerance_mm(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 def _corners(shape: Sequence[int]) -> list[tuple[int, ...]]:
     return list(itertools.product(*((0, side - 1) for side in shape)))
-
-
-def _by(numbers: Sequence[float] | np.ndarray) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from dinomix_monai.core.text import by
 from dinomix_monai.volumes.geometry import read_geometry
 from dinomix_monai.volumes.volume_error import VolumeError
 
@@ -243,7 +244,7 @@ def _unpacked_start(path: Path) -> bytes:
 
 
 def _check_shape(shape: Sequence[int], dtype: np.dtype) -> None:
-    text = _times(shape)
+    text = by(shape)
     if len(shape) < 3:
         raise VolumeError(
             f"has {len(shape)} axes ({text})", "Stack its slices: each file must be one volume of three axes."
@@ -267,7 +268,7 @@ def _check_pixdim(path: Path, header: nib.Nifti1Header) -> None:
     with Opener(str(path)) as file:
         sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
     if not (sizes > 0).all():
-        raise VolumeError(f"has voxels of {_times(sizes)} mm by its pixdim", "Write their size in mm into its header.")
+        raise VolumeError(f"has voxels of {by(sizes)} mm by its pixdim", "Write their size in mm into its header.")
 
 
 def _read(volume: nib.Nifti1Pair) -> Iterator[np.ndarray]:
@@ -290,7 +291,3 @@ def _read(volume: nib.Nifti1Pair) -> Iterator[np.ndarray]:
                 pass
     except _DAMAGE as error:
         raise VolumeError("is cut short or damaged", "Copy or export it anew.") from error
-
-
-def _times(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)

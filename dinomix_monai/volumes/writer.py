@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from dinomix_monai.core.files import atomic_write
 from dinomix_monai.volumes.geometry import header_of_meta, read_geometry, write_placement
 from dinomix_monai.volumes.nifti_file import LABEL_INTENT, nifti_stem
 
@@ -60,28 +60,23 @@ def label_path(output_dir: str | Path, image: str | Path) -> Path:
 
 def write_label(volume: nib.Nifti1Image, path: str | Path) -> Path:
     """
-    Writes a label map in one move: there is none or a whole one, whatever happens.
+    Writes a label map: the same bytes for the same label map.
 
     Args:
         volume: see :func:`label_volume`.
-        path: file to write; its folder is made if it is not there.
+        path: file to write, compressed if its name ends in ``.gz``; its folder is made if it is not there.
 
     Raises:
         OSError: When it cannot be written, as on a full disk.
     """
     path = Path(path)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(volume, partial)  # type: ignore[attr-defined]  # nibabel exports it at run time
-        return partial.replace(path)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{path} must be a file that can be written to, got: {error.strerror or error}."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with atomic_write(path, is_shared=True) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 1, file, 0) as stream:
+                volume.to_stream(stream)
+        else:
+            volume.to_stream(file)
+    return path
 
 
 def _is_on_grid(shape: tuple[int, ...], affine: np.ndarray, source: nib.Nifti1Header) -> bool:

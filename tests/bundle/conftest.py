@@ -57,7 +57,7 @@ def workflow(phantom: Path, atlas_dir: Path, tmp_path: Path) -> Callable[..., Co
     def build(*configs: str, run_id: str = "run", kind: str = "train", **overrides: object) -> ConfigWorkflow:
         defaults = {**TOY_RUN, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "atlas_dir": str(atlas_dir)}
         if kind == "infer":
-            defaults = {**TOY, "device": "cpu", "amp": False}
+            defaults = {**TOY, "device": "cpu", "amp": False, "output_dir": str(tmp_path / "output")}
         return ConfigWorkflow(
             config_file=[str(CONFIGS / f"{name}.json") for name in configs],
             meta_file=str(CONFIGS / "metadata.json"),

@@ -66,7 +66,6 @@ def test_volumes_are_read_once_and_then_kept(workflow, edited_phantom) -> None:
 def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:
     # As large as the volumes: what is cut is all of it.
     built = workflow("train", patch_size=[40, 40, 28], flip_prob=[0.5, 0.5, 0.5])
-    built.initialize()
     for name in ("train#dataset", "train#unlabeled_dataset"):
         dataset = built.parser.get_parsed_content(name)
         kept = [{key: item[key].clone() for key in ("image", "label") if key in item} for item in dataset._cache]

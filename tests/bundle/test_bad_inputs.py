@@ -252,7 +252,7 @@ SETTINGS = {
         {"score_rules": ["best"]},
         "Error: score rule must be one of sound, published, galoss, got 'best'.",
     ),
-    "patch of two axes": ({"patch_size": [32, 32]}, "Error: patch_size must have 3 numbers, got [32, 32]."),
+    "patch of two axes": ({"patch_size": [32, 32]}, "Error: patch_size must have three numbers above 0, got [32, 32]."),
     "patch of which one voxel is left": (
         {"patch_size": [16, 16, 16]},
         "Error: patch_size must be one that the network can be trained on, got [16, 16, 16]: its strides leave a "

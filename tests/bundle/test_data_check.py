@@ -25,8 +25,13 @@ def test_a_run_does_not_begin_on_data_with_errors_and_names_all_of_them(workflow
     assert "phantom_006.nii  is, under `test`, the same volume as images/phantom_001.nii under `training`" in table
 
 
-def test_the_check_can_be_switched_off(workflow, broken):
-    workflow("train", dataset_dir=str(broken), check_data=False).initialize()
+def test_the_check_can_be_switched_off(workflow, edited_phantom):
+    folder = edited_phantom()
+    listed = json.loads((folder / "dataset.json").read_text())
+    (folder / listed["test"][0]["image"]).write_bytes((folder / listed["training"][0]["image"]).read_bytes())
+    with pytest.raises(RuntimeError, match="verify_dataset"):
+        workflow("train", dataset_dir=str(folder)).initialize()
+    workflow("train", dataset_dir=str(folder), check_data=False).initialize()
 
 
 def test_sound_data_pass_without_a_word(workflow, capsys):

@@ -72,11 +72,11 @@ def test_a_full_disk_is_called_so_and_leaves_what_was_there(scan, tmp_path, monk
     path = write_label(volume, tmp_path / "b_seg.nii.gz")
     before = path.read_bytes()
 
-    def fill(image, file):
-        file.write_bytes(b"half of it")
+    def fill(image, stream):
+        stream.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nib, "save", fill)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", fill)
     message = r"b_seg\.nii\.gz must be a file that can be written to, got: No space left on device"
     with pytest.raises(OSError, match=message) as caught:
         write_label(volume, path)

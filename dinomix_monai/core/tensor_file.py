@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dinomix_monai.core.files import atomic_write
 
 __all__ = ["differing_names", "load_tensors", "read_tensor_file", "shape_difference", "write_tensor_file"]
 
@@ -70,30 +70,16 @@ def write_tensor_file(content: Any, path: str | Path) -> Path:
     Raises:
         OSError: When it cannot be written, as on a full disk.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+    with atomic_write(path) as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        return partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        # What interrupts torch.save, as a full disk or a signal, it hides behind an error over the rest of its archive.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if reason is not None and not isinstance(reason, Exception):
+        except RuntimeError as error:
+            # What interrupts it, as a full disk or a signal, it hides behind an error over the rest of its archive.
+            reason = error.__context__
+            if reason is None or isinstance(reason, RuntimeError):
+                raise
             raise reason from None
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(
-            reason.errno,
-            f"{path} must be a file that can be written to, got: {reason.strerror}. "
-            "What was there before is unchanged.",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    return Path(path)
 
 
 def differing_names(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinomix_monai.precision import autocast_dtype, has_half_precision
+from dinomix_monai.core.precision import autocast_dtype, has_half_precision
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinomix_monai.tensor_file import read_tensor_file, write_tensor_file
+from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 
 
 class Command:

@@ -8,11 +8,11 @@ import torch
 from monai.engines.utils import IterationEvents
 from torch import distributed, multiprocessing, nn
 
+from dinomix_monai.core.processes import gather_over_processes, process_count, rank_seed, sum_over_processes
 from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller, PlainPrepareBatch, PseudoLabeler
 from dinomix_monai.handlers import AverageGradientHandler, ClipGradientHandler, EMAUpdateHandler
 from dinomix_monai.losses import FeatureDistillationLoss, VoxelWeightedDiceCELoss
 from dinomix_monai.networks import EMATeacher
-from dinomix_monai.processes import gather_over_processes, process_count, rank_seed, sum_over_processes
 from dinomix_monai.transforms import PICCutMix
 
 CLASSES, STEPS = 3, 4
@@ -73,7 +73,7 @@ def train(rank, world_size):
         loss_function=loss,
         unlabeled_loss_function=loss,
         ema_teacher=EMATeacher(network),
-        pseudo_labeler=PseudoLabeler(CLASSES, 0.35, 0.3, decay=0.9, alignment=1.0, labeled_counts=COUNTS),
+        pseudo_labeler=PseudoLabeler(CLASSES, 0.35, 0.3, decay=0.9, alignment=1.0, labeled_voxels=COUNTS),
         distiller=distiller,
         prepare_batch=PlainPrepareBatch(),
         train_handlers=[AverageGradientHandler(distiller), ClipGradientHandler(0.5), EMAUpdateHandler()],

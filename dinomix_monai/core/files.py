@@ -1,0 +1,59 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+__all__ = ["atomic_write", "write_json"]
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, is_shared: bool = False) -> Iterator[BufferedWriter]:
+    """
+    Opens a file that gets its name when the block has ended well: there is the old file or the whole new one.
+
+    Args:
+        path: file to write; its folder is made if it is not there.
+        is_shared: whether several processes may write it at once; the last one to end has its way.
+
+    Raises:
+        OSError: When it cannot be written, as on a full disk.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if is_shared else f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} must be a file that can be written to, got: {error.strerror or error}. What was there before is "
+            "unchanged.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def write_json(path: str | Path, content: Any, is_shared: bool = False) -> Path:
+    """
+    Writes plain values as JSON, as :func:`atomic_write` writes.
+
+    Args:
+        path: file to write.
+        content: numbers, texts and containers of them; of anything else its text.
+        is_shared: see :func:`atomic_write`.
+    """
+    with atomic_write(path, is_shared) as file:
+        file.write((json.dumps(content, indent=1, default=str) + "\n").encode())
+    return Path(path)

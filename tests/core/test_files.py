@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from dinomix_monai.core.files import atomic_write, write_json
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path, is_shared):
+    path = tmp_path / "new folder" / "a.json"
+    write_json(path, {"a": 1}, is_shared)
+    with pytest.raises(KeyError), atomic_write(path, is_shared) as file:
+        file.write(b"half")
+        raise KeyError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [found.name for found in path.parent.iterdir()] == ["a.json"]
+
+
+def test_the_old_file_is_there_until_the_block_ends(tmp_path):
+    path = write_json(tmp_path / "a.json", [1])
+    with atomic_write(path) as file:
+        file.write(b"[2]")
+        file.flush()
+        assert json.loads(path.read_text()) == [1]
+    assert json.loads(path.read_text()) == [2]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    path = write_json(tmp_path / "a.json", [1])
+    message = r"a\.json must be a file that can be written to, got: No space left on device\. What was there before"
+    with pytest.raises(OSError, match=message) as caught, atomic_write(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_json_does_not_know_is_written_as_text(tmp_path):
+    assert json.loads(write_json(tmp_path / "a.json", {"path": tmp_path}).read_text()) == {"path": str(tmp_path)}
