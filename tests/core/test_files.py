@@ -12,9 +12,8 @@ from dinomix_monai.core.files import atomic_write, write_json
 def test_what_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path, is_shared):
     path = tmp_path / "new folder" / "a.json"
     write_json(path, {"a": 1}, is_shared)
-    with pytest.raises(KeyError), atomic_write(path, is_shared) as file:
-        file.write(b"half")
-        raise KeyError
+    with pytest.raises(UnicodeEncodeError), atomic_write(path, is_shared) as file:
+        file.writelines(text.encode("ascii") for text in ("half", "\N{BLACK HEART SUIT}"))
     assert json.loads(path.read_text()) == {"a": 1}
     assert [found.name for found in path.parent.iterdir()] == ["a.json"]
 
