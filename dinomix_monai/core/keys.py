@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from monai.utils import StrEnum
 
-__all__ = ["BatchKeys", "LossKeys", "MetricKeys"]
+__all__ = ["BatchKeys", "LossKeys", "MetricKeys", "StepKeys"]
 
 
 class BatchKeys(StrEnum):
@@ -34,6 +34,12 @@ class LossKeys(StrEnum):
     SUPERVISED = "supervised"
     UNSUPERVISED = "unsupervised"
     DISTILLATION = "distillation"
+
+
+class StepKeys(StrEnum):
+    """Other numbers in ``engine.state.output``: the share of the unlabeled voxels whose pseudo-label counts."""
+
+    CONFIDENT_SHARE = "confident_share"
 
 
 class MetricKeys(StrEnum):

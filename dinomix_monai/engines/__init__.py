@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dinomix_monai.engines.class_weighting import DifficultyWeighting, DistributionWeighting
 from dinomix_monai.engines.cross_trainer import CrossTrainer
-from dinomix_monai.engines.feature_distiller import FeatureDistiller
-from dinomix_monai.engines.prepare_batch import PlainPrepareBatch
+from dinomix_monai.engines.feature_distiller import FeatureDistiller, TaughtStudent
+from dinomix_monai.engines.patch_batch import PatchBatch
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.engines.trainer import DinoMixTrainer
@@ -18,9 +18,10 @@ __all__ = [
     "DinoMixTrainer",
     "DistributionWeighting",
     "FeatureDistiller",
-    "PlainPrepareBatch",
+    "PatchBatch",
     "PseudoLabeler",
     "SemiSupervisedTrainer",
+    "TaughtStudent",
     "TrainingPlan",
     "WindowInferer",
     "plan_training",

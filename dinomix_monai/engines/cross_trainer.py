@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from monai.engines.utils import IterationEvents
+from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
@@ -56,7 +57,7 @@ class CrossTrainer(SemiSupervisedTrainer):
         unsupervised_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(getattr(network, "module", network), StudentPair):
+        if not isinstance(network, StudentPair):
             raise TypeError(f"network must be a StudentPair, got {type(network).__name__}.")
         if weightings is not None and len(weightings) != 2:
             raise ValueError(f"weightings must be one for each of two students, got {len(weightings)}.")
@@ -73,18 +74,24 @@ class CrossTrainer(SemiSupervisedTrainer):
         if not self.has_labels:
             raise ValueError("train_data_loader must yield labeled batches, got none: two students need some labels.")
 
+    @property
+    def to_save(self) -> dict[str, Any]:
+        """See :attr:`SemiSupervisedTrainer.to_save`."""
+        return super().to_save if self.weightings is None else {**super().to_save, "weightings": self.weightings}
+
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
         self.unlabeled_batch = None
         image, label = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
+        image, label = convert_to_tensor(image), convert_to_tensor(label)
         inputs = [image]
         if self.uses_unlabeled:
             inputs.append(self._to_device(self.next_unlabeled()[BatchKeys.IMAGE]))
         size = len(image)
 
-        self.network.train()
+        self.student.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with self.autocast():
-            logits = self.inferer(torch.cat(inputs), self.network)
+            logits = self.inferer(torch.cat(inputs), self.student)
             mean = (logits[0][:size] + logits[1][:size]).detach() / 2
             output: dict[str, Any] = {Keys.IMAGE: image, Keys.LABEL: label, Keys.PRED: mean}
             self.state.output = output
@@ -102,7 +109,7 @@ class CrossTrainer(SemiSupervisedTrainer):
                 output[LossKeys.UNSUPERVISED] = torch.stack(terms).sum()
                 loss = loss + self.unsupervised_weight * output[LossKeys.UNSUPERVISED]
             output[Keys.LOSS] = loss
-        return self._descend(loss)
+        return self._backward_and_step(loss)
 
     def _class_weights(self, logits: tuple[torch.Tensor, ...], label: torch.Tensor) -> list[torch.Tensor | None]:
         if self.weightings is None:

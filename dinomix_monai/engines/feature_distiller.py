@@ -13,15 +13,18 @@ from torch.nn import functional as F
 from dinomix_monai.losses import FeatureDistillationLoss
 from dinomix_monai.networks import FeatureTap, ProjectionHead
 
-__all__ = ["FeatureDistiller"]
+__all__ = ["FeatureDistiller", "TaughtStudent"]
+
+Layers = Sequence[Sequence[int] | None]
+"""For each tapped module, the layers of the student's grid that are taught, or ``None`` for all."""
 
 
 class FeatureDistiller(nn.Module, Randomizable):
     """
     Distils the features of a frozen teacher into those that a student computes anyway.
 
-    After a forward pass of the student in training mode, calling this with the same input gives the loss. Its
-    parameters are the projection heads, which belong into the optimizer; the teacher is not part of its state dict.
+    Its parameters are the projection heads, which belong into the optimizer; the teacher is not part of its state dict.
+    :class:`TaughtStudent` is the pass that gives projected features, and calling this compares them.
 
     Args:
         network: the student.
@@ -58,10 +61,11 @@ class FeatureDistiller(nn.Module, Randomizable):
             raise ValueError(f"interval and layers must be >= 1, got {interval} and {layers}.")
         self.tap = FeatureTap(network, modules)
         device = next(network.parameters()).device
-        features = self.tap.look(network, torch.zeros(1, in_channels, *patch_size, device=device))
+        features = self.tap.features_of(network, torch.zeros(1, in_channels, *patch_size, device=device))
         self.heads = nn.ModuleList(
             ProjectionHead(tapped.shape[1], teacher.embed_dim, hidden_channels) for tapped in features
         ).to(device)
+        self.grids = [tuple(tapped.shape[2:]) for tapped in features]
         self.loss_function = FeatureDistillationLoss() if loss_function is None else loss_function
         self.layers, self.interval = layers, interval
         # Hidden from nn.Module: the teacher is neither trained nor saved.
@@ -81,26 +85,45 @@ class FeatureDistiller(nn.Module, Randomizable):
         """Whether the loss is computed in this step."""
         return iteration % self.interval == 0
 
-    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+    def draw_layers(self) -> Layers:
+        """The layers that a step teaches, drawn for each of the modules."""
+        depths = [grid[-1] for grid in self.grids]
+        if self.layers is None:
+            return [None] * len(depths)
+        return [
+            sorted(self.R.choice(depth, self.layers, replace=False).tolist()) if self.layers < depth else None
+            for depth in depths
+        ]
+
+    def project(self, features: Sequence[torch.Tensor], size: int, layers: Layers) -> list[torch.Tensor]:
+        """
+        What the heads make of the student's features.
+
+        Args:
+            features: of each module, shape (B, C, h, w, d).
+            size: so many samples, the first ones, are taught.
+            layers: see :meth:`draw_layers`.
+
+        Returns:
+            For each module, shape (size, E, h, w, k).
+        """
+        cut = [each[:size] if drawn is None else each[:size][..., drawn] for each, drawn in zip(features, layers)]
+        return [head(each) for head, each in zip(self.heads, cut)]
+
+    def forward(self, projected: Sequence[torch.Tensor], volume: torch.Tensor, layers: Layers) -> torch.Tensor:
         """
         Args:
-            volume: what the teacher sees of the student's last input, shape (B, 1, H, W, D), values in [0, 1]; with
-                fewer samples than that had, its first ones are taught.
+            projected: what :meth:`project` gave.
+            volume: what the teacher sees of the same samples, shape (B, 1, H, W, D), values in [0, 1].
+            layers: those of the projected features.
 
         Returns:
             Loss, a scalar; the mean over the tapped modules.
         """
         losses = []
-        for features, head in zip(self.tap.take(), self.heads):
-            features = features[: len(volume)]
-            grid = tuple(features.shape[2:])
-            depth = grid[-1]
-            cells = None
-            if self.layers is not None and self.layers < depth:
-                cells = sorted(self.R.choice(depth, self.layers, replace=False).tolist())
-                features = features[..., cells]
-            target = self.teacher(volume, grid, cells).to(features.device)
-            losses.append(self.loss_function(head(features), target))
+        for features, grid, drawn in zip(projected, self.grids, layers):
+            target = self.teacher(volume, grid, drawn).to(features.device)
+            losses.append(self.loss_function(features, target))
         return torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -118,6 +141,38 @@ class FeatureDistiller(nn.Module, Randomizable):
         Returns:
             Teacher features, shape (B, E, h, w, d), and their cosine with the student's projected ones, (B, h, w, d).
         """
-        features = self.tap.look(network, image)[0]
+        features = self.tap.features_of(network, image)[0]
         target = self.teacher(volume, tuple(features.shape[2:])).to(features.device)
         return target, F.cosine_similarity(self.heads[0](features), target, dim=1)
+
+
+class TaughtStudent(nn.Module):
+    """
+    A student and its projection heads as one module, which is what ``DistributedDataParallel`` has to wrap.
+
+    The student itself stays as it is, and alone is saved, served and sent to a server.
+
+    Args:
+        network: the student.
+        distiller: has the heads, or ``None`` for a student that nobody teaches.
+    """
+
+    def __init__(self, network: nn.Module, distiller: FeatureDistiller | None = None) -> None:
+        super().__init__()
+        self.network, self.distiller = network, distiller
+
+    def forward(self, image: torch.Tensor, size: int = 0, layers: Layers = ()) -> tuple[Any, list[torch.Tensor]]:
+        """
+        Args:
+            image: input of the student, shape (B, C, H, W[, D]).
+            size: so many samples, the first ones, are taught; features are collected only where there are any.
+            layers: see :meth:`FeatureDistiller.draw_layers`.
+
+        Returns:
+            The student's output, and the projected features of each tapped module, see
+            :meth:`FeatureDistiller.project`.
+        """
+        if self.distiller is None or not size:
+            return self.network(image), []
+        output, features = self.distiller.tap(image)
+        return output, self.distiller.project(features, size, layers)

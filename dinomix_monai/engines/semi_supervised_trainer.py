@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer, Workflow
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from dinomix_monai.core.processes import process_count
 from dinomix_monai.networks import EMATeacher
@@ -27,8 +27,11 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     and ``progress``.
 
     Args:
+        network: the student, and nothing around it: handlers, checkpoints and servers take its weights.
         unlabeled_data_loader: batches without labels; ``None`` or empty for supervised training.
         ema_teacher: moving average of the network, which is what validation scores.
+        parallel: wraps all that a step differentiates, such as ``DistributedDataParallel`` with all but its first
+            argument; needed by one of several processes, ``None`` for a process of its own.
         unsupervised_weight: weight of what is learned from unlabeled images.
         amp: whether to use mixed precision, in ``amp_kwargs["dtype"]`` or what PyTorch takes there; on a CPU where no
             gradient is computed, see :meth:`autocast`.
@@ -36,13 +39,14 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             ``None`` or empty when there are no labeled images: an epoch then goes over the unlabeled ones.
 
     Attributes:
+        student: what a step calls: what :meth:`make_student` makes of the network, in ``parallel``.
         has_labels: whether there are labeled images.
         scaler: scales gradients in ``float16``, else ``None``: other types need no scaling, which waits for the GPU.
         unlabeled_batch: what the present step took from the unlabeled stream, ``None`` for nothing.
 
     Raises:
         ValueError: When there are images of neither kind, ``accumulation_steps`` is not 1, or several processes train
-            and the network does not keep step with them.
+            and ``parallel`` is missing.
     """
 
     def __init__(
@@ -52,15 +56,15 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         ema_teacher: EMATeacher | None = None,
         unsupervised_weight: float = 1.0,
         amp: bool = False,
+        parallel: Callable[[nn.Module], nn.Module] | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("accumulation_steps", 1) != 1:
             raise ValueError(f"accumulation_steps must be 1, got {kwargs['accumulation_steps']}. Use a larger batch.")
-        network = kwargs.get("network")
-        if process_count() > 1 and not isinstance(network, DistributedDataParallel):
+        if process_count() > 1 and parallel is None:
             raise ValueError(
-                f"network must be in DistributedDataParallel in one of {process_count()} processes, got "
-                f"{type(network).__name__}. Put multi_gpu_train.json last in the list of configs."
+                f"parallel must keep the gradients of {process_count()} processes together, got None. Put "
+                "multi_gpu_train.json last in the list of configs."
             )
         if _is_empty(unlabeled_data_loader):
             unlabeled_data_loader = None
@@ -80,6 +84,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
         # Last, because it attaches the handlers, and they look for the attributes above.
         super().__init__(*args, **kwargs)
+        student = self.make_student(self.network)
+        self.student = student if parallel is None else parallel(student)
         # Not MONAI's, which is for GPUs alone.
         self.amp = amp
         kind = self.state.device.type
@@ -89,6 +95,21 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         # With the labeled one, so that what an epoch draws does not depend on the epochs before it.
         self.add_event_handler(Events.EPOCH_STARTED, self._restart_unlabeled)
         self.add_event_handler(IterationEvents.MODEL_COMPLETED, self._detach_output)
+
+    def make_student(self, network: nn.Module) -> nn.Module:
+        """What a step calls; has all parameters that it trains."""
+        return network
+
+    @property
+    def to_save(self) -> dict[str, Any]:
+        """
+        What a run needs to go on, by name, as Ignite's ``Checkpoint`` has it: each with a state dict.
+
+        A subclass that has parts with a state adds them.
+        """
+        parts = {"network": self.network, "optimizer": self.optimizer}
+        own = {"ema_teacher": self.ema_teacher, "scaler": self.scaler}
+        return {**parts, **{name: part for name, part in own.items() if part is not None}}
 
     def autocast(self, gradient: bool = True) -> torch.autocast:
         """
@@ -139,7 +160,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
                 if isinstance(value, torch.Tensor):
                     self.state.output[key] = value.detach()
 
-    def _descend(self, loss: torch.Tensor) -> Any:
+    def _backward_and_step(self, loss: torch.Tensor) -> Any:
         """From the loss to the end of a step, with MONAI's events; returns the output of the step."""
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         if self.scaler is not None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from monai.engines.utils import IterationEvents
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
+from torch import nn
 
-from dinomix_monai.core.keys import BatchKeys, LossKeys
-from dinomix_monai.engines.feature_distiller import FeatureDistiller
+from dinomix_monai.core.keys import BatchKeys, LossKeys, StepKeys
+from dinomix_monai.engines.feature_distiller import FeatureDistiller, TaughtStudent
+from dinomix_monai.engines.patch_batch import PatchBatch
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.networks import EMATeacher
@@ -55,8 +58,7 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         distillation_weight: weight of the distillation loss.
         distill_mixed: whether mixed patches are taught, too, with tokens that were mixed by the same boxes; else only
             patches that were not mixed are.
-        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1, and ``train_data_loader`` may be
-            ``None`` or empty when there are no labeled images.
+        **kwargs: see :class:`SemiSupervisedTrainer` and ``SupervisedTrainer``.
 
     Raises:
         ValueError: When a part is missing that the unlabeled images need, there are images of neither kind, or
@@ -81,8 +83,8 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         # Any: where they are used they are not None, as made sure of below.
         self.pseudo_labeler: Any = pseudo_labeler
         self.unlabeled_loss_function: Any = unlabeled_loss_function
-        self.mix = mix
-        self.distiller = distiller
+        self.mix: Any = mix
+        self.distiller: Any = distiller
         self.teacher_key = teacher_key
         self.distillation_weight = distillation_weight
         self.distill_mixed = distill_mixed
@@ -98,92 +100,140 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         if self.unlabeled_data_loader is not None and missing:
             raise ValueError(f"{missing[0]} must be given when there are unlabeled images, got None.")
 
+    def make_student(self, network: nn.Module) -> nn.Module:
+        """The network and the projection heads, see :class:`TaughtStudent`."""
+        return TaughtStudent(network, self.distiller)
+
+    @property
+    def to_save(self) -> dict[str, Any]:
+        """See :attr:`SemiSupervisedTrainer.to_save`."""
+        own = {"pseudo_labeler": self.pseudo_labeler, "mix": self.mix, "distiller": self.distiller}
+        return {**super().to_save, **{name: part for name, part in own.items() if part is not None}}
+
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
-        self.unlabeled_batch = None
-        use_unlabeled = self.uses_unlabeled
-        distiller = self.distiller if self.distillation_weight > 0 else None
-        use_teacher = distiller is not None
-        if distiller is not None and not distiller.is_due(self.state.iteration):
-            distiller = None
-        looks_at_unlabeled = self.unlabeled_data_loader is not None and (use_unlabeled or distiller is not None)
-        if not self.has_labels and not looks_at_unlabeled:
+        plan = self._plan_step()
+        labeled_data, unlabeled_data = self._data_of_step(batchdata, plan)
+        if labeled_data is None and unlabeled_data is None:
             self.state.output = {}
             return self.state.output
 
-        labeled = self._labeled(batchdata, use_teacher) if self.has_labels else None
-        self.network.train()
+        labeled: Any = None if labeled_data is None else self._labeled(labeled_data)
+        unlabeled: Any = None if unlabeled_data is None else self._patches(unlabeled_data)
+        self.student.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         with self.autocast():
-            unlabeled = None
-            if looks_at_unlabeled:
-                batch = batchdata if labeled is None else self.next_unlabeled()
-                unlabeled = self._unlabeled(batch, use_teacher)
-                if use_unlabeled:
-                    unlabeled = self._mixed(unlabeled, batch, labeled, batchdata)
-            parts = [part for part in (labeled, unlabeled) if part is not None]
+            if plan.learns_pseudo_labels:
+                unlabeled = self._pseudo_labeled(unlabeled)
+                confident_share = unlabeled.weight.count_nonzero() / unlabeled.weight.numel()
+            if unlabeled is not None:
+                unlabeled = self._strong_view(unlabeled, unlabeled_data)
+            if plan.learns_pseudo_labels and self.mix is not None:
+                unlabeled = self._mixed(self._strong_view(labeled, labeled_data), unlabeled)
+
             # Labeled patches come first, so what is taught is the beginning of what the student sees.
-            taught = parts if self.distill_mixed or not use_unlabeled else parts[: labeled is not None]
-            logits = self.inferer(torch.cat([part[BatchKeys.IMAGE] for part in parts]), self.network)
-            size = len(parts[0][BatchKeys.IMAGE])
-            output: dict[str, Any] = {key: parts[0][key] for key in (Keys.IMAGE, Keys.LABEL) if key in parts[0]}
-            output[Keys.PRED] = logits[:size]
-            self.state.output = output
-            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            seen = PatchBatch.cat([part for part in (labeled, unlabeled) if part is not None])
+            taught, _ = seen.split(self._count_taught(seen, plan))
+            layers = self.distiller.draw_layers() if plan.distills else ()
+            logits, features = self.inferer(seen.image, self.student, len(taught), layers)
+            output = self._forward_completed(unlabeled if labeled is None else labeled, logits)
 
-            loss: Any = 0
             if labeled is not None:
-                loss = output[LossKeys.SUPERVISED] = self.loss_function(logits[:size], labeled[BatchKeys.LABEL]).mean()
-                logits = logits[size:]
-            if unlabeled is not None and use_unlabeled:
-                term = self.unlabeled_loss_function(logits, unlabeled[BatchKeys.LABEL], unlabeled[BatchKeys.WEIGHT])
-                output[LossKeys.UNSUPERVISED] = term
-                loss = loss + self.unsupervised_weight * term
-            if distiller is not None and taught:
-                term = output[LossKeys.DISTILLATION] = distiller(torch.cat([part[self.teacher_key] for part in taught]))
-                loss = loss + self.distillation_weight * term
-            output[Keys.LOSS] = loss
-        return self._descend(loss)
+                labeled_logits, logits = logits[: len(labeled)], logits[len(labeled) :]
+                output[LossKeys.SUPERVISED] = self.loss_function(labeled_logits, labeled.label).mean()
+            if plan.learns_pseudo_labels:
+                term = self.unlabeled_loss_function(logits, unlabeled.label, unlabeled.weight)
+                output |= {LossKeys.UNSUPERVISED: term, StepKeys.CONFIDENT_SHARE: confident_share}
+            if plan.distills:
+                output[LossKeys.DISTILLATION] = self.distiller(features, taught.seen_by_teacher, layers)
+            loss = output[Keys.LOSS] = self._weighted_sum(output)
+        return self._backward_and_step(loss)
 
-    def _labeled(self, batch: dict[str, Any], use_teacher: bool) -> dict[Any, torch.Tensor]:
-        image, label = self.prepare_batch(batch, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
-        labeled: dict[Any, Any] = {BatchKeys.IMAGE: convert_to_tensor(image), BatchKeys.LABEL: convert_to_tensor(label)}
-        if use_teacher and self.teacher_key not in labeled:
-            # In every step, because a donor of this one may be pasted in one that distills.
-            labeled[self.teacher_key] = self._to_device(batch[self.teacher_key])
-        return labeled
+    def _plan_step(self) -> _StepPlan:
+        learns = self.uses_unlabeled
+        is_due = self._uses_teacher and self.distiller.is_due(self.state.iteration)
+        # Without labels and with mixed patches left out, nobody is there to be taught.
+        return _StepPlan(learns, is_due and (self.has_labels or self.distill_mixed or not learns))
 
-    def _unlabeled(self, batch: dict[str, Any], use_teacher: bool) -> dict[Any, torch.Tensor]:
-        image = batch.get(BatchKeys.STRONG, batch[BatchKeys.IMAGE])
-        unlabeled: dict[Any, torch.Tensor] = {BatchKeys.IMAGE: self._to_device(image)}
-        if use_teacher and self.teacher_key not in unlabeled:
-            unlabeled[self.teacher_key] = self._to_device(batch[self.teacher_key])
-        return unlabeled
+    @property
+    def _uses_teacher(self) -> bool:
+        return self.distiller is not None and self.distillation_weight > 0
 
-    def _mixed(
-        self,
-        unlabeled: dict[Any, torch.Tensor],
-        batch: dict[str, Any],
-        labeled: dict[Any, torch.Tensor] | None,
-        labeled_batch: dict[str, Any],
-    ) -> dict[Any, torch.Tensor]:
-        """The mixed patches: what the student learns from beside the labeled ones."""
-        weak = self._to_device(batch[BatchKeys.IMAGE])
+    def _data_of_step(self, batchdata: dict[str, Any], plan: _StepPlan) -> tuple[dict | None, dict | None]:
+        """Batches of labeled and of unlabeled patches as they were loaded; ``None`` for what the step does not see."""
+        self.unlabeled_batch = None
+        sees_unlabeled = self.unlabeled_data_loader is not None and (plan.learns_pseudo_labels or plan.distills)
+        if not self.has_labels:
+            return None, batchdata if sees_unlabeled else None
+        return batchdata, self.next_unlabeled() if sees_unlabeled else None
+
+    def _labeled(self, data: dict[str, Any]) -> PatchBatch:
+        image, label = self.prepare_batch(data, self.state.device, self.non_blocking, **self.to_kwargs)[:2]
+        patches = self._patches({**data, BatchKeys.IMAGE: image})
+        return replace(patches, label=convert_to_tensor(label), is_labeled=(True,) * len(patches))
+
+    def _patches(self, data: dict[str, Any]) -> PatchBatch:
+        image = self._to_device(data[BatchKeys.IMAGE])
+        # In every step, because a donor of this one may be pasted in one that distills.
+        has_view = self._uses_teacher and self.teacher_key != BatchKeys.IMAGE
+        view = self._to_device(data[self.teacher_key]) if has_view else None
+        position = data.get(BatchKeys.POSITION)
+        return PatchBatch(image, teacher_view=view, position=position, is_labeled=(False,) * len(image))
+
+    def _strong_view(self, patches: PatchBatch | None, data: dict[str, Any] | None) -> PatchBatch | None:
+        """The same patches as their strong view shows them, if they have one."""
+        if patches is None or data is None or BatchKeys.STRONG not in data:
+            return patches
+        return replace(patches, image=self._to_device(data[BatchKeys.STRONG]))
+
+    def _pseudo_labeled(self, weak: PatchBatch) -> PatchBatch:
+        """Unlabeled patches with the labels and weights that the EMA teacher gives them."""
         with torch.no_grad(), self.autocast(gradient=False):
-            logits = self.inferer(weak, self.ema_teacher)
-        unlabeled[BatchKeys.LABEL], unlabeled[BatchKeys.WEIGHT] = self.pseudo_labeler(logits)
-        if self.mix is None:
-            return unlabeled
-        both: dict[Any, Any] = dict(unlabeled)
-        batches = [batch]
+            logits = self.inferer(weak.image, self.ema_teacher)
+        label, weight = self.pseudo_labeler(logits)
+        return replace(weak, label=label, weight=weight)
+
+    def _mixed(self, labeled: PatchBatch | None, unlabeled: PatchBatch) -> PatchBatch:
+        """What the student learns from beside the clean labeled patches."""
+        both = unlabeled
         if labeled is not None:
-            labeled = {**labeled, BatchKeys.WEIGHT: torch.ones_like(labeled[BatchKeys.LABEL], dtype=weak.dtype)}
-            if BatchKeys.STRONG in labeled_batch:
-                labeled[BatchKeys.IMAGE] = self._to_device(labeled_batch[BatchKeys.STRONG])
-            both = {key: torch.cat([labeled[key].to(value), value]) for key, value in unlabeled.items()}
-            batches = [labeled_batch, batch]
-        if all(BatchKeys.POSITION in each for each in batches):
-            both[BatchKeys.POSITION] = torch.cat([each[BatchKeys.POSITION] for each in batches])
-        both[BatchKeys.LABELED] = [True] * (len(both[BatchKeys.IMAGE]) - len(weak)) + [False] * len(weak)
+            weight = torch.ones_like(labeled.label, dtype=labeled.image.dtype)  # type: ignore[arg-type]  # it has one
+            both = PatchBatch.cat([replace(labeled, weight=weight), unlabeled])
         # In the precision of what it is given: its geometry would be that of half precision, too.
         with torch.autocast(self.state.device.type, enabled=False):
-            return self.mix(both)
+            return PatchBatch.from_dict(self.mix(both.to_dict(self.teacher_key)), self.teacher_key)
+
+    def _count_taught(self, seen: PatchBatch, plan: _StepPlan) -> int:
+        if not plan.distills:
+            return 0
+        return len(seen) if self.distill_mixed or not plan.learns_pseudo_labels else sum(seen.is_labeled)
+
+    def _forward_completed(self, batch: PatchBatch, logits: torch.Tensor) -> dict[str, Any]:
+        """MONAI's event, and its output: of the labeled patches where there are any."""
+        output: dict[str, Any] = {Keys.IMAGE: batch.image, Keys.PRED: logits[: len(batch)]}
+        if batch.label is not None:
+            output[Keys.LABEL] = batch.label
+        self.state.output = output
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        return output
+
+    def _weighted_sum(self, terms: dict[str, Any]) -> Any:
+        weights = {
+            LossKeys.SUPERVISED: 1.0,
+            LossKeys.UNSUPERVISED: self.unsupervised_weight,
+            LossKeys.DISTILLATION: self.distillation_weight,
+        }
+        return sum(weight * terms[name] for name, weight in weights.items() if name in terms)
+
+
+@dataclass(frozen=True)
+class _StepPlan:
+    """
+    What one step learns from, beside labels where there are any.
+
+    Args:
+        learns_pseudo_labels: whether it learns from the EMA teacher's labels of unlabeled patches.
+        distills: whether it learns from the frozen teacher.
+    """
+
+    learns_pseudo_labels: bool
+    distills: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dinomix_monai.handlers.checkpoint import BestModelHandler, LastModelHandler, RunStateLoader, RunStateSaver
 from dinomix_monai.handlers.ema import EMAUpdateHandler
-from dinomix_monai.handlers.gradients import AverageGradientHandler, ClipGradientHandler
+from dinomix_monai.handlers.gradients import ClipGradientHandler
 from dinomix_monai.handlers.mix_history import MixHistoryHandler
 from dinomix_monai.handlers.patience import PatienceHandler
 from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
@@ -16,7 +16,6 @@ from dinomix_monai.handlers.teacher_view import TeacherViewHandler
 from dinomix_monai.handlers.validation_dice import ValidationDice
 
 __all__ = [
-    "AverageGradientHandler",
     "BestModelHandler",
     "ClipGradientHandler",
     "CurriculumHandler",

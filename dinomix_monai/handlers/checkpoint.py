@@ -22,9 +22,6 @@ from dinomix_monai.handlers.schedules import move_schedule
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
-# Attributes of the trainer whose state belongs to a run, and the name of each in the file.
-_PARTS = ("network", "optimizer", "ema_teacher", "pseudo_labeler", "mix", "distiller", "weightings", "scaler")
-
 
 class BestModelHandler:
     """
@@ -155,9 +152,9 @@ class RunStateSaver:
     written to before there is anything to lose, and a run that is stopped in its first epoch begins that one anew. The
     state of an earlier run, which this one does not go on with, is renamed to ``*.previous.*``.
 
-    The trainer's own parts (network, optimizer, EMA teacher, projection heads, PIC with its donors, thresholds,
-    gradient scaler, epoch) are found on the trainer; what else has a state is given. The frozen teacher is not saved;
-    its fingerprint is.
+    What the trainer has ``to_save`` (network, optimizer, EMA teacher, projection heads, PIC with its donors,
+    thresholds, gradient scaler) and its epoch; what else has a state is given. The frozen teacher is not saved; its
+    fingerprint is.
 
     Args:
         path: file to write.
@@ -272,14 +269,8 @@ class RunStateLoader:
             )
 
 
-def _parts(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: getattr(engine, name, None) for name in _PARTS}
-    return {name: _unwrapped(part) for name, part in {**found, **objects}.items() if part is not None}
-
-
-def _unwrapped(part: Any) -> Any:
-    # So that a run of several GPUs can go on with one.
-    return part.module if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else part
+def _parts(engine: Any, objects: Mapping[str, Any]) -> dict[str, Any]:
+    return {**engine.to_save, **{name: part for name, part in objects.items() if part is not None}}
 
 
 def _first_line(error: Exception) -> str:

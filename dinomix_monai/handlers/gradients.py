@@ -7,48 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from torch import distributed, nn
 
-from dinomix_monai.core.processes import process_count, sum_over_processes
 from dinomix_monai.handlers.bad_step import BadStep
 
-__all__ = ["AverageGradientHandler", "ClipGradientHandler"]
-
-
-class AverageGradientHandler:
-    """
-    Averages the gradients of a module over all processes, as ``DistributedDataParallel`` does for what it wraps.
-
-    For modules that train beside the network and not in its forward pass, such as projection heads. At the start of
-    a run their weights become those of rank 0. It does nothing in a run of one process.
-
-    Args:
-        module: what is trained, or ``None``; of a parameter, either all processes or none must have a gradient.
-    """
-
-    def __init__(self, module: nn.Module | None) -> None:
-        self.parameters = [] if module is None else list(module.parameters())
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to the start and to the end of each backward pass; attach it before any use of the gradients."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
-
-    def start(self, engine: Engine) -> None:
-        """Takes the weights of rank 0."""
-        if process_count() > 1:
-            for parameter in self.parameters:
-                distributed.broadcast(parameter.detach(), 0)
-
-    def __call__(self, engine: Engine) -> None:
-        """Averages the gradients."""
-        if process_count() > 1:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad = sum_over_processes(parameter.grad) / process_count()
+__all__ = ["ClipGradientHandler"]
 
 
 # As many batches are saved, and as many steps are left out in a row before the run is taken to be lost.
@@ -133,7 +98,6 @@ def _restore_buffers(engine: SupervisedTrainer) -> None:
     teacher = getattr(engine, "ema_teacher", None)
     if teacher is not None:
         before = dict(teacher.module.named_buffers())
-        network = getattr(engine.network, "module", engine.network)
-        for name, buffer in network.named_buffers():
+        for name, buffer in engine.network.named_buffers():
             if not buffer.isfinite().all():
                 buffer.copy_(before[name])

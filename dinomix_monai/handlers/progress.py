@@ -14,7 +14,7 @@ from monai.engines import Workflow
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
-from dinomix_monai.core.keys import LossKeys, MetricKeys
+from dinomix_monai.core.keys import LossKeys, MetricKeys, StepKeys
 from dinomix_monai.handlers.epoch_table import EpochTable
 
 __all__ = ["HistoryHandler", "ProgressLineHandler"]
@@ -23,7 +23,7 @@ _TERMS = (Keys.LOSS, *LossKeys)
 
 
 class _EpochMeans:
-    """Means of the terms of the loss since the epoch began, each over the steps in which it was a finite number."""
+    """Means of what the steps of an epoch tell, each over the steps in which it was a finite number."""
 
     def __init__(self) -> None:
         self.clear()
@@ -100,7 +100,7 @@ class ProgressLineHandler:
 
     def _show_losses(self, engine: Workflow) -> None:
         if self._bar is not None:
-            self._losses.update({term: f"{float(value):.3f}" for term, value in _terms(engine).items()})
+            self._losses.update({term: f"{float(value):.3f}" for term, value in _told(engine, _TERMS).items()})
             self._bar.set_description_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
             self._bar.set_postfix({**self._losses, **self._metric}, refresh=False)
 
@@ -123,7 +123,8 @@ class ProgressLineHandler:
 
 class HistoryHandler:
     """
-    Writes ``history.csv``: a row for each epoch with the mean of each loss and, where it validated, the key metric.
+    Writes ``history.csv``: a row for each epoch with the mean of each loss, the share of the unlabeled voxels whose
+    pseudo-label counts and, where it validated, the key metric.
 
     Args:
         path: file to write; when a run starts, only its rows of epochs before that are kept, so a run that starts at
@@ -131,7 +132,7 @@ class HistoryHandler:
         validator: evaluator whose key metric is written, or ``None``.
     """
 
-    columns: Sequence[str] = ("epoch", *(str(term) for term in _TERMS), str(MetricKeys.KEY))
+    columns: Sequence[str] = ("epoch", *(str(term) for term in (*_TERMS, *StepKeys)), str(MetricKeys.KEY))
 
     def __init__(self, path: str | Path, validator: Workflow | None = None) -> None:
         self.table = EpochTable(path, self.columns)
@@ -149,7 +150,7 @@ class HistoryHandler:
         self.table.start(engine.state.epoch)
 
     def _step(self, engine: Workflow) -> None:
-        self._means.add(_terms(engine))
+        self._means.add(_told(engine, (*_TERMS, *StepKeys)))
 
     def __call__(self, engine: Workflow) -> None:
         """Writes the row of the epoch."""
@@ -163,8 +164,8 @@ class HistoryHandler:
         self._means.clear()
 
 
-def _terms(engine: Workflow) -> dict[str, Any]:
-    """The terms of the loss in the output of the last step, which is a list after decollation."""
+def _told(engine: Workflow, names: Sequence[str]) -> dict[str, Any]:
+    """What the output of the last step, which is a list after decollation, has of these."""
     output = engine.state.output
     output = output[0] if isinstance(output, list) else output
-    return {str(term): output[term] for term in _TERMS if term in output}
+    return {str(name): output[name] for name in names if name in output}

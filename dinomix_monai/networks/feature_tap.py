@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +13,11 @@ __all__ = ["FeatureTap"]
 
 class FeatureTap:
     """
-    Records the outputs of named modules while a network runs in training mode.
+    Gives the outputs of named modules of a network along with its own.
 
-    The network stays what it is: no wrapper, no new parameters, the same keys in its state dict. In evaluation mode
-    nothing is recorded, so validation and inference hold no features in memory. Copies of the network, such as an EMA,
-    are not recorded.
+    The network stays what it is: no wrapper, no new parameters, the same keys in its state dict. Calling the network
+    itself collects nothing, so other passes hold no features in memory. Copies of the network, such as an EMA, are not
+    tapped.
 
     Args:
         network: any network.
@@ -28,50 +29,58 @@ class FeatureTap:
     Example:
         >>> import torch
         >>> from dinomix_monai.networks import FeatureTap, VNet
-        >>> network = VNet(n_filters=4).train()
-        >>> tap = FeatureTap(network, ["decoder.1"])
-        >>> _ = network(torch.rand(2, 1, 16, 16, 16))
-        >>> tap.take()[0].shape
+        >>> logits, features = FeatureTap(VNet(n_filters=4), ["decoder.1"])(torch.rand(2, 1, 16, 16, 16))
+        >>> features[0].shape
         torch.Size([2, 8, 8, 8, 8])
     """
 
     def __init__(self, network: nn.Module, modules: Sequence[str]) -> None:
         available = dict(network.named_modules())
         available.pop("", None)
+        self.network = network
         self.modules = tuple(modules)
+        self._collects = False
         self._features: dict[str, torch.Tensor] = {}
         for name in self.modules:
             if name not in available:
                 shown = ", ".join(n for n in available if n.count(".") < 2)
                 raise ValueError(f"modules must name modules of {type(network).__name__} ({shown}), got {name!r}.")
+            # It stays, and is switched: a compiled network would be compiled anew when a hook comes or goes.
             available[name].register_forward_hook(self._recorder(name, available[name]))
 
     def _recorder(self, name: str, tapped: nn.Module) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
         # A closure is not copied along with the network: the hook of a copy is this very one and must let it pass.
         def record(module: nn.Module, _: tuple, output: torch.Tensor) -> None:
-            if module is tapped and module.training:
+            if self._collects and module is tapped:
                 self._features[name] = output
 
         return record
 
-    def take(self) -> list[torch.Tensor]:
+    def __call__(self, image: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
         """
-        Features of the last forward pass in training mode, in the order of ``modules``; they are let go here.
+        One forward pass, in the mode that the network is in.
 
-        Raises:
-            RuntimeError: When there was no such pass since the last call.
+        Args:
+            image: its input, shape (B, C, H, W[, D]).
+
+        Returns:
+            Its output, and the features of that pass in the order of ``modules``.
         """
-        if len(self._features) < len(self.modules):
-            raise RuntimeError("take() must follow a forward pass in training mode, got none since the last call.")
-        features = [self._features[name] for name in self.modules]
-        self._features.clear()
-        return features
+        self._collects = True
+        try:
+            output = self.network(image)
+            return output, [self._features[name] for name in self.modules]
+        finally:
+            self._collects = False
+            self._features.clear()
 
-    def look(self, network: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    def features_of(self, network: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
         """
         Features of images (B, C, H, W[, D]) in evaluation mode, in the order of ``modules``, without gradient.
 
-        No trace of it stays in the network.
+        Args:
+            network: the network or one of the same architecture, in which no trace of this stays.
+            image: its input.
         """
         features: dict[str, torch.Tensor] = {}
         modules = dict(network.named_modules())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinomix_monai.engines import DinoMixTrainer, PlainPrepareBatch, PseudoLabeler
+from dinomix_monai.engines import DinoMixTrainer, PseudoLabeler
 from dinomix_monai.networks import EMATeacher
 
 NUM_CLASSES = 3
@@ -61,12 +61,15 @@ def make_trainer(unlabeled_batches):
     """
     A semi-supervised trainer without distillation, with ``**changes``.
 
-    Everything in it is the same each time. With a threshold of 0 each voxel of an unlabeled patch counts.
+    Everything in it is the same each time. With a threshold of 0 each voxel of an unlabeled patch counts. ``distiller``
+    is a function of the network.
     """
 
-    def make(trainer_class=DinoMixTrainer, network=None, steps=3, **changes):
+    def make(trainer_class=DinoMixTrainer, network=None, steps=3, distiller=None, **changes):
         torch.manual_seed(0)
         network = (ToyNetwork() if network is None else network).to(changes.get("device", "cpu"))
+        if distiller is not None:
+            changes["distiller"] = distiller(network)
         arguments = {
             "device": torch.device("cpu"),
             "max_epochs": 2,
@@ -74,7 +77,6 @@ def make_trainer(unlabeled_batches):
             "network": network,
             "optimizer": torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
             "loss_function": cross_entropy,
-            "prepare_batch": PlainPrepareBatch(),
         }
         if trainer_class is DinoMixTrainer:
             arguments |= {

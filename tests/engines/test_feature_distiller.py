@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dinomix_monai.engines import FeatureDistiller
+from dinomix_monai.engines import FeatureDistiller, TaughtStudent
 
 PATCH = (16, 16, 16)
 
@@ -58,6 +58,12 @@ def volume():
     )
 
 
+def one_pass(distiller, student, seen_by_student, seen_by_teacher):
+    layers = distiller.draw_layers()
+    _, projected = TaughtStudent(student, distiller)(seen_by_student, len(seen_by_teacher), layers)
+    return distiller(projected, seen_by_teacher, layers)
+
+
 def trained(student, volume, modules=("coarse",), **kwargs):
     """A distiller whose heads have learned to read the values from the features of this student, exactly."""
     distiller = FeatureDistiller(student, modules, Teacher(), PATCH, **kwargs).set_random_state(seed=0)
@@ -67,8 +73,7 @@ def trained(student, volume, modules=("coarse",), **kwargs):
 
     def closure():
         optimizer.zero_grad()
-        student(volume)
-        loss = distiller(volume)
+        loss = one_pass(distiller, student, volume, volume)
         loss.backward()
         return loss
 
@@ -79,8 +84,7 @@ def trained(student, volume, modules=("coarse",), **kwargs):
 
 def loss_between(distiller, student, seen_by_student, seen_by_teacher):
     with torch.no_grad():
-        student(seen_by_student)
-        return distiller(seen_by_teacher).item()
+        return one_pass(distiller, student, seen_by_student, seen_by_teacher).item()
 
 
 def distance(a, b):
@@ -185,8 +189,7 @@ def test_the_loss_function_can_be_chosen(student, volume):
 
 def test_gradients_reach_heads_and_student_and_not_the_teacher(student, volume):
     distiller = FeatureDistiller(student, ["coarse"], Teacher(), PATCH)
-    student(volume)
-    distiller(volume).backward()
+    one_pass(distiller, student, volume, volume).backward()
     for parameter in (*distiller.parameters(), *student.parameters()):
         assert parameter.grad.abs().sum() > 0
     assert distiller.teacher.scale.grad is None
@@ -243,3 +246,22 @@ def test_agreement_is_the_cosine_at_each_cell_of_the_first_module(student, volum
         a, t = projected[(b, slice(None), *place)], target[(b, slice(None), *place)]
         torch.testing.assert_close(cosine[cell], a @ t / (a.norm() * t.norm()))
     assert not cosine.requires_grad
+
+
+def test_the_students_output_is_its_own_whether_it_is_taught_or_not(student, volume):
+    distiller = FeatureDistiller(student, ["fine", "coarse"], Teacher(), PATCH)
+    expected = student(volume)
+    for taught, size in ((TaughtStudent(student, distiller), 2), (TaughtStudent(student, distiller), 0)):
+        output, projected = taught(volume, size, [None, None])
+        assert torch.equal(output, expected)
+        assert [tuple(each.shape) for each in projected] == [(2, 2, 8, 8, 8), (2, 2, 4, 4, 4)][: 2 * bool(size)]
+    output, projected = TaughtStudent(student)(volume)
+    assert torch.equal(output, expected)
+    assert projected == []
+
+
+def test_heads_are_among_the_parameters_of_the_pass_and_not_of_the_student(student):
+    distiller = FeatureDistiller(student, ["coarse"], Teacher(), PATCH)
+    trained_together = {id(parameter) for parameter in TaughtStudent(student, distiller).parameters()}
+    assert trained_together == {id(p) for p in (*student.parameters(), *distiller.heads.parameters())}
+    assert not {id(p) for p in distiller.heads.parameters()} & {id(p) for p in student.parameters()}

@@ -48,9 +48,9 @@ class Mix:
 
 @pytest.fixture
 def make_distiller():
-    def make(network, teacher=None, **kwargs):
+    def make(teacher=None, **kwargs):
         teacher = MeanTeacher() if teacher is None else teacher
-        return FeatureDistiller(network, ["features"], teacher, patch_size=(8, 8, 8), **kwargs)
+        return lambda network: FeatureDistiller(network, ["features"], teacher, patch_size=(8, 8, 8), **kwargs)
 
     return make
 
@@ -76,8 +76,7 @@ def same(one, other):
 
 def test_with_both_weights_0_it_is_exactly_the_supervised_trainer(make_trainer, make_distiller):
     reference = make_trainer(SupervisedTrainer)
-    trainer = make_trainer(unsupervised_weight=0, distillation_weight=0, mix=Mix())
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(unsupervised_weight=0, distillation_weight=0, mix=Mix(), distiller=make_distiller())
     assert losses(trainer) == losses(reference)
     assert same(weights(trainer.network), weights(reference.network))
     assert not trainer.mix.batches
@@ -154,8 +153,7 @@ def test_a_stream_without_a_batch_is_refused(make_trainer):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(make_trainer, make_distiller):
-    trainer = make_trainer(unsupervised_weight=0.3, distillation_weight=0.7)
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(unsupervised_weight=0.3, distillation_weight=0.7, distiller=make_distiller())
     rows = losses(trainer, "loss", "supervised", "unsupervised", "distillation")
     assert len(rows) == 6
     for loss, supervised, unsupervised, distillation in rows:
@@ -203,8 +201,7 @@ def test_without_a_strong_view_the_student_sees_the_weak_one(make_trainer):
 
 
 def test_neither_teacher_is_changed_by_the_steps(make_trainer, make_distiller):
-    trainer = make_trainer()
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(distiller=make_distiller())
     before = weights(trainer.ema_teacher), weights(trainer.distiller.teacher), weights(trainer.network)
     trainer.run()
     assert same(weights(trainer.ema_teacher), before[0])
@@ -356,8 +353,7 @@ def weighted_by_hand(logits, target, weight):
 
 
 def test_distillation_alone_teaches_labeled_and_unlabeled_patches_as_they_are(make_trainer, make_distiller):
-    trainer = make_trainer(unsupervised_weight=0, max_epochs=1, mix=Mix())
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(unsupervised_weight=0, max_epochs=1, mix=Mix(), distiller=make_distiller())
     rows = losses(trainer, "loss", "supervised", "distillation")
     pairs = zip(trainer.data_loader, trainer.unlabeled_data_loader)
     expected = [torch.cat([labeled["image"], unlabeled["strong"]]) for labeled, unlabeled in pairs]
@@ -368,8 +364,7 @@ def test_distillation_alone_teaches_labeled_and_unlabeled_patches_as_they_are(ma
 
 def test_distillation_does_without_unlabeled_patches_where_there_are_none(make_trainer, make_distiller):
     with pytest.warns(UserWarning, match="There are no unlabeled images"):
-        trainer = make_trainer(unlabeled_data_loader=None, max_epochs=1)
-    trainer.distiller = make_distiller(trainer.network)
+        trainer = make_trainer(unlabeled_data_loader=None, max_epochs=1, distiller=make_distiller())
     assert all(term >= 0 for (term,) in losses(trainer, "distillation"))
     assert same(trainer.distiller.teacher.volumes, [batch["image"] for batch in trainer.data_loader])
 
@@ -378,8 +373,7 @@ def test_distillation_does_without_unlabeled_patches_where_there_are_none(make_t
 def test_without_distill_mixed_only_patches_that_were_not_mixed_are_taught(
     make_trainer, make_distiller, weight, taught
 ):
-    trainer = make_trainer(unsupervised_weight=weight, distill_mixed=False, max_epochs=1)
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(unsupervised_weight=weight, distill_mixed=False, max_epochs=1, distiller=make_distiller())
     assert all(term >= 0 for (term,) in losses(trainer, "distillation"))
     assert [len(volume) for volume in trainer.distiller.teacher.volumes] == [taught] * 3
     first = next(iter(trainer.data_loader))["image"]
@@ -387,22 +381,19 @@ def test_without_distill_mixed_only_patches_that_were_not_mixed_are_taught(
 
 
 def test_without_labels_and_distill_mixed_nothing_is_left_to_teach(make_trainer, make_distiller):
-    trainer = make_trainer(train_data_loader=None, distill_mixed=False, max_epochs=1)
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(train_data_loader=None, distill_mixed=False, max_epochs=1, distiller=make_distiller())
     assert all(math.isnan(term) for (term,) in losses(trainer, "distillation"))
 
 
 def test_the_frozen_teacher_sees_what_the_student_sees(make_trainer, make_distiller):
-    trainer = make_trainer(max_epochs=1)
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(max_epochs=1, distiller=make_distiller())
     trainer.network.inputs.clear()
     trainer.run()
     assert same(trainer.distiller.teacher.volumes, trainer.network.inputs)
 
 
 def test_the_frozen_teacher_can_look_at_another_entry_of_the_batches(make_trainer, make_distiller):
-    trainer = make_trainer(max_epochs=1, teacher_key="content", mix=Mix())
-    trainer.distiller = make_distiller(trainer.network)
+    trainer = make_trainer(max_epochs=1, teacher_key="content", mix=Mix(), distiller=make_distiller())
     for number, batch in enumerate((*trainer.data_loader, *trainer.unlabeled_data_loader)):
         batch["content"] = torch.full_like(batch["image"], number)
     trainer.run()
@@ -411,8 +402,7 @@ def test_the_frozen_teacher_can_look_at_another_entry_of_the_batches(make_traine
 
 
 def test_distillation_is_left_out_between_its_intervals(make_trainer, make_distiller):
-    trainer = make_trainer()
-    trainer.distiller = make_distiller(trainer.network, interval=3)
+    trainer = make_trainer(distiller=make_distiller(interval=3))
     terms = losses(trainer, "distillation")
     assert [math.isnan(term) for (term,) in terms] == [True, True, False] * 2
     assert len(trainer.distiller.teacher.volumes) == 2
@@ -420,13 +410,28 @@ def test_distillation_is_left_out_between_its_intervals(make_trainer, make_disti
 
 def test_what_the_teacher_looks_at_is_mixed_in_every_step_because_donors_outlive_theirs(make_trainer, make_distiller):
     mix = Mix()
-    trainer = make_trainer(max_epochs=1, teacher_key="content", mix=mix)
-    trainer.distiller = make_distiller(trainer.network, interval=3)
+    trainer = make_trainer(max_epochs=1, teacher_key="content", mix=mix, distiller=make_distiller(interval=3))
     for batch in (*trainer.data_loader, *trainer.unlabeled_data_loader):
         batch["content"] = batch["image"]
     trainer.run()
     assert len(trainer.distiller.teacher.volumes) == 1
     assert ["content" in batch for batch in mix.batches] == [True] * 3
+
+
+def test_the_share_of_voxels_whose_pseudo_label_counts_is_told(make_trainer):
+    trainer = make_trainer(max_epochs=1, mix=Mix())
+    trainer.pseudo_labeler.threshold = trainer.pseudo_labeler.floor = 0.4
+    found = losses(trainer, "confident_share")
+    assert [share for (share,) in found] == [float(batch["weight"][2:].mean()) for batch in trainer.mix.batches]
+    assert 0 < found[0][0] < 1
+    assert math.isnan(losses(make_trainer(unsupervised_weight=0), "confident_share")[0][0])
+
+
+def test_all_that_has_a_state_is_saved(make_trainer, make_distiller):
+    trainer = make_trainer(mix=PICCutMixd("image", [9, 9, 9]), distiller=make_distiller())
+    stateful = {name for name, part in vars(trainer).items() if hasattr(part, "state_dict")}
+    # The student is the network and the heads; the losses have nothing that changes.
+    assert stateful - {"student"} == set(trainer.to_save)
 
 
 def test_the_ema_teacher_of_another_network_labels_the_patches(make_trainer):
@@ -462,12 +467,12 @@ def test_without_labels_an_epoch_goes_over_the_unlabeled_images(make_trainer):
 
 
 def test_without_labels_a_step_with_nothing_to_learn_from_changes_nothing(make_trainer, make_distiller):
-    trainer = make_trainer(train_data_loader=None, max_epochs=1, unsupervised_weight=0, distillation_weight=1.0)
     teacher = MeanTeacher()
     teacher.embed_dim, call = 2, teacher.forward
     # Normalized, a single channel would have no gradient.
     teacher.forward = lambda *args: torch.cat([call(*args), 1 - call(*args)], dim=1)
-    trainer.distiller = make_distiller(trainer.network, teacher, interval=2)
+    parts = {"distiller": make_distiller(teacher, interval=2), "distillation_weight": 1.0}
+    trainer = make_trainer(train_data_loader=None, max_epochs=1, unsupervised_weight=0, **parts)
     steps, changed, found, before = [], [], [], [weights(trainer.network)]
 
     def note(engine):

@@ -16,7 +16,7 @@ from monai.transforms import AsDiscreted, Compose, RandGaussianNoised
 from torch import nn
 
 from dinomix_monai.data import patch_stream, read_labels
-from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller, PlainPrepareBatch, PseudoLabeler
+from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller, PseudoLabeler
 from dinomix_monai.handlers import (
     BestModelHandler,
     CurriculumHandler,
@@ -95,7 +95,6 @@ class Run:
             network=network,
             optimizer=optimizer,
             loss_function=loss,
-            prepare_batch=PlainPrepareBatch(),
             train_handlers=[
                 *([RunStateLoader(self.file, objects, self.scheduler)] if resume else []),
                 EpochSeedHandler(seed=7, randomizables=[labeled, unlabeled, mix, distiller, None]),
@@ -391,22 +390,6 @@ class TestResume:
         run.run()
         assert len(run.rows) == STEPS - 1
         assert run.trainer.state.iteration == 2 * (STEPS - 1)
-
-    def test_a_run_on_several_gpus_can_go_on_with_one(self, tmp_path):
-        run = Run(tmp_path, epochs=1).run()
-        run.trainer.network = nn.DataParallel(run.trainer.network)
-        RunStateSaver(run.file)(run.trainer)
-        names = list(torch.load(run.file, weights_only=True)["network"])
-        assert names == list(Network().state_dict())
-        expected = run.trainer.network.module.state_dict()
-        for wrap in (lambda network: network, nn.DataParallel):
-            other = Run(tmp_path, epochs=2, seed=3)
-            other.trainer.network = wrap(other.trainer.network)
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                RunStateLoader(run.file)(other.trainer)
-            network = getattr(other.trainer.network, "module", other.trainer.network)
-            assert is_equal(network.state_dict(), expected)
 
 
 class TestNothingIsLost:

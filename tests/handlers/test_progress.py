@@ -25,7 +25,10 @@ class Terminal(io.StringIO):
 
 
 def make_trainer(epochs, handlers=(), decollate=True, bad_step=None):
-    """Its loss is 1, 2, 3, ... step by step; in every second step there is an unsupervised term of ten times that."""
+    """
+    Its loss is 1, 2, 3, ... step by step; in every second step there is an unsupervised term of ten times that, and an
+    eighth of that as the share of confident voxels.
+    """
 
     class Trainer(SupervisedTrainer):
         def _iteration(self, engine, batchdata):
@@ -35,7 +38,8 @@ def make_trainer(epochs, handlers=(), decollate=True, bad_step=None):
                 "loss": torch.tensor(math.nan if step == bad_step else float(step)),
                 "supervised": torch.tensor(step / 2),
             }
-            terms |= {"unsupervised": torch.tensor(10.0 * step)} if step % 2 == 0 else {}
+            if step % 2 == 0:
+                terms |= {"unsupervised": torch.tensor(10.0 * step), "confident_share": torch.tensor(step / 8)}
             for item in output if decollate else [output]:
                 item.update(terms)
             return output
@@ -74,15 +78,15 @@ class TestHistory:
         path = tmp_path / "run" / "history.csv"
         make_trainer(2, [HistoryHandler(path)], decollate).run()
         assert path.read_text().splitlines() == [
-            "epoch,loss,supervised,unsupervised,distillation,val_mean_dice",
-            "1,2.50000,1.25000,30.00000,,",
-            "2,6.50000,3.25000,70.00000,,",
+            "epoch,loss,supervised,unsupervised,distillation,confident_share,val_mean_dice",
+            "1,2.50000,1.25000,30.00000,,0.37500,",
+            "2,6.50000,3.25000,70.00000,,0.87500,",
         ]
 
     def test_a_loss_that_is_not_finite_is_left_out_of_the_mean(self, tmp_path):
         path = tmp_path / "history.csv"
         make_trainer(1, [HistoryHandler(path)], bad_step=4).run()
-        assert path.read_text().splitlines()[1] == "1,2.00000,1.25000,30.00000,,"
+        assert path.read_text().splitlines()[1] == "1,2.00000,1.25000,30.00000,,0.37500,"
 
     def test_the_key_metric_stands_in_the_row_of_the_epoch_that_was_validated(self, tmp_path):
         validator, path = make_validator(), tmp_path / "history.csv"
@@ -190,7 +194,7 @@ class TestProgressLine:
             handler.attach(engine)
         engine.run([0] * 2, max_epochs=2)
         rows = (tmp_path / "history.csv").read_text().splitlines()
-        assert rows[1:] == ["1,,,,,", "2,0.50000,,0.50000,,"]
+        assert rows[1:] == ["1,,,,,,", "2,0.50000,,0.50000,,,"]
         assert "supervised=0.0" not in capsys.readouterr().err
 
     def test_without_a_validator_or_its_metric_there_is_no_metric(self, capsys):

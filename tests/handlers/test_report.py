@@ -15,7 +15,6 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Orientation
 from torch import nn
 
-from dinomix_monai.engines import PlainPrepareBatch
 from dinomix_monai.handlers import ReportHandler, charts, read_run
 from dinomix_monai.handlers import report as report_module
 from dinomix_monai.handlers.case_views import draw_case
@@ -357,7 +356,7 @@ def test_rules_are_checked_at_once(tmp_path):
 
 def test_an_image_without_a_spacing_is_refused(tmp_path):
     with pytest.raises(TypeError, match="image must be a MetaTensor, whose affine tells the spacing, got Tensor"):
-        report(tmp_path, three_cases(), prepare_batch=PlainPrepareBatch())
+        report(tmp_path, three_cases(), prepare_batch=lambda batch, *_, **__: (batch["image"].as_tensor(), None))
 
 
 def test_marks_of_a_baseline_stand_in_the_rows_of_their_classes(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -27,8 +29,7 @@ def test_the_network_keeps_its_state_dict_and_its_outputs(network):
     plain, x = copy.deepcopy(network), image()
     tap = FeatureTap(network, ["first", "block.0"])
     assert torch.equal(network(x), plain(x))
-    tap.take()
-    assert torch.equal(network(x), plain(x))
+    assert torch.equal(tap(x)[0], plain(x))
     state, expected = network.state_dict(), plain.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -36,64 +37,67 @@ def test_the_network_keeps_its_state_dict_and_its_outputs(network):
 
 
 def test_features_are_the_outputs_of_the_modules_in_the_order_of_their_names(network):
-    tap, x = FeatureTap(network, ["block", "first"]), image()
-    out = network(x)
-    block, first = tap.take()
+    x = image()
+    out, (block, first) = FeatureTap(network, ["block", "first"])(x)
     assert torch.equal(block, out)
     assert torch.equal(first, network.first(x))
 
 
-def test_the_last_pass_counts(network):
-    tap, x = FeatureTap(network, ["first"]), image()
+def test_they_are_those_of_that_pass(network):
+    tap, x, other = FeatureTap(network, ["first"]), image(), image()
+    (first,), (second,) = tap(x)[1], tap(other)[1]
     network(image())
-    network(x)
-    assert torch.equal(tap.take()[0], network.first(x))
+    assert torch.equal(first, network.first(x))
+    assert torch.equal(second, network.first(other))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_they_come_in_the_mode_of_the_network(network, mode):
+    x = image()
+    network.norm.running_mean += 3
+    _, (norm,) = FeatureTap(network.train(mode), ["norm"])(x)
+    after = network.norm.running_mean.clone()
+    network.norm.running_mean.fill_(3)
+    torch.testing.assert_close(norm, network.norm(network.first(x)))
+    torch.testing.assert_close(network.norm.running_mean, after)
 
 
 def test_the_gradient_of_a_feature_reaches_the_network(network):
-    tap = FeatureTap(network, ["first"])
-    network(image())
-    tap.take()[0].sum().backward()
+    FeatureTap(network, ["first"])(image())[1][0].sum().backward()
     assert network.first.weight.grad.any()
 
 
-def test_features_are_let_go_when_they_are_taken(network):
+def test_no_other_pass_is_collected_and_nothing_is_kept(network):
+    references = []
+    network.first.register_forward_hook(lambda _, __, output: references.append(weakref.ref(output)))
     tap = FeatureTap(network, ["first"])
-    network(image())
-    tap.take()
-    with pytest.raises(RuntimeError, match=r"take\(\) must follow a forward pass in training mode, got none since"):
-        tap.take()
+    with torch.no_grad():
+        network(image())
+        tap(image())
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
 
 
-def test_nothing_is_recorded_in_evaluation_mode(network):
-    tap = FeatureTap(network, ["first", "block"])
-    network.eval()(image())
-    with pytest.raises(RuntimeError, match="must follow a forward pass in training mode"):
-        tap.take()
-
-
-def test_evaluation_does_not_replace_what_training_recorded(network):
+def test_nothing_is_kept_if_the_network_fails(network):
     tap, x = FeatureTap(network, ["first"]), image()
-    network.train()(x)
-    network.eval()(image())
-    assert torch.equal(tap.take()[0], network.first(x))
+    with pytest.raises(RuntimeError, match="channels"):
+        tap(torch.rand(1, 5, 4, 4))
+    assert torch.equal(tap(x)[1][0], network.first(x))
 
 
 @pytest.mark.parametrize("make_copy", [copy.deepcopy, EMATeacher], ids=["copy", "EMA"])
 def test_a_copy_of_the_network_does_not_feed_the_tap(network, make_copy):
-    tap = FeatureTap(network, ["first"])
+    tap, x = FeatureTap(network, ["first"]), image()
     other = make_copy(network)
-    for module in other.modules():
-        module.training = True  # an EMA refuses train()
-    other(image())
-    with pytest.raises(RuntimeError, match="got none since the last call"):
-        tap.take()
+    # In the middle of a pass that is collected.
+    network.block.register_forward_pre_hook(lambda _, __: (other(image()), None)[1])
+    assert torch.equal(tap(x)[1][0], network.first(x))
 
 
 def test_looking_gives_the_features_in_evaluation_mode(network):
     x = image()
     network.norm.running_mean += 3
-    block, norm = FeatureTap(network, ["block", "norm"]).look(network, x)
+    block, norm = FeatureTap(network, ["block", "norm"]).features_of(network, x)
     network.eval()
     with torch.no_grad():
         expected = network.norm(network.first(x))
@@ -106,20 +110,18 @@ def test_looking_leaves_no_trace(network):
     tap = FeatureTap(network, ["first"])
     network.norm.eval()  # frozen on purpose
     state = copy.deepcopy(network.state_dict())
-    tap.look(network, image())
+    tap.features_of(network, image())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert network.training
     assert network.first.training
     assert not network.norm.training
     assert len(network.first._forward_hooks) == 1
-    with pytest.raises(RuntimeError, match="got none since the last call"):
-        tap.take()
 
 
 def test_looking_leaves_no_trace_if_the_network_fails(network):
     tap = FeatureTap(network, ["first"])
     with pytest.raises(RuntimeError, match="channels"):
-        tap.look(network, torch.rand(1, 5, 4, 4))
+        tap.features_of(network, torch.rand(1, 5, 4, 4))
     assert network.training
     assert len(network.first._forward_hooks) == 1
 
