@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dinomix_monai.engines.class_weighting import DifficultyWeighting, DistributionWeighting
-from dinomix_monai.engines.cross_trainer import CrossTrainer
 from dinomix_monai.engines.feature_distiller import FeatureDistiller, TaughtStudent
 from dinomix_monai.engines.patch_batch import PatchBatch
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
@@ -13,10 +11,7 @@ from dinomix_monai.engines.training_plan import TrainingPlan, plan_training
 from dinomix_monai.engines.window_inferer import WindowInferer
 
 __all__ = [
-    "CrossTrainer",
-    "DifficultyWeighting",
     "DinoMixTrainer",
-    "DistributionWeighting",
     "FeatureDistiller",
     "PatchBatch",
     "PseudoLabeler",

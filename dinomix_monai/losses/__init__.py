@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dinomix_monai.losses.class_weighted_dice_ce import ClassWeightedDiceCELoss
 from dinomix_monai.losses.feature_distillation import (
     FeatureDistillationLoss,
     semantic_rarity,
@@ -11,7 +10,6 @@ from dinomix_monai.losses.feature_distillation import (
 from dinomix_monai.losses.weighted_dice_ce import VoxelWeightedDiceCELoss
 
 __all__ = [
-    "ClassWeightedDiceCELoss",
     "FeatureDistillationLoss",
     "VoxelWeightedDiceCELoss",
     "semantic_rarity",

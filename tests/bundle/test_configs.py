@@ -12,8 +12,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dinomix_monai.baselines import StudentPair
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.networks import StudentPair
 from dinomix_monai.run import failure_text
 
 HERE = Path(__file__).parent

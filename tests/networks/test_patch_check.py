@@ -5,7 +5,8 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from dinomix_monai.networks import StudentPair, VNet, check_patch_size
+from dinomix_monai.baselines import StudentPair
+from dinomix_monai.networks import VNet, check_patch_size
 
 
 @pytest.fixture

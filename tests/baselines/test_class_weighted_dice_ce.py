@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dinomix_monai.losses import ClassWeightedDiceCELoss
+from dinomix_monai.baselines import ClassWeightedDiceCELoss
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,15 +13,56 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from dinomix_monai.core.keys import BatchKeys, LossKeys
-from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
-from dinomix_monai.networks import EMATeacher, StudentPair
+from dinomix_monai.engines import SemiSupervisedTrainer
+from dinomix_monai.networks import EMATeacher
 
-__all__ = ["CrossTrainer"]
+__all__ = ["CrossTrainer", "StudentPair"]
+
+
+class StudentPair(nn.Module):
+    """
+    Two networks of one architecture that start from different weights, for methods in which each teaches the other.
+
+    In training mode it gives the logits of both, in evaluation mode their mean, so that it is scored and used like any
+    network.
+
+    Args:
+        student: the first network; the second is a copy of it whose weights are drawn anew.
+
+    Raises:
+        ValueError: When the copy has the weights of the first, because its modules have no ``reset_parameters``.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.first = student
+        self.second = copy.deepcopy(student)
+        for module in self.second.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        if all(torch.equal(a, b) for a, b in zip(self.first.parameters(), self.second.parameters())):
+            raise ValueError(
+                "student must have modules with reset_parameters, so that two of them differ, got "
+                f"{type(student).__name__}, whose copy stayed the same."
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            x: what a student takes.
+
+        Returns:
+            Logits of both students in training mode, the mean of their logits in evaluation mode.
+        """
+        first, second = self.first(x), self.second(x)
+        return (first, second) if self.training else (first + second) / 2
 
 
 class CrossTrainer(SemiSupervisedTrainer):
     """
-    Two students that teach each other: a baseline for :class:`DinoMixTrainer` with the same data, losses and handlers.
+    Two students that teach each other, with the data, losses and handlers of
+    :class:`dinomix_monai.engines.DinoMixTrainer`.
 
     Both see the labeled and the unlabeled patches. Each learns from the labels, and in all patches from what the other
     one holds to be the most probable class. With ``weightings``, classes count differently for the two, which keeps
@@ -30,7 +72,7 @@ class CrossTrainer(SemiSupervisedTrainer):
     https://arxiv.org/abs/2106.01226; Wang and Li, "DHC", MICCAI 2023, https://arxiv.org/abs/2307.11960.
 
     Args:
-        network: a :class:`dinomix_monai.networks.StudentPair`.
+        network: a :class:`StudentPair`.
         loss_function: called for each student with logits, labels and class weights (``None`` without weightings) of
             the labeled patches.
         unlabeled_loss_function: called likewise with the other student's labels of all patches.

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dinomix_monai.networks import StudentPair, VNet
+from dinomix_monai.baselines import StudentPair
+from dinomix_monai.networks import VNet
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinomix_monai.engines import DifficultyWeighting, DistributionWeighting
+from dinomix_monai.baselines import DifficultyWeighting, DistributionWeighting
 
 
 def logits_of(labels, num_classes=3):
@@ -98,7 +98,7 @@ def test_weights_survive_a_checkpoint():
 
 
 def test_arguments_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="labeled_counts must list background and each class"):
+    with pytest.raises(ValueError, match="labeled_voxels must list background and each class"):
         DistributionWeighting([3])
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         DistributionWeighting([3, 2], decay=1)

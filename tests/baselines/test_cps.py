@@ -8,9 +8,14 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from dinomix_monai.engines import CrossTrainer, DifficultyWeighting, DistributionWeighting
-from dinomix_monai.losses import ClassWeightedDiceCELoss
-from dinomix_monai.networks import EMATeacher, StudentPair
+from dinomix_monai.baselines import (
+    ClassWeightedDiceCELoss,
+    CrossTrainer,
+    DifficultyWeighting,
+    DistributionWeighting,
+    StudentPair,
+)
+from dinomix_monai.networks import EMATeacher
 
 CROSS_ENTROPY = ClassWeightedDiceCELoss(lambda_dice=0)
 
@@ -133,3 +138,11 @@ def test_a_single_network_and_a_wrong_number_of_weightings_are_refused(make_cros
 def test_labeled_images_are_needed(make_cross_trainer):
     with pytest.raises(ValueError, match="train_data_loader must yield labeled batches, got none"):
         make_cross_trainer(train_data_loader=[])
+
+
+def test_all_that_has_a_state_is_saved(make_cross_trainer):
+    weightings = nn.ModuleList([DifficultyWeighting(3), DistributionWeighting([9, 9, 9])])
+    trainer = make_cross_trainer(weightings=weightings)
+    stateful = {name for name, part in vars(trainer).items() if hasattr(part, "state_dict")}
+    # The losses have nothing that changes, and the student is the network.
+    assert stateful - {"student", "loss_function", "unlabeled_loss_function"} == set(trainer.to_save)
