@@ -26,34 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_workflow import open_workflow
+from bundle_workflow import ROOT, open_workflow
 
 SHAPE = (512, 512, 300)
-WAYS: dict[str, dict[str, Any]] = {
-    "stock": {
-        "amp": False,
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            **{"roi_size": "@patch_size", "sw_batch_size": 2, "overlap": 0.25, "mode": "gaussian"},
-        },
-        "preprocessing#transforms#3#dtype": "$numpy.float64",
-        "postprocessing#transforms#0": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "orig_keys": "image",
-                    "transform": "@preprocessing",
-                    "nearest_interp": False,
-                },
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-            ],
-        },
-    },
-    "this bundle": {"amp": False},
-    "in half precision": {"amp": True},
+STOCK = str(ROOT / "benchmarks" / "configs" / "stock_inference.json")
+WAYS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "stock": (["inference", STOCK], {}),
+    "this bundle": (["inference"], {"amp": False}),
+    "in half precision": (["inference"], {"amp": True}),
 }
+"""Configs and settings of each."""
 
 
 def main(model_file: str | None = None, scan: str | None = None, repetitions: int = 5) -> None:
@@ -123,10 +105,11 @@ def _interleaved(ways: Sequence[str], model_file: str, scan: str, folder: str, r
     return {way: statistics.median(values[1:]) for way, values in times.items()}
 
 
-def open_evaluator(way: str, model_file: str, scan: str, folder: str, **settings: Any) -> Any:
+def open_evaluator(way: str, model_file: str, scan: str, folder: str) -> Any:
     """The evaluator of one of ``WAYS``, which writes to a subfolder of that name."""
     paths = {"model_file": model_file, "dataset_dir": scan, "output_dir": f"{folder}/{way}"}
-    workflow = open_workflow("inference", workflow_type="infer", **{**paths, **WAYS[way], **settings})
+    configs, settings = WAYS[way]
+    workflow = open_workflow(*configs, workflow_type="infer", **paths, **settings)
     return workflow.parser.get_parsed_content("evaluator")
 
 

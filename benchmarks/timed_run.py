@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from bundle_workflow import CONFIGS, open_workflow
+from bundle_workflow import CONFIGS, ROOT, open_workflow
 
 
 def fitting_epochs(folder: Path, minutes: float, arm: str, **data: Any) -> int:
@@ -122,7 +122,7 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
 
 def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], *patches: str, **settings: Any) -> Any:
     # An arm goes by its name, whatever its folder; the method itself is the bundle as it is.
-    arms = [str(file) for file in CONFIGS.glob(f"*/{arm}.json")]
+    arms = [str(file) for folder in (CONFIGS, ROOT / "benchmarks") for file in folder.glob(f"*/{arm}.json")]
     return open_workflow("train", *overlays, *arms, *patches, output_dir=str(output_dir), **settings)
 
 

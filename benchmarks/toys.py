@@ -1,4 +1,4 @@
-"""The bundle and its phantom, shrunk until a step takes no time; the tests use them, too."""
+"""The bundle and its phantom, shrunk until a step takes no time."""
 
 from __future__ import annotations
 

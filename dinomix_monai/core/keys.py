@@ -13,8 +13,7 @@ class BatchKeys(StrEnum):
 
     ``STRONG`` is the intensity-augmented view of ``image``; ``WEIGHT`` the weight of each voxel's label; ``LABELED``
     tells for each sample whether its label is ground truth; ``POSITION`` where in its volume it lies; ``VOLUME`` is the
-    number of that volume in the token atlas, and ``ORIGIN`` the volume and position of each voxel; ``CONTENT`` is what
-    a teacher other than DINOv3 looks at.
+    number of that volume in the token atlas, and ``ORIGIN`` the volume and position of each voxel.
     """
 
     IMAGE = "image"
@@ -25,7 +24,6 @@ class BatchKeys(StrEnum):
     POSITION = "position"
     VOLUME = "volume"
     ORIGIN = "origin"
-    CONTENT = "content"
 
 
 class LossKeys(StrEnum):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigWorkflow
-from toys import TOY, make_toy_phantom
+
+from tests.toys import TOY, make_toy_phantom
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 

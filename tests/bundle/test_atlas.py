@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import TOY
 
 from dinomix_monai.__main__ import atlas
 from dinomix_monai.teacher import TokenAtlas
+from tests.toys import TOY
 
 CONFIG = str(Path(__file__).parents[2] / "bundle" / "configs" / "train.json")
 

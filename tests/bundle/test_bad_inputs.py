@@ -277,9 +277,9 @@ SETTINGS = {
     ),
     "unknown reaction to a bad loss": (
         {"on_bad_loss": "ignore"},
-        "Error at train::handlers::4: on_bad_loss must be 'skip' or 'stop', got 'ignore'.",
+        "Error at train::handlers::3: on_bad_loss must be 'skip' or 'stop', got 'ignore'.",
     ),
-    "patience of 0": ({"patience": 0}, "Error at train::handlers::8: patience must be >= 1 or None, got 0."),
+    "patience of 0": ({"patience": 0}, "Error at train::handlers::7: patience must be >= 1 or None, got 0."),
     "boxes larger than the patch": (
         {"mix#box_fraction": [0.5, 2]},
         "Error at mix: box_fraction must be two numbers 0 < least <= greatest <= 1, got (0.5, 2).",

@@ -22,7 +22,10 @@ CONFIGS = ROOT / "bundle" / "configs"
 SCHEMA = HERE / "meta_schema.json"
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
 FILES = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.json"))}
-ARMS = {Path(name).name: name for name in FILES if name.startswith(("ablation/", "baseline/"))}
+# A bound of the benchmarks, which changes the bundle as its overlays do.
+CONTENT = "../../benchmarks/configs/fkd_content"
+FILES[CONTENT] = CONFIGS / f"{CONTENT}.json"
+ARMS = {Path(name).name: name for name in FILES if name.startswith(("ablation/", "baseline/", CONTENT))}
 # What an overlay sets must not be taken back by the toy settings.
 TOY_STEPS = {"epochs": 1, "steps_per_epoch": 3, "val_interval": 9, "warm_up": 0.0, "distillation_interval": 1}
 

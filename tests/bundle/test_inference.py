@@ -7,9 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from inference import WAYS, open_evaluator
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from toys import TOY
 
 from dinomix_monai.data import write_labels
 
@@ -281,13 +279,17 @@ def test_model_that_lacks_weights_is_refused(segment, model_file: Path, tmp_path
         raise root_of(error.value)
 
 
-def test_the_benchmarks_stock_way_gives_the_same_label_map(model_file: Path, tmp_path: Path) -> None:
+def test_the_stock_way_gives_the_same_label_map(workflow, model_file: Path, tmp_path: Path) -> None:
     scan = save(tmp_path / "scan.nii.gz", blob((60, 50, 40)), affine_of((4, 5, 6)))
-    found = {}
-    for way in WAYS:
-        open_evaluator(way, str(model_file), str(scan), str(tmp_path), **TOY, device="cpu").run()
-        found[way] = nib.load(tmp_path / way / "scan_seg.nii.gz").get_fdata()
-    assert len(np.unique(found["stock"])) > 1
-    shares = {way: (label != found["stock"]).mean() for way, label in found.items()}
-    assert shares["this bundle"] < 1e-4
-    assert shares["in half precision"] < 2e-2
+
+    def label_of(folder: Path, *patches: str, **settings: object) -> np.ndarray:
+        paths = {"model_file": str(model_file), "dataset_dir": str(scan), "output_dir": str(folder)}
+        built = workflow("inference", *patches, kind="infer", **paths, **settings)
+        built.initialize()
+        built.run()
+        return nib.load(folder / "scan_seg.nii.gz").get_fdata()
+
+    stock = label_of(tmp_path / "stock", "../../benchmarks/configs/stock_inference")
+    assert len(np.unique(stock)) > 1
+    assert (label_of(tmp_path / "own", amp=False) != stock).mean() < 1e-4
+    assert (label_of(tmp_path / "half", amp=True) != stock).mean() < 2e-2

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toys import TOY, make_toy_phantom
 
 from dinomix_monai.data import split_dataset
 from dinomix_monai.federated import RunPlan, Site, SiteSettings, bundle_network, find_bundle
+from tests.toys import TOY, make_toy_phantom
 
 SETTINGS = {
     **TOY,

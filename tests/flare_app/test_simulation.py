@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import TOY, make_toy_phantom
 
 from dinomix_monai.data import split_dataset
 from dinomix_monai.federated import bundle_network, promote_checkpoint, read_checkpoint
+from tests.toys import TOY, make_toy_phantom
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from toys import TOY, make_toy_phantom
 
 from dinomix_monai.label import AppFolder, prepare_app_folder
+from tests.toys import TOY, make_toy_phantom
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundle"

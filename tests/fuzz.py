@@ -1,7 +1,7 @@
 """
 Whether files that come from outside can do anything but be refused.
 
-    python benchmarks/fuzz.py --seconds 60
+    python tests/fuzz.py --seconds 60
 
 Changes a sound datalist, checkpoint and volume at random, and opens what comes out as training would. Nothing but the
 errors that name the file may come of it: no other exception, no file outside of the data set, no code, and no more
