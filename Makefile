@@ -1,4 +1,4 @@
-.PHONY: format check test test-all
+.PHONY: format check test test-all docs
 
 format:  ## Rewrite the code in the project's format
 	ruff format .
@@ -14,3 +14,6 @@ test:  ## All tests that need neither a GPU nor more than a few minutes
 
 test-all:  ## Everything
 	python -m pytest -q
+
+docs:  ## The documentation as a site in site/, with an error for each dead link
+	mkdocs build --strict

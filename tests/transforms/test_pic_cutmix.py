@@ -52,7 +52,7 @@ def equal(results, others):
 
 
 def plain_formula(counts, progress, beta, curriculum, gamma):
-    """METHOD.md, number by number."""
+    """The formulas of docs/method.md, number by number."""
     s = min(progress / curriculum, 1) ** gamma
     total = sum((1 / (n + 1)) ** beta for n in counts)
     return [(1 - s) * (1 / (n + 1)) ** beta / total + s / len(counts) for n in counts]
