@@ -10,7 +10,7 @@ built-in phantom, for the table of the README. Other options are settings of the
 ``--teacher_weights none``.
 
 Each arm first runs a few epochs by itself on all cores, which tell how many of them fit into the time beside what comes
-before them (caching the volumes and, for DINO-Mix, computing the token atlas from nothing); with ``--jobs``
+before them (caching the volumes and, for DINO-Mix, computing the token cache from nothing); with ``--jobs``
 the runs are then made side by side with their share of the cores, which gives the same steps sooner. Runs that are
 already in the output folder are not repeated, so a comparison can be made in pieces. With ``--learning_rates`` each arm
 is trained at each of them with the first seed, and the best on the validation cases serves the other seeds.

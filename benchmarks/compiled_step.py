@@ -33,7 +33,7 @@ def main(repetitions: int = 40) -> None:
 
 
 def _steps(folder: str, compiled: bool) -> Iterator[None]:
-    trainer = open_trainer("FKD from the atlas", folder)
+    trainer = open_trainer("FKD from the token cache", folder)
     if compiled:
         trainer.network.compile()
         trainer.ema_teacher.module.compile()

@@ -1,11 +1,11 @@
 """
 How much of the variance of all volumes' tokens is kept by components that are found on a few of the volumes.
 
-    python -m dinomix_monai atlas --dataset_dir DIR --atlas_dir ATLAS
-    python benchmarks/components.py ATLAS
+    python -m dinomix_monai cache_tokens --dataset_dir DIR --token_cache#folder TOKENS
+    python benchmarks/components.py TOKENS
 
 For each number of volumes the mean over some draws and the lowest of them; training finds the components on a tenth of
-the volumes, four at least. ATLAS holds the tokens of one teacher and recipe.
+the volumes, four at least. TOKENS holds the tokens of one teacher and recipe.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 
 
 def main(
-    atlas_dir: str, components: Sequence[int] = (8, 64), volumes: Sequence[int] = (2, 4, 8), draws: int = 5
+    token_dir: str, components: Sequence[int] = (8, 64), volumes: Sequence[int] = (2, 4, 8), draws: int = 5
 ) -> None:
     """Prints the table."""
-    moments = [_moments(np.load(file)) for file in sorted(Path(atlas_dir).glob("*/*.npy"))]
+    moments = [_moments(np.load(file)) for file in sorted(Path(token_dir).glob("*/*.npy"))]
     everything = _covariance(moments)
     numbers = [number for number in volumes if number < len(moments)]
     print(f"| components | {' | '.join(f'of {number} volumes' for number in numbers)} | of all {len(moments)} |")

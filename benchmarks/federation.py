@@ -25,7 +25,7 @@ from spread import spread
 from dinomix_monai.data import make_phantom, read_datalist, split_dataset
 from dinomix_monai.federated.privacy import GaussianPrivacy
 from dinomix_monai.federated.recipe import PHANTOM_SETTINGS, build_recipe, client_arguments
-from dinomix_monai.federated.summary import pooled
+from dinomix_monai.federated.summary import pool_case_scores
 
 NAMES = {
     "labeled": "two sites with labels",
@@ -122,7 +122,7 @@ def _table(folder: Path, data: Path) -> str:
         if not files:
             continue
         results = [json.loads(file.read_text()) for file in files]
-        dice = [{organ: mean for organ, (mean, _) in pooled(r["scores"]["after"]).items()} for r in results]
+        dice = [{organ: mean for organ, (mean, _) in pool_case_scores(r["scores"]["after"]).items()} for r in results]
         if "clip_norm" in results[0]:
             name += f" (clip_norm {results[0]['clip_norm']:g}, noise_multiplier {results[0]['noise_multiplier']:g})"
         cells = [

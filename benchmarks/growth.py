@@ -30,7 +30,7 @@ STEPS = 20
 COLUMNS = {
     "check_s": "check, s",
     "preprocessing_s": "preprocessing, s",
-    "atlas_s": "atlas, s",
+    "tokens_s": "tokens, s",
     "step_ms": "step, ms",
     "memory_mb": "memory, MB",
     "mapped_memory_mb": "memory, mapped, MB",
@@ -117,13 +117,13 @@ def measure(folder: str, network: str, *overlays: str) -> None:
         warm_up=0.0,
         ramp_up=0.0,
         # Volumes as they are: only patches and network are those of the toy. Large cells: the teacher is soon done.
-        **({**TOY, "spacing_mm": [4.5, 4.5, 5.5], "atlas_cell": [8, 8, 8]} if network == "toy" else {}),
+        **({**TOY, "spacing_mm": [4.5, 4.5, 5.5], "token_cache#cell": [8, 8, 8]} if network == "toy" else {}),
     )
     parser = workflow.parser
     preprocessing_s = _timed(
         lambda: [parser.get_parsed_content(name) for name in ("train#dataset", "train#unlabeled_dataset")]
     )
-    atlas_s = _timed(parser.get_parsed_content("atlas").complete)
+    tokens_s = _timed(parser.get_parsed_content("token_cache").complete)
     trainer = parser.get_parsed_content("train#trainer")
     trainer.state.iteration = 0
     steps = []
@@ -134,7 +134,7 @@ def measure(folder: str, network: str, *overlays: str) -> None:
     result = {
         "check_s": check_s,
         "preprocessing_s": preprocessing_s,
-        "atlas_s": atlas_s,
+        "tokens_s": tokens_s,
         "step_ms": 1e3 * statistics.median(steps[STEPS // 4 :]),
         "memory_mb": _own_memory(),
     }

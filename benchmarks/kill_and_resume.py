@@ -53,7 +53,7 @@ def main(kills: int = 10, seed: int = 0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_toy_phantom(Path(folder) / "phantom", cases=(2, 2, 1, 1))
         whole, parts = Path(folder) / "whole", Path(folder) / "parts"
-        # Once more, because the first makes the atlas and the time of the second is what moments are drawn from.
+        # Once more, because the first makes the token cache and the time of the second is what moments are drawn from.
         _finish(folder, Path(folder) / "first")
         begin = time.monotonic()
         _finish(folder, whole)
@@ -103,7 +103,7 @@ def _train(folder: str, output: Path) -> None:
     workflow = open_workflow(
         *configs,
         dataset_dir=f"{folder}/phantom",
-        atlas_dir=f"{folder}/atlas",
+        **{"token_cache#folder": f"{folder}/tokens"},
         output_dir=str(output),
         **SETTINGS,
     )

@@ -5,7 +5,7 @@ How long a training takes from the command to the end of its first steps, import
 
 Three starts on the default phantom, each in a process of its own: from nothing (the phantom is made, and the frozen
 teacher sees the volumes of the first steps and those that the components of its tokens are found on), with the phantom
-there, and with the token atlas of an earlier training there as well. The first step that distills comes after the
+there, and with the token cache of an earlier training there as well. The first step that distills comes after the
 first one, and it is what the teacher is needed for. Beside its time stands what it took of all cores together: on a
 busy machine that is the number to trust.
 """
@@ -27,7 +27,7 @@ import fire
 ROOT = Path(__file__).parents[1]
 MARK = "CPU seconds: "
 # What each start finds of the one before.
-STARTS = {"from nothing": (), "with the phantom": ("phantom",), "with phantom and atlas": ("phantom", "atlas")}
+STARTS = {"from nothing": (), "with the phantom": ("phantom",), "with phantom and tokens": ("phantom", "tokens")}
 
 
 def main(repetitions: int = 3) -> None:
@@ -37,7 +37,7 @@ def main(repetitions: int = 3) -> None:
         for start, found in STARTS.items():
             times = []
             for _ in range(repetitions):
-                for name in {"phantom", "atlas"} - set(found):
+                for name in {"phantom", "tokens"} - set(found):
                     shutil.rmtree(Path(folder) / name, ignore_errors=True)
                 times.append(_first_steps(folder))
             distilling, first, cpu = min(times)
@@ -76,7 +76,7 @@ def child(folder: str) -> None:
     os.chdir(ROOT)
     config = "bundle/configs/train.json"
     sys.argv = ["monai.bundle", "run", "training", "--config_file", config, "--teacher_weights", "none"]
-    for name, path in (("phantom_dir", "phantom"), ("output_dir", ""), ("atlas_dir", "atlas")):
+    for name, path in (("phantom_dir", "phantom"), ("output_dir", ""), ("token_cache#folder", "tokens")):
         sys.argv += [f"--{name}", str(Path(folder) / path)]
     runpy.run_module("monai.bundle", run_name="__main__")
 

@@ -31,7 +31,7 @@ from bundle_workflow import open_workflow
 SMALLEST = "vit_small_patch16_dinov3"
 FKD_FORMS = {
     "no FKD": ("ablation/pic",),
-    "FKD from the atlas": (),
+    "FKD from the token cache": (),
     "FKD online": ("online_teacher",),
 }
 PEER_FORMS = {"two networks, CPS with DHC's weights": ("baseline/cps",), "DINO-Mix": ()}
@@ -54,7 +54,7 @@ def main(teacher: str = SMALLEST, repetitions: int = 40, peers: bool = False, op
     forms = list(PEER_FORMS if peers else FKD_FORMS)
     with tempfile.TemporaryDirectory() as folder:
         # Each form in a process of its own, because a peak is never taken back, and while this process is small,
-        # because theirs begin with its peak. The first form that needs the atlas makes it.
+        # because theirs begin with its peak. The first form that needs the token cache makes it.
         counted = {form: _in_a_process(form, folder, teacher) for form in forms}
         medians = _interleaved(forms, folder, teacher, repetitions)
         loading = {form: _loading(form, folder, teacher, repetitions) for form in forms}
@@ -148,7 +148,7 @@ def steps_of(trainer: Any) -> Iterator[None]:
 
 
 def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
-    """The trainer of one of ``FORMS``; makes the phantom and the atlas in the folder if they are not there."""
+    """The trainer of one of ``FORMS``; makes the phantom and the token cache in the folder if they are not there."""
     from dinomix_monai.data import make_phantom
     from dinomix_monai.run import prepare_volumes
 

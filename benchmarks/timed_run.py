@@ -49,9 +49,9 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     folder = Path(output_dir)
     settings = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8), **settings}
     # What the teacher says of the volumes is the same in every run.
-    atlas = {"atlas_dir": str(folder.parents[1] / "atlas")}
+    tokens = {"token_cache#folder": str(folder.parents[1] / "tokens")}
     is_resumed = (folder / "models/last/state.pt").is_file()
-    workflow = _workflow(arm, folder, overlays, *(["resume"] if is_resumed else []), **atlas, **settings)
+    workflow = _workflow(arm, folder, overlays, *(["resume"] if is_resumed else []), **tokens, **settings)
     prepare_volumes(workflow.parser)
     trainer = workflow.parser.get_parsed_content("train#trainer")
     start = time.perf_counter()
@@ -92,7 +92,7 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
         "epochs": epochs,
         "val_interval": epochs,
         "warm_up": 0.375,
-        "atlas_dir": str(folder / "atlas"),
+        "token_cache#folder": str(folder / "tokens"),
     }
     workflow = _workflow(arm, folder, overlays, **settings)
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from fire.decorators import SetParseFn
 
 from dinomix_monai.run import open_configuration, prepare_volumes, read_configuration, report_failures
 
-__all__ = ["atlas", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
+__all__ = ["cache_tokens", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
 
 # Each command imports what it runs: MONAI and PyTorch take many seconds, and a help text needs neither.
 
@@ -94,7 +94,7 @@ def phantom(dataset_dir: str, seed: int = 0) -> None:
 
 
 @SetParseFn(str, "dataset_dir", "teacher", "weights")
-def atlas(
+def cache_tokens(
     dataset_dir: str,
     teacher: str | None = None,
     weights: str | None = None,
@@ -111,22 +111,23 @@ def atlas(
         teacher: name of a DINOv3 of timm, instead of the configuration's ``teacher_model``.
         weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
         config_file: the bundle's training configuration and its overlays, as training is given them.
-        **settings: ids of the configuration with other values, as training is given them, such as ``--atlas_dir``.
+        **settings: ids of the configuration with other values, as training is given them, such as
+            ``--token_cache#folder``.
 
     Raises:
-        ValueError: When the configuration makes no use of an atlas.
+        ValueError: When the configuration makes no use of a token cache.
     """
     parser = open_configuration(config_file, **settings)
     given = {"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights}
     parser.update({name: value for name, value in given.items() if value is not None})
-    if parser.get_parsed_content("no_atlas"):
+    if parser.get_parsed_content("no_token_cache"):
         raise ValueError(
-            "config_file must have teacher_key 'origin' and a distillation_weight above 0, got "
+            "config_file must have teacher_key 'source' and a distillation_weight above 0, got "
             f"{parser.get_parsed_content('teacher_key')!r} and {parser.get_parsed_content('distillation_weight')}: "
-            "training would make no atlas."
+            "training would make no token cache."
         )
     prepare_volumes(parser)
-    print(parser.get_parsed_content("atlas").describe())
+    print(parser.get_parsed_content("token_cache").describe())
 
 
 @SetParseFn(str, "dataset_dir")
@@ -263,7 +264,7 @@ def split(
 if __name__ == "__main__":
     report_failures()
     commands = {
-        "atlas": atlas,
+        "cache_tokens": cache_tokens,
         "check": check,
         "compare": compare,
         "label": label,

@@ -86,7 +86,7 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
         (("compare", "nowhere", "nowhere"), "Error: "),
         (("prepare", "spleen", "RAW", "OUT"), "Error: "),
         (
-            ("atlas", "DATA", "--config_file", "a.json"),
+            ("cache_tokens", "DATA", "--config_file", "a.json"),
             "Error: config_file must be a configuration of the bundle, got ",
         ),
         (
@@ -101,7 +101,10 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
         (("label", "nowhere", "--app", "OUT"), "Error: studies must be the folder of the scans, got nowhere, which is"),
         (("check", "DATA", "--patch_size", "1,2"), "Error: patch_size must have three numbers above 0, got (1, 2).\n"),
         (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),
-        (("atlas", "DATA", "--distillation_weight", "0"), "Error: config_file must have teacher_key 'origin' and a "),
+        (
+            ("cache_tokens", "DATA", "--distillation_weight", "0"),
+            "Error: config_file must have teacher_key 'source' and a ",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -13,7 +13,7 @@ class BatchKeys(StrEnum):
 
     ``STRONG`` is the intensity-augmented view of ``image``; ``WEIGHT`` the weight of each voxel's label; ``LABELED``
     tells for each sample whether its label is ground truth; ``POSITION`` where in its volume it lies; ``VOLUME`` is the
-    number of that volume in the token atlas, and ``ORIGIN`` the volume and position of each voxel.
+    number of that volume in the token cache, and ``SOURCE`` the volume and position of each voxel.
     """
 
     IMAGE = "image"
@@ -23,7 +23,7 @@ class BatchKeys(StrEnum):
     LABELED = "labeled"
     POSITION = "position"
     VOLUME = "volume"
-    ORIGIN = "origin"
+    SOURCE = "source"
 
 
 class LossKeys(StrEnum):

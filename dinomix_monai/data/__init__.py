@@ -21,7 +21,7 @@ from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
 from dinomix_monai.data.scan_folder import image_files
 from dinomix_monai.data.site_split import split_dataset
-from dinomix_monai.data.streams import PatchStream, patch_stream, share_of
+from dinomix_monai.data.streams import PatchStream, cases_of_rank, patch_stream
 
 __all__ = [
     "CaseCheck",
@@ -31,6 +31,7 @@ __all__ = [
     "OriginalScans",
     "PatchStream",
     "Protocol",
+    "cases_of_rank",
     "check_dataset",
     "check_model_file",
     "class_weights",
@@ -47,7 +48,6 @@ __all__ = [
     "read_protocol",
     "relative_name",
     "scaling_window",
-    "share_of",
     "split_dataset",
     "verify_dataset",
     "write_labels",

@@ -11,7 +11,7 @@ from torch.utils.data import RandomSampler, Sampler
 
 from dinomix_monai.core.processes import rank_seed
 
-__all__ = ["PatchStream", "patch_stream", "share_of"]
+__all__ = ["PatchStream", "cases_of_rank", "patch_stream"]
 
 
 class PatchStream(DataLoader):
@@ -77,7 +77,7 @@ def patch_stream(dataset: Dataset, batch_size: int, steps: int, **kwargs: Any) -
     return PatchStream(dataset, batch_size, steps, **kwargs) if len(dataset) else None
 
 
-def share_of(cases: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
+def cases_of_rank(cases: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
     """
     The cases that one of several processes evaluates, so that every case counts as often in the mean over all.
 

@@ -35,7 +35,8 @@ class FeatureDistiller(nn.Module, Randomizable):
         patch_size: shape of a patch, from which the student's channels are found.
         in_channels: channels of the student's image.
         hidden_channels: see :class:`dinomix_monai.networks.ProjectionHead`.
-        loss_function: distance between projected and teacher features; by default the plain form.
+        loss_function: distance between projected and teacher features in the cells of a mask; by default the plain form
+            of :class:`dinomix_monai.losses.FeatureDistillationLoss`.
         layers: how many layers of the student's grid are drawn in each step, ``None`` for all. An online teacher's
             cost is proportional to it.
         interval: the loss is computed in every ``interval``-th step.
@@ -122,8 +123,9 @@ class FeatureDistiller(nn.Module, Randomizable):
         """
         losses = []
         for features, grid, drawn in zip(projected, self.grids, layers):
-            target = self.teacher(volume, grid, drawn).to(features.device)
-            losses.append(self.loss_function(features, target))
+            teacher_features = self.teacher(volume, grid, drawn).to(features.device)
+            # Cells of which the teacher knows nothing are 0 in all channels.
+            losses.append(self.loss_function(features, teacher_features, teacher_features.any(dim=1)))
         return torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -142,8 +144,8 @@ class FeatureDistiller(nn.Module, Randomizable):
             Teacher features, shape (B, E, h, w, d), and their cosine with the student's projected ones, (B, h, w, d).
         """
         features = self.tap.features_of(network, image)[0]
-        target = self.teacher(volume, tuple(features.shape[2:])).to(features.device)
-        return target, F.cosine_similarity(self.heads[0](features), target, dim=1)
+        teacher_features = self.teacher(volume, tuple(features.shape[2:])).to(features.device)
+        return teacher_features, F.cosine_similarity(self.heads[0](features), teacher_features, dim=1)
 
 
 class TaughtStudent(nn.Module):

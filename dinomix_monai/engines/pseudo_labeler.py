@@ -27,12 +27,15 @@ class PseudoLabeler(nn.Module):
     is brought back, and one whose share is right stays as it is. It presumes that unlabeled scans show the same organs
     as labeled ones, and about as much of the background.
 
-    *Thresholds*: a voxel counts when the probability of its most probable class reaches the threshold of
-    that class. They follow the classes' learning status, the moving average of the confidence of voxels predicted as
-    that class: ``threshold * status_c / max_k status_k``, at least ``floor``.
+    *Thresholds*: a voxel counts when the probability of its most probable class reaches the threshold of that class,
+    ``threshold * confidence_c / max_k confidence_k``, at least ``floor``. The confidence of a class is the moving
+    average of the highest probability over the voxels that are predicted as that class. This departs from FreeMatch in
+    three ways. FreeMatch averages the probability of a class over all samples, which in segmentation is the class's
+    share of the voxels: a small organ's threshold would be close to 0, and all its guesses would count. FreeMatch also
+    learns the threshold of the most confident class, which is a constant here, and it has no floor.
 
-    It moves to where the logits are. Under ``torch.distributed`` both averages follow the batches of all processes,
-    which must be of one size.
+    The module moves to the device of the logits. Under ``torch.distributed`` both averages follow the batches of all
+    processes, which must be of one size.
 
     References: Berthelot et al., "ReMixMatch", ICLR 2020, https://arxiv.org/abs/1911.09785 (alignment); Wang et al.,
     "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, https://arxiv.org/abs/2205.07246
@@ -55,7 +58,7 @@ class PseudoLabeler(nn.Module):
             ``labeled_voxels`` is missing or not one number for each class.
     """
 
-    status: torch.Tensor
+    class_confidence: torch.Tensor
     predicted_shares: torch.Tensor
     labeled_shares: torch.Tensor
 
@@ -83,7 +86,7 @@ class PseudoLabeler(nn.Module):
             raise ValueError(f"weight must be > 0, got {weight}.")
         self.threshold, self.floor, self.decay, self.alignment = threshold, floor, decay, alignment
         self.weight, self.clean_label = weight, clean_label
-        self.register_buffer("status", torch.ones(num_classes))
+        self.register_buffer("class_confidence", torch.ones(num_classes))
         if alignment:
             # One voxel more, so that a class without labeled voxels has a share.
             counts = torch.as_tensor(labeled_voxels).float() + 1
@@ -92,7 +95,7 @@ class PseudoLabeler(nn.Module):
 
     def thresholds(self) -> torch.Tensor:
         """Present threshold of each class, shape (C,)."""
-        return (self.threshold * self.status / self.status.max()).clamp_min(self.floor)
+        return (self.threshold * self.class_confidence / self.class_confidence.max()).clamp_min(self.floor)
 
     @torch.no_grad()
     def forward(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,15 +109,15 @@ class PseudoLabeler(nn.Module):
         self.to(logits.device)
         probabilities = logits.float().softmax(dim=1)
         if self.alignment:
-            probabilities = self._aligned(probabilities)
+            probabilities = self._align(probabilities)
         confidence, label = probabilities.max(dim=1, keepdim=True)
-        self._follow(confidence, label)
+        self._update_class_confidence(confidence, label)
         weight = self.weight * (confidence >= self.thresholds()[label]).to(confidence)
         if self.clean_label is not None:
             label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
         return label, weight
 
-    def _aligned(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def _align(self, probabilities: torch.Tensor) -> torch.Tensor:
         found = sum_over_processes(probabilities.mean(dim=[0, *range(2, probabilities.ndim)])) / process_count()
         followed = self.decay * self.predicted_shares + (1 - self.decay) * found
         # An average that has once been NaN would be so for ever.
@@ -123,9 +126,13 @@ class PseudoLabeler(nn.Module):
         aligned = probabilities * (ratio**self.alignment).view(1, -1, *[1] * (probabilities.ndim - 2))
         return aligned / aligned.sum(dim=1, keepdim=True)
 
-    def _follow(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
-        sums = [class_sums(values, label, len(self.status)) for values in (torch.ones_like(confidence), confidence)]
+    def _update_class_confidence(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
+        sums = [
+            class_sums(values, label, len(self.class_confidence))
+            for values in (torch.ones_like(confidence), confidence)
+        ]
         voxels, total = sum_over_processes(torch.stack(sums))
         mean = total / voxels.clamp_min(1)
         is_seen = (voxels > 0) & mean.isfinite()
-        self.status = torch.where(is_seen, self.decay * self.status + (1 - self.decay) * mean, self.status)
+        followed = self.decay * self.class_confidence + (1 - self.decay) * mean
+        self.class_confidence = torch.where(is_seen, followed, self.class_confidence)

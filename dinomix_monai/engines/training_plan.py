@@ -126,14 +126,16 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
                 **{f"train#{name}#data": f"$@datalist.{section}[:1]" for name, section in _SECTIONS.items()},
                 "validate#dataset#data": "$@datalist.validation[:1]",
                 **{"epochs": 2, "steps_per_epoch": count + 2, "warm_up": 0.5, "val_interval": 2},
-                **{"output_dir": folder, "atlas_dir": str(Path(folder) / "atlas")},
+                **{"output_dir": folder, "token_cache#folder": str(Path(folder) / "tokens")},
             }
         )
         measured = _measure(parser, count)
         files = {"best model": get("model_file"), "state to resume": get("state_file")}
         disk = {what: float(Path(file).stat().st_size) for what, file in files.items()}
-    if not get("no_atlas"):
-        disk["token atlas"] = _atlas_size(get("atlas"), [shape for some in shapes.values() for shape in some])
+    if not get("no_token_cache"):
+        disk["token cache"] = _token_cache_size(
+            get("token_cache"), [shape for some in shapes.values() for shape in some]
+        )
     voxels, seen = (
         sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
     )
@@ -176,10 +178,10 @@ def _what(parser: ConfigParser) -> dict[str, str]:
     return {**what, "teacher": get("teacher").describe()} if get("distillation_weight") else what
 
 
-def _atlas_size(atlas: Any, shapes: Sequence[Sequence[int]]) -> float:
+def _token_cache_size(token_cache: Any, shapes: Sequence[Sequence[int]]) -> float:
     """Bytes of all tokens in half precision, in full and by their components."""
-    cells = sum(math.prod(math.ceil(side / cell) for side, cell in zip(shape, atlas.cell)) for shape in shapes)
-    return 2.0 * cells * (atlas.slice_tokens.embed_dim + (atlas.components or 0))
+    cells = sum(math.prod(math.ceil(side / cell) for side, cell in zip(shape, token_cache.cell)) for shape in shapes)
+    return 2.0 * cells * (token_cache.slice_tokens.embed_dim + (token_cache.components or 0))
 
 
 def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ What needs NVFlare (``pip install "dinomix-monai[flare]"``) is imported from whe
 from __future__ import annotations
 
 from dinomix_monai.federated.bundle_network import bundle_network
-from dinomix_monai.federated.handshake import agree, version_differences
+from dinomix_monai.federated.handshake import check_agreement, version_differences
 from dinomix_monai.federated.messages import MetaKeys, Models, Tasks
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.promotion import promote_checkpoint, read_checkpoint
@@ -16,7 +16,7 @@ from dinomix_monai.federated.proximal import ProximalHandler
 from dinomix_monai.federated.server_optimizer import ServerOptimizer
 from dinomix_monai.federated.site import RoundResult, Site
 from dinomix_monai.federated.site_settings import SiteSettings, find_bundle, phantom_site
-from dinomix_monai.federated.summary import federation_table, pooled
+from dinomix_monai.federated.summary import federation_table, pool_case_scores
 from dinomix_monai.federated.update import make_update, norm_names
 from dinomix_monai.federated.update_check import UpdateCheck
 
@@ -31,14 +31,14 @@ __all__ = [
     "SiteSettings",
     "Tasks",
     "UpdateCheck",
-    "agree",
     "bundle_network",
+    "check_agreement",
     "federation_table",
     "find_bundle",
     "make_update",
     "norm_names",
     "phantom_site",
-    "pooled",
+    "pool_case_scores",
     "promote_checkpoint",
     "read_checkpoint",
     "version_differences",

@@ -13,7 +13,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.federated.handshake import agree, version_differences
+from dinomix_monai.federated.handshake import check_agreement, version_differences
 from dinomix_monai.federated.messages import MetaKeys, Models, Tasks
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.server_optimizer import ServerOptimizer
@@ -27,8 +27,9 @@ class FederatedController(FedAvg):
     """
     Federated averaging by steps, with what hospitals need around it.
 
-    A run begins with a handshake that all sites must pass, see :func:`~dinomix_monai.federated.handshake.agree`; the
-    labeled voxels of all sites together steer PIC at each. Then come the rounds. All connected sites take part in each;
+    A run begins with a handshake that all sites must pass, see
+    :func:`~dinomix_monai.federated.handshake.check_agreement`; the labeled voxels of all sites together steer PIC at
+    each. Then come the rounds. All connected sites take part in each;
     what a site sends is checked, and refused if need be, without an end of the round. The model that arrives at the
     sites is scored by them, the last one too, and the best is kept. At the end the model of the beginning and the best
     one are scored by class, and beside them what each site reaches alone.
@@ -212,7 +213,7 @@ class FederatedController(FedAvg):
                     raise ValueError(f"{site} is not ready ({errors[site]}); its log says what is wrong.")
                 if site not in answers:
                     raise ValueError(f"{site} must answer the handshake in {self.handshake_timeout} s, got nothing.")
-            voxels = agree(answers, self.class_names, self.teacher)
+            voxels = check_agreement(answers, self.class_names, self.teacher)
         except ValueError as error:
             self.panic(f"Handshake: {error}")
             return False

@@ -10,10 +10,10 @@ import numpy as np
 from dinomix_monai.core.tensor_file import differing_names
 from dinomix_monai.federated.plan import VOXELS
 
-__all__ = ["agree", "version_differences"]
+__all__ = ["check_agreement", "version_differences"]
 
 
-def agree(
+def check_agreement(
     answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], teacher: str = ""
 ) -> dict[str, list[float]]:
     """

@@ -21,7 +21,7 @@ from dinomix_monai.federated.bundle_network import config_files
 from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.site_settings import SiteSettings
 from dinomix_monai.federated.update import State, make_update, norm_names
-from dinomix_monai.handlers import move_schedule
+from dinomix_monai.handlers import fast_forward_scheduler
 from dinomix_monai.handlers.epoch_table import read_table
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.run.versions import package_version
@@ -119,7 +119,7 @@ class Site:
         trainer.state.epoch = first_epoch
         trainer.state.iteration = first_epoch * trainer.state.epoch_length
         trainer.state.max_epochs = first_epoch + self.plan.epochs_per_round
-        move_schedule(self._parsed(workflow, "lr_scheduler"), trainer.state.iteration)
+        fast_forward_scheduler(self._parsed(workflow, "lr_scheduler"), trainer.state.iteration)
         self._steps = 0
         trainer.run()
         left_out = norm_names(trainer.network) if self.plan.local_norm else None
@@ -186,7 +186,11 @@ class Site:
             As :meth:`score`; nothing at a site without labels, which cannot train alone.
         """
         folder = self.settings.folder / "alone"
-        own = {"output_dir": str(folder), "atlas_dir": str(self.settings.folder / "atlas"), "check_data": False}
+        own = {
+            "output_dir": str(folder),
+            "token_cache#folder": str(self.settings.folder / "tokens"),
+            "check_data": False,
+        }
         workflow = self._build(**own)
         if not self._parsed(workflow, "datalist").training:
             return {}

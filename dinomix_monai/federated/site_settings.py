@@ -22,7 +22,7 @@ class SiteSettings:
 
     Args:
         name: its name.
-        folder: where it keeps its state, models and token atlas.
+        folder: where it keeps its state, models and token cache.
         bundle_root: folder of the bundle.
         overrides: ids of ``train.json`` with the site's own values, such as ``dataset_dir``, ``device`` or
             ``teacher_weights``. They have the last word over what the server sends.

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from dinomix_monai.core.text import number, text_table
 
-__all__ = ["ClassScores", "federation_table", "pooled"]
+__all__ = ["ClassScores", "federation_table", "pool_case_scores"]
 
 ClassScores = Mapping[str, Sequence[float]]
 """For each class the mean Dice over the cases that count, and their number."""
 
 
-def pooled(scores: Mapping[str, ClassScores]) -> dict[str, list[float]]:
+def pool_case_scores(scores: Mapping[str, ClassScores]) -> dict[str, list[float]]:
     """Means over the cases of all sites, and their numbers."""
     total: dict[str, list[float]] = {}
     for of_site in scores.values():
@@ -36,7 +36,7 @@ def federation_table(class_names: Sequence[str], scores: Mapping[str, Mapping[st
     sites = list(dict.fromkeys(site for by_site in scores.values() for site in by_site))
     columns = [["class", *class_names[1:], "mean", "cases"]]
     for model, by_site in scores.items():
-        columns.append(_column(f"all {model}", class_names, pooled(by_site)))
+        columns.append(_column(f"all {model}", class_names, pool_case_scores(by_site)))
     for site in sites:
         columns += [_column(f"{site} {model}", class_names, by_site.get(site, {})) for model, by_site in scores.items()]
     return "\n".join(text_table(list(zip(*columns))))

@@ -11,7 +11,7 @@ from dinomix_monai.handlers.progress import HistoryHandler, ProgressLineHandler
 from dinomix_monai.handlers.provenance import provenance, read_run
 from dinomix_monai.handlers.random_state import EpochSeedHandler
 from dinomix_monai.handlers.report import ReportHandler
-from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler, move_schedule
+from dinomix_monai.handlers.schedules import CurriculumHandler, RampUpHandler, fast_forward_scheduler
 from dinomix_monai.handlers.teacher_view import TeacherViewHandler
 from dinomix_monai.handlers.validation_dice import ValidationDice
 
@@ -32,7 +32,7 @@ __all__ = [
     "RunStateSaver",
     "TeacherViewHandler",
     "ValidationDice",
-    "move_schedule",
+    "fast_forward_scheduler",
     "provenance",
     "read_run",
 ]

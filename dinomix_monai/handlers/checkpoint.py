@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.data import write_labels
-from dinomix_monai.handlers.schedules import move_schedule
+from dinomix_monai.handlers.schedules import fast_forward_scheduler
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
@@ -261,7 +261,7 @@ class RunStateLoader:
         engine.state.iteration = engine.state.epoch * length if length else state["trainer"]["iteration"]
         engine.state.resumed_from = self.path  # type: ignore[attr-defined]  # Ignite's State takes any attribute
         if self.lr_scheduler is not None:
-            move_schedule(self.lr_scheduler, engine.state.iteration)
+            fast_forward_scheduler(self.lr_scheduler, engine.state.iteration)
         if engine.state.max_epochs is not None and engine.state.epoch >= engine.state.max_epochs:
             warnings.warn(
                 f"The run in {self.path} has all of its {engine.state.max_epochs} epochs: nothing is left to train.",

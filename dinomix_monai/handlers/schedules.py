@@ -9,7 +9,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["CurriculumHandler", "RampUpHandler", "move_schedule"]
+__all__ = ["CurriculumHandler", "RampUpHandler", "fast_forward_scheduler"]
 
 
 class CurriculumHandler:
@@ -93,7 +93,7 @@ class RampUpHandler:
         setattr(engine, self.attribute, self.weight(engine.progress))
 
 
-def move_schedule(scheduler: LRScheduler, steps: int) -> None:
+def fast_forward_scheduler(scheduler: LRScheduler, steps: int) -> None:
     """
     Brings learning rates to what a schedule gives after so many steps, whatever they are now.
 

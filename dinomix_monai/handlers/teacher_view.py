@@ -72,15 +72,15 @@ class TeacherViewHandler:
         z = _slice_with_most_classes(label)
         layer = z * tokens.shape[-1] // label.shape[-1]
         tokens = tokens[..., layer]
+        seen = tokens.any(dim=1)
         maps = {
             "teacher's tokens": _as_colors(tokens[0]),
-            f"weight ({self.loss.weighting})": self.loss.weights(tokens)[0],
+            f"weight ({self.loss.weighting})": self.loss.weights(tokens, seen)[0],
             self._since: self._before[0, ..., layer],
             "cosine after": after[0, ..., layer],
         }
-        unseen = ~tokens[0].any(dim=0)
         for values in maps.values():
-            values[unseen] = torch.nan
+            values[~seen[0]] = torch.nan
         figure, axes = new_figure(13, 3.2, columns=1 + len(maps))
         self._draw_slice(axes[0], z)
         # Cells need not be as high as they are wide.

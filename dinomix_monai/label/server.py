@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from dinomix_monai.label.app_folder import AppFolder
-from dinomix_monai.run import held_lock
+from dinomix_monai.run import acquire_lock
 
 __all__ = ["check_server", "connections", "serve", "server_environment"]
 
@@ -71,7 +71,7 @@ def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 
     """
     check_server(studies, host)
     # Two servers would replace each other's model. Kept until this one stops.
-    lock = held_lock(folder.root)
+    lock = acquire_lock(folder.root)
     if lock is None:
         raise ValueError(f"app must be a folder that no other server uses, got {folder.root}. Give this one its own.")
     # Taken out of the environment, because MONAI Label 0.8.5 fails on it, and compares origins with a slash at the end.

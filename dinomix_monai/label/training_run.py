@@ -196,7 +196,7 @@ class TrainingRun:
             "output_dir": str(self.path),
             "dataset_dir": str(self.path),
             "allow_outside": True,
-            "atlas_dir": str(self.folder.root / "atlas"),
+            "token_cache#folder": str(self.folder.root / "tokens"),
             "start_file": str(self.folder.model_file),
             "check_data": False,
             "device": device,

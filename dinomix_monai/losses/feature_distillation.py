@@ -14,15 +14,18 @@ __all__ = ["FeatureDistillationLoss", "semantic_rarity", "semantic_uniqueness"]
 
 
 class FeatureDistillationLoss(_Loss):
-    """
-    Normalized squared distance between student features and those of a frozen teacher, cell by cell.
+    r"""
+    Normalized squared distance between student features ``s`` and those of a frozen teacher ``t``, cell by cell.
 
-    ``sum_i a_i |s_i / |s_i| - t_i / |t_i||^2 / sum_i a_i``: 0 where both point the same way, 2 where they are
-    orthogonal, 4 at most. The plain form has ``a_i = 1``; the others weight a cell by :func:`semantic_uniqueness` or by
-    :func:`semantic_rarity`, which gives a small organ as much as a large one. The caller puts both on one grid and
-    projects the student to the teacher's channels. The target is detached here, so no gradient reaches the teacher.
-    Cells whose target is 0 in all channels, of which the teacher has nothing to say, do not count; where no cell counts
-    the loss is 0. Under ``torch.distributed`` sums run over all processes.
+    .. math::
+        L = \frac{\sum_i m_i a_i \left\| s_i / \|s_i\| - t_i / \|t_i\| \right\|^2}{\sum_i m_i a_i}
+
+    A cell ``i`` adds 0 where both vectors point the same way, 2 where they are orthogonal, and 4 at most. The mask
+    ``m_i`` is 1 where the teacher has a feature, else 0; where no cell counts, the loss is 0. The plain form has
+    weights ``a_i = 1``; the others weight a cell by :func:`semantic_uniqueness` or by :func:`semantic_rarity`, which
+    gives a small organ as much as a large one. The caller puts both on one grid and projects the student to the
+    teacher's channels. The teacher's features are detached here, so no gradient reaches the teacher. Under
+    ``torch.distributed`` both sums run over all processes.
 
     Reference: Liu and Sun, "DINO-Mix", 2026, https://arxiv.org/abs/2602.07819 (normalized MSE); the weights are
     readings of its "semantic uniqueness".
@@ -48,51 +51,77 @@ class FeatureDistillationLoss(_Loss):
             raise ValueError(f"weighting must be one of plain, {', '.join(_WEIGHTS)}, got {weighting!r}.")
         self.weighting = weighting
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, student_features: torch.Tensor, teacher_features: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
-            input: student features, shape (B, C, H, W[, D]).
-            target: teacher features, same shape and C.
+            student_features: shape (B, C, H, W[, D]).
+            teacher_features: the same shape.
+            mask: cells that count, boolean, shape (B, H, W[, D]). Defaults to all cells.
+
+        Returns:
+            Loss, a scalar.
 
         Raises:
-            ValueError: When the shapes differ.
+            ValueError: When the shapes do not belong together.
         """
-        if input.shape != target.shape:
-            raise ValueError(f"input must have the shape of target {tuple(target.shape)}, got {tuple(input.shape)}.")
-        target = target.detach().float()
-        distance = (F.normalize(input.float(), dim=1) - F.normalize(target, dim=1)).square().sum(dim=1)
-        weight = self.weights(target)
+        if student_features.shape != teacher_features.shape:
+            raise ValueError(
+                f"student_features must have the shape of teacher_features {tuple(teacher_features.shape)}, "
+                f"got {tuple(student_features.shape)}."
+            )
+        teacher_features = teacher_features.detach().float()
+        difference = F.normalize(student_features.float(), dim=1) - F.normalize(teacher_features, dim=1)
+        distance, weight = difference.square().sum(dim=1), self.weights(teacher_features, mask)
         total_distance, total = sum_over_processes(torch.stack([(weight * distance).sum(), weight.sum()]))
         return total_distance / total.clamp_min(1e-6)
 
-    def weights(self, target: torch.Tensor) -> torch.Tensor:
+    def weights(self, teacher_features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """
-        How much each cell counts.
+        Weight ``m_i a_i`` of each cell.
 
         Args:
-            target: teacher features, shape (B, C, H, W[, D]).
+            teacher_features: shape (B, C, H, W[, D]).
+            mask: cells that count, boolean, shape (B, H, W[, D]). Defaults to all cells.
 
         Returns:
-            Weights, shape (B, H, W[, D]); 0 for cells that are 0 in all channels.
+            Weights, shape (B, H, W[, D]); 0 for cells that do not count.
+
+        Raises:
+            ValueError: When ``mask`` has another shape.
         """
-        weight = target.any(dim=1).float()
-        return weight if self.weighting == "plain" else weight * _WEIGHTS[self.weighting](target)
+        counted = _mask_of(teacher_features, mask)
+        return counted if self.weighting == "plain" else counted * _WEIGHTS[self.weighting](teacher_features, mask)
 
 
-def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:
+def _mask_of(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    shape = features.shape[:1] + features.shape[2:]
+    if mask is None:
+        return features.new_ones(shape, dtype=torch.float32)
+    if mask.shape != shape:
+        raise ValueError(f"mask must have one value for each cell, shape {tuple(shape)}, got {tuple(mask.shape)}.")
+    return mask.float()
+
+
+def semantic_uniqueness(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """
     How unlike the rest of its slice each cell is: ``1 - mean_j cos(f_i, f_j)``, scaled to mean 1 in every slice.
 
     Args:
         features: shape (B, C, H, W[, D]); a slice is one H x W plane.
+        mask: cells that count, boolean, shape (B, H, W[, D]). Defaults to all cells.
 
     Returns:
-        Weights, shape (B, H, W[, D]); all 1 in a slice whose cells are all alike. Cells that are 0 in all channels are
-        left out and weigh 0, unless the whole slice is so.
+        Weights, shape (B, H, W[, D]); all 1 in a slice whose cells are all alike. Other cells are left out and weigh 0,
+        unless the whole slice is so.
+
+    Raises:
+        ValueError: When ``mask`` has another shape.
     """
-    counted = features.any(dim=1, keepdim=True).float()
+    counted = _mask_of(features, mask)[:, None]
     cells = counted.sum(dim=(2, 3), keepdim=True).clamp_min(1)
-    unit = F.normalize(features.float(), dim=1)
+    unit = F.normalize(features.float(), dim=1) * counted
     # The mean of all cosines with a cell is its cosine with the mean vector.
     mean_vector = unit.sum(dim=(2, 3), keepdim=True) / cells
     weight = counted[:, 0] - (unit * mean_vector).sum(dim=1)
@@ -101,7 +130,9 @@ def semantic_uniqueness(features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def semantic_rarity(features: torch.Tensor, temperature: float = 0.1, references: int = 256) -> torch.Tensor:
+def semantic_rarity(
+    features: torch.Tensor, mask: torch.Tensor | None = None, temperature: float = 0.1, references: int = 256
+) -> torch.Tensor:
     """
     How few cells of its slice are like each cell: ``1 / mean_j exp((cos(f_i, f_j) - 1) / temperature)``, scaled to mean
     1 in every slice.
@@ -111,18 +142,21 @@ def semantic_rarity(features: torch.Tensor, temperature: float = 0.1, references
 
     Args:
         features: shape (B, C, H, W[, D]); a slice is one H x W plane.
+        mask: cells that count, boolean, shape (B, H, W[, D]). Defaults to all cells.
         temperature: difference of cosines over which cells cease to be alike.
         references: about how many cells of a slice, on a regular grid, each one is compared with at most; also bounds
             how many times the weight of a common cell a rare one can have.
 
     Returns:
-        Weights, shape (B, H, W[, D]); all 1 in a slice whose cells are all alike. Cells that are 0 in all channels are
-        left out and weigh 0.
+        Weights, shape (B, H, W[, D]); all 1 in a slice whose cells are all alike. Other cells are left out and weigh 0.
+
+    Raises:
+        ValueError: When ``mask`` has another shape.
     """
-    counted = features.any(dim=1)
+    counted = _mask_of(features, mask)
     # Slices first, (B[, D], cells, C): a matrix product compares all cells of one.
     unit = F.normalize(features.float(), dim=1).movedim((1, 2, 3), (-1, -3, -2))
-    there = counted.movedim((1, 2), (-2, -1)).float()
+    there = counted.movedim((1, 2), (-2, -1))
     step = math.ceil(math.sqrt(math.prod(there.shape[-2:]) / references))
     others, other_there = unit[..., ::step, ::step, :].flatten(-3, -2), there[..., ::step, ::step].flatten(-2)
     # All pairs of cells and others: in place, because nothing here is as large.

@@ -6,27 +6,26 @@ from dinomix_monai.run.configuration import (
     bundle_root,
     check_paths,
     check_settings,
-    idle_settings,
     open_configuration,
     prepare_volumes,
     present_parser,
     read_configuration,
+    unused_settings,
 )
 from dinomix_monai.run.failure import Terminated, failure_text, report_failures, stop_on_sigterm
-from dinomix_monai.run.output_lock import held_lock
+from dinomix_monai.run.output_lock import acquire_lock
 from dinomix_monai.run.record import start_run
 from dinomix_monai.run.settings import check_counts, check_device
 
 __all__ = [
     "Terminated",
+    "acquire_lock",
     "bundle_root",
     "check_counts",
     "check_device",
     "check_paths",
     "check_settings",
     "failure_text",
-    "held_lock",
-    "idle_settings",
     "open_configuration",
     "prepare_volumes",
     "present_parser",
@@ -34,4 +33,5 @@ __all__ = [
     "report_failures",
     "start_run",
     "stop_on_sigterm",
+    "unused_settings",
 ]

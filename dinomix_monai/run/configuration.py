@@ -16,11 +16,11 @@ __all__ = [
     "bundle_root",
     "check_paths",
     "check_settings",
-    "idle_settings",
     "open_configuration",
     "prepare_volumes",
     "present_parser",
     "read_configuration",
+    "unused_settings",
 ]
 
 _Owner = TypeVar("_Owner")
@@ -62,15 +62,15 @@ def prepare_volumes(parser: ConfigParser) -> None:
     """
     Does all that a training does once for each of its volumes, a part of which it would leave to its first epochs.
 
-    Both data sets are preprocessed and cached, and where there is an atlas the frozen teacher sees their volumes.
+    Both data sets are preprocessed and cached, and where there is a token cache the frozen teacher sees their volumes.
 
     Args:
         parser: the bundle's training configuration.
     """
     for name in ("train#dataset", "train#unlabeled_dataset"):
         parser.get_parsed_content(name)
-    if not parser.get_parsed_content("no_atlas"):
-        parser.get_parsed_content("atlas").complete()
+    if not parser.get_parsed_content("no_token_cache"):
+        parser.get_parsed_content("token_cache").complete()
 
 
 def read_configuration(file: str | Path, name: str = "config_file") -> dict[str, Any]:
@@ -147,14 +147,14 @@ def _present(kind: type[_Owner]) -> _Owner | None:
     return None
 
 
-def idle_settings(config: Mapping[str, Any]) -> list[str]:
+def unused_settings(config: Mapping[str, Any]) -> list[str]:
     """
     Plain values at the top of a configuration that nothing refers to, and that therefore do nothing.
 
     MONAI takes any name on the command line, so that is what a mistyped setting looks like.
 
     Example:
-        >>> idle_settings({"epochs": 3, "epoch": 5, "trainer": {"max_epochs": "@epochs"}})
+        >>> unused_settings({"epochs": 3, "epoch": 5, "trainer": {"max_epochs": "@epochs"}})
         ['epoch']
     """
     named = {name for text in _strings(config) for name in _REFERENCE.findall(text)}
@@ -172,7 +172,7 @@ def check_settings(config: Mapping[str, Any], typed: Iterable[str]) -> None:
     Raises:
         ValueError: When nothing refers to one of them.
     """
-    for name in {re.split("#|::", name)[0] for name in typed}.intersection(idle_settings(config)):
+    for name in {re.split("#|::", name)[0] for name in typed}.intersection(unused_settings(config)):
         similar = difflib.get_close_matches(name, [other for other in config if other != name], n=1)
         question = f" Did you mean {similar[0]}?" if similar else " All settings stand at the top of the configuration."
         raise ValueError(

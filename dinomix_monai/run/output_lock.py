@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["held_lock", "lock_outputs"]
+__all__ = ["acquire_lock", "lock_outputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def lock_outputs(output_dir: str | Path, logs: Path) -> None:
     """
     while _held:
         _held.pop().release()
-    lock = held_lock(logs)
+    lock = acquire_lock(logs)
     if lock is None:
         latest = max(logs.glob("*.log"), key=lambda log: log.stat().st_mtime, default=logs)
         raise ValueError(
@@ -41,7 +41,7 @@ def lock_outputs(output_dir: str | Path, logs: Path) -> None:
     _held.append(lock)
 
 
-def held_lock(folder: Path) -> FileLock | None:
+def acquire_lock(folder: Path) -> FileLock | None:
     """
     A lock on a folder, which it stays as long as somebody keeps the object; ``None`` where another process has it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dinomix_monai.transforms.add_to_token_cache import AddToTokenCacheD, AddToTokenCached, AddToTokenCacheDict
 from dinomix_monai.transforms.donor_bank import DonorBank
 from dinomix_monai.transforms.finite_voxels import FiniteVoxelsD, FiniteVoxelsd, FiniteVoxelsDict
 from dinomix_monai.transforms.invert_to_label import (
@@ -18,11 +19,13 @@ from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixD, PICCutMix
 from dinomix_monai.transforms.rand_tensor_noise import RandTensorNoiseD, RandTensorNoised, RandTensorNoiseDict
 from dinomix_monai.transforms.safe_spacing import SafeSpacingD, SafeSpacingd, SafeSpacingDict
 from dinomix_monai.transforms.save_label import SaveLabeld
-from dinomix_monai.transforms.token_atlas import TokenAtlasD, TokenAtlasd, TokenAtlasDict
-from dinomix_monai.transforms.voxel_origin import VoxelOriginD, VoxelOrigind, VoxelOriginDict
+from dinomix_monai.transforms.source_coordinates import SourceCoordinatesD, SourceCoordinatesd, SourceCoordinatesDict
 
 __all__ = [
     "DIRECTIONS",
+    "AddToTokenCacheD",
+    "AddToTokenCacheDict",
+    "AddToTokenCached",
     "DonorBank",
     "FiniteVoxelsD",
     "FiniteVoxelsDict",
@@ -49,12 +52,9 @@ __all__ = [
     "SafeSpacingDict",
     "SafeSpacingd",
     "SaveLabeld",
-    "TokenAtlasD",
-    "TokenAtlasDict",
-    "TokenAtlasd",
-    "VoxelOriginD",
-    "VoxelOriginDict",
-    "VoxelOrigind",
+    "SourceCoordinatesD",
+    "SourceCoordinatesDict",
+    "SourceCoordinatesd",
     "class_probabilities",
     "imbalance",
     "interpolated_argmax",

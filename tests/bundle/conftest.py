@@ -32,9 +32,9 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def atlas_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def token_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokens are computed once for all tests."""
-    return tmp_path_factory.mktemp("atlas")
+    return tmp_path_factory.mktemp("tokens")
 
 
 @pytest.fixture
@@ -52,11 +52,16 @@ def edited_phantom(phantom: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def workflow(phantom: Path, atlas_dir: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
+def workflow(phantom: Path, token_dir: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
     """Builds a workflow from configs of the bundle, with outputs in a temporary folder."""
 
     def build(*configs: str, run_id: str = "run", kind: str = "train", **overrides: object) -> ConfigWorkflow:
-        defaults = {**TOY_RUN, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "atlas_dir": str(atlas_dir)}
+        defaults = {
+            **TOY_RUN,
+            "dataset_dir": str(phantom),
+            "output_dir": str(tmp_path),
+            "token_cache#folder": str(token_dir),
+        }
         if kind == "infer":
             defaults = {**TOY, "device": "cpu", "amp": False, "output_dir": str(tmp_path / "output")}
         return ConfigWorkflow(

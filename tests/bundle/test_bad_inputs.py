@@ -302,12 +302,12 @@ SETTINGS = {
         "Error at teacher: model_name must be one of convnext_base.dinov3_lvd1689m, ",
     ),
     "cells of two axes": (
-        {"atlas_cell": [4, 4]},
-        "Error at atlas: cell must be three numbers of voxels >= 1, got (4, 4).",
+        {"token_cache#cell": [4, 4]},
+        "Error at token_cache: cell must be three numbers of voxels >= 1, got (4, 4).",
     ),
     "unknown plane": (
-        {"atlas_planes": ["oblique"]},
-        "Error at atlas: planes must be one or more of axial, coronal, sagittal, each once, got ('oblique',).",
+        {"token_cache#planes": ["oblique"]},
+        "Error at token_cache: planes must be one or more of axial, coronal, sagittal, each once, got ('oblique',).",
     ),
 }
 

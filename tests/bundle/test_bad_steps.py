@@ -55,7 +55,7 @@ def test_the_frozen_teacher_goes_on_with_the_other_cases(run, spoiled, tmp_path,
         **SETTINGS,
         "distillation_weight": 0.05,
         "distillation_interval": 1,
-        "atlas_dir": str(tmp_path / "atlas"),
+        "token_cache#folder": str(tmp_path / "tokens"),
     }
     trained = run("train", dataset_dir=str(folder), **settings)
     assert f"{file} has no teacher tokens, because they are not finite" in caplog.text

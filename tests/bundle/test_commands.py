@@ -156,7 +156,7 @@ def test_two_processes_train_one_model_and_write_it_once(phantom: Path, tmp_path
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2"]
     writers = {path.name.split(".")[-2] for path in (tmp_path / "events").iterdir()}  # ids of processes
     assert len(writers) == 1
-    assert len(list((tmp_path / "atlas").glob("*/*.npy"))) == 4  # of two labeled and two unlabeled volumes
+    assert len(list((tmp_path / "tokens").glob("*/*.npy"))) == 4  # of two labeled and two unlabeled volumes
     # One process goes on with the state of two.
     resumed = configs.replace("multi_gpu_train", "resume")
     python("monai.bundle", "run", "training", config_file=resumed, epochs=3, device="cpu", **options)

@@ -243,7 +243,7 @@ def test_the_list_of_the_all_labels_arm_is_one_that_the_phantom_has(phantom: Pat
 
 @pytest.mark.parametrize("overlay", ["acdc", "resume"])
 def test_overlay_builds_its_trainer(workflow, overlay: str, model_file: Path) -> None:
-    # Without distillation: the token atlas of patients in the fine spacing of the heart takes a minute.
+    # Without distillation: the token cache of patients in the fine spacing of the heart takes a minute.
     settings = {"state_file": str(model_file), "distillation_weight": 0, **in_overlay(overlay)}
     built = workflow("train", overlay, **settings)
     built.initialize()

@@ -11,7 +11,12 @@ def test_the_plan_of_a_training_knows_what_the_training_would_do_and_writes_noth
     workflow, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     built = workflow(
-        "train", epochs=40, steps_per_epoch=30, warm_up=0.25, val_interval=10, atlas_dir=str(tmp_path / "a")
+        "train",
+        epochs=40,
+        steps_per_epoch=30,
+        warm_up=0.25,
+        val_interval=10,
+        **{"token_cache#folder": str(tmp_path / "a")},
     )
     plan = plan_training(built.parser, repetitions=2)
     assert list(tmp_path.iterdir()) == []
@@ -27,13 +32,13 @@ def test_the_plan_of_a_training_knows_what_the_training_would_do_and_writes_noth
 
 def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Path) -> None:
     plan = plan_training(workflow("train").parser, repetitions=1)
-    built = workflow("train", atlas_dir=str(tmp_path / "atlas"))
+    built = workflow("train", **{"token_cache#folder": str(tmp_path / "tokens")})
     datasets = [built.parser.get_parsed_content(f"train#{name}") for name in ("dataset", "unlabeled_dataset")]
-    built.parser.get_parsed_content("atlas").complete()
+    built.parser.get_parsed_content("token_cache").complete()
     # Beside the tokens there are headers and the components' basis.
-    files = [file for file in (tmp_path / "atlas").rglob("*") if file.stat().st_size > 20_000 and file.is_file()]
+    files = [file for file in (tmp_path / "tokens").rglob("*") if file.stat().st_size > 20_000 and file.is_file()]
     expected = sum(file.stat().st_size for file in files)
-    assert plan.disk["token atlas"] == pytest.approx(expected, rel=0.1)
+    assert plan.disk["token cache"] == pytest.approx(expected, rel=0.1)
     volumes = [item["image"] for dataset in datasets for item in dataset._cache]
     assert plan.voxels == sum(volume[0].numel() for volume in volumes)
 

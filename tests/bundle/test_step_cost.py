@@ -112,7 +112,7 @@ def test_a_step_takes_no_more_operations_and_memory_than_it_did(step: Callable, 
 
 def test_of_a_step_one_number_is_read(step: Callable) -> None:
     # The norm of the gradient. Boxes around a class read where its voxels are, so all are blind here. PIC's counts and
-    # the volumes of the atlas are copied to the CPU as a whole, which does not show where they are.
+    # the volumes of the token cache are copied to the CPU as a whole, which does not show where they are.
     take = step("default", **{"mix#blind_share": 1.0})
     readings, before = Readings(), []
     # Not what the optimizer reads: its own counters, which are on the CPU.

@@ -67,8 +67,8 @@ def test_labels_of_unlabeled_cases_are_never_opened(run, edited_phantom, phantom
     named = [{**case, "label": case["image"].replace("images", "labels")} for case in unlabeled]
     folder = edited_phantom(unlabeled=named)
     opened.clear()  # of what made the data set
-    # The atlas is made anew, too.
-    settings = {"dataset_dir": str(folder), "epochs": 1, "atlas_dir": str(folder / "atlas")}
+    # The token cache is made anew, too.
+    settings = {"dataset_dir": str(folder), "epochs": 1, "token_cache#folder": str(folder / "tokens")}
     trained = run("train", **settings)
     run("train", "evaluate", **settings)
     assert "unsupervised" in trained.parser.get_parsed_content("train#trainer").state.output

@@ -86,7 +86,12 @@ def train(rank, world_size):
         losses.append({term: trainer.state.output[term].item() for term in TERMS})
 
     trainer.run()
-    parts = {"student": network, "ema": trainer.ema_teacher, "status": trainer.pseudo_labeler, "heads": distiller}
+    parts = {
+        "student": network,
+        "ema": trainer.ema_teacher,
+        "pseudo_labeler": trainer.pseudo_labeler,
+        "heads": distiller,
+    }
     return losses, {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
@@ -162,7 +167,11 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(alone, 
 
 def test_student_teacher_heads_and_statistics_are_those_of_one_process(alone, together):
     names = set(alone["parts"])
-    assert {"status.status", "status.predicted_shares", "heads.heads.0.layers.weight"} <= names
+    assert {
+        "pseudo_labeler.class_confidence",
+        "pseudo_labeler.predicted_shares",
+        "heads.heads.0.layers.weight",
+    } <= names
     for found in together:
         assert set(found["parts"]) == names
         for name in names:

@@ -7,7 +7,7 @@ import torch
 from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, RandLambdad
 
-from dinomix_monai.data import PatchStream, patch_stream, share_of
+from dinomix_monai.data import PatchStream, cases_of_rank, patch_stream
 
 
 def cases(count):
@@ -128,7 +128,7 @@ def test_transforms_of_processes_draw_differently():
 
 @pytest.mark.parametrize(("count", "world_size"), [(5, 2), (4, 4), (2, 3), (0, 2)])
 def test_every_case_is_evaluated_equally_often(count, world_size):
-    shares = [share_of(range(count), rank, world_size) for rank in range(world_size)]
+    shares = [cases_of_rank(range(count), rank, world_size) for rank in range(world_size)]
     counted = Counter(case for share in shares for case in share)
     assert set(counted) == set(range(count))
     assert len(set(counted.values())) <= 1

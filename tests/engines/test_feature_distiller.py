@@ -180,7 +180,12 @@ def test_with_fewer_samples_the_first_of_the_students_input_are_taught(student, 
 
 
 def test_the_loss_function_can_be_chosen(student, volume):
-    distiller = FeatureDistiller(student, ["coarse"], Teacher(), PATCH, loss_function=nn.MSELoss())
+    class Squared(nn.Module):
+        def forward(self, student_features, teacher_features, mask):
+            assert mask.all()
+            return F.mse_loss(student_features, teacher_features)
+
+    distiller = FeatureDistiller(student, ["coarse"], Teacher(), PATCH, loss_function=Squared())
     with torch.no_grad():
         features = student(volume)
         expected = F.mse_loss(distiller.heads[0](features), distiller.teacher(volume, (4, 4, 4)))

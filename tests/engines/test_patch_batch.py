@@ -54,15 +54,15 @@ def test_it_cannot_be_changed():
 
 
 def test_a_transform_is_given_what_there_is_by_the_names_of_the_bundle():
-    data = patches(2, teacher_view=None, position=None).to_dict("origin")
+    data = patches(2, teacher_view=None, position=None).to_dict("source")
     assert set(data) == {"image", "label", "weight", "labeled"}
-    data = patches(2).to_dict("origin")
-    assert set(data) == {"image", "label", "weight", "labeled", "position", "origin"}
+    data = patches(2).to_dict("source")
+    assert set(data) == {"image", "label", "weight", "labeled", "position", "source"}
     assert data["labeled"] == [True, True]
 
 
 def test_what_a_transform_made_of_it_is_not_labeled():
-    mixed = PatchBatch.from_dict(patches(2).to_dict("origin"), "origin")
+    mixed = PatchBatch.from_dict(patches(2).to_dict("source"), "source")
     assert mixed.is_labeled == (False, False)
     assert mixed.position is None
     assert all(numbers(getattr(mixed, name)) == [0, 1] for name in TENSORS[:4])

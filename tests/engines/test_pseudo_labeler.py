@@ -36,7 +36,7 @@ def test_the_thresholds_follow_the_formula_by_hand():
         # Classes 0 and 1 are predicted in two voxels each, the others nowhere: they stay as they are.
         status[0] = 0.75 * status[0] + 0.25 * (0.96 + 0.92) / 2
         status[1] = 0.75 * status[1] + 0.25 * (0.6 + 0.4) / 2
-    assert labeler.status.tolist() == pytest.approx(status, rel=1e-5)
+    assert labeler.class_confidence.tolist() == pytest.approx(status, rel=1e-5)
     expected = [max(0.9 * value / max(status), 0.5) for value in status]
     assert labeler.thresholds().tolist() == pytest.approx(expected, rel=1e-5)
     assert 0.5 < expected[1] < expected[0] < expected[2] == 0.9
@@ -51,13 +51,13 @@ def test_a_class_that_is_never_sure_gets_the_floor():
 
 def test_the_most_confident_class_has_the_full_threshold_however_unsure_it_is():
     labeler = PseudoLabeler(2, threshold=0.9, floor=0.0, decay=1.0)
-    labeler.status.copy_(torch.tensor([0.6, 0.3]))
+    labeler.class_confidence.copy_(torch.tensor([0.6, 0.3]))
     assert labeler.thresholds().tolist() == pytest.approx([0.9, 0.45])
 
 
 def test_a_voxel_counts_from_the_threshold_of_its_own_class():
     labeler = PseudoLabeler(2, threshold=0.9, floor=0.0, decay=1.0)
-    labeler.status.copy_(torch.tensor([1.0, 0.8]))  # thresholds of 0.9 and 0.72
+    labeler.class_confidence.copy_(torch.tensor([1.0, 0.8]))  # thresholds of 0.9 and 0.72
     _, weight = labeler(logits_of([[0.89, 0.11], [0.91, 0.09], [0.29, 0.71], [0.27, 0.73]]))
     assert weight.flatten().tolist() == [0, 1, 0, 1]
 
@@ -79,7 +79,7 @@ def test_the_status_is_what_is_saved():
     labeler(torch.rand(2, 3, 4, 4, 4))
     other = PseudoLabeler(3, decay=0.5)
     other.load_state_dict(labeler.state_dict())
-    assert list(labeler.state_dict()) == ["status"]
+    assert list(labeler.state_dict()) == ["class_confidence"]
     assert torch.equal(other.thresholds(), labeler.thresholds())
     assert not list(labeler.parameters())
 
@@ -99,7 +99,7 @@ def test_alignment_follows_the_formula_by_hand():
     first = [p * share / mean for p, share, mean in zip((0.1, 0.7, 0.2), (0.5, 0.3, 0.2), average)]
     second = [p * share / mean for p, share, mean in zip((0.44, 0.2, 0.36), (0.5, 0.3, 0.2), average)]
     assert label.flatten().tolist() == [1, 0]
-    assert labeler.status[:2].tolist() == pytest.approx(
+    assert labeler.class_confidence[:2].tolist() == pytest.approx(
         [0.5 + 0.5 * second[0] / sum(second), 0.5 + 0.5 * first[1] / sum(first)]
     )
 
@@ -162,4 +162,4 @@ def test_logits_that_are_not_finite_leave_the_averages_as_they_are():
     after = labeler.state_dict()
     assert before.keys() == after.keys()
     assert torch.equal(before["predicted_shares"], after["predicted_shares"])
-    assert after["status"].isfinite().all()
+    assert after["class_confidence"].isfinite().all()

@@ -30,8 +30,8 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def atlas_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("atlas")
+def token_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokens")
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ def make_plan() -> Callable[..., RunPlan]:
 
 
 @pytest.fixture
-def make_site(phantom: Path, atlas_dir: Path, tmp_path: Path, make_plan: Callable) -> Callable[..., Site]:
+def make_site(phantom: Path, token_dir: Path, tmp_path: Path, make_plan: Callable) -> Callable[..., Site]:
     """A site with the first share of labels, or with unlabeled cases alone."""
 
     def make(folder: str = "site", labels: bool = True, plan: RunPlan | None = None, **overrides: object) -> Site:
         settings = {
             "dataset_dir": str(phantom),
             "datalist_file": f"site-{1 if labels else 3}-of-3-1-unlabeled.json",
-            "atlas_dir": str(atlas_dir),
+            "token_cache#folder": str(token_dir),
             "teacher_weights": "none",
             "device": "cpu",
             "amp": False,

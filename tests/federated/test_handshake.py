@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dinomix_monai.federated import agree, version_differences
+from dinomix_monai.federated import check_agreement, version_differences
 
 NAMES = ["background", "liver", "spleen"]
 
@@ -21,7 +21,7 @@ def answers(**changes):
 
 
 def test_voxels_of_all_sites_are_summed_by_class():
-    assert agree(answers(), NAMES) == {"labeled_voxels": [15, 2, 1], "patch_voxels": [3.75, 0.5, 0.25]}
+    assert check_agreement(answers(), NAMES) == {"labeled_voxels": [15, 2, 1], "patch_voxels": [3.75, 0.5, 0.25]}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_voxels_of_all_sites_are_summed_by_class():
 )
 def test_a_mismatch_is_one_sentence_with_the_site_and_both_values(changes, teacher, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        agree(answers(**changes), NAMES, teacher)
+        check_agreement(answers(**changes), NAMES, teacher)
 
 
 def test_versions_that_differ_are_named_with_their_sites():

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from dinomix_monai.federated import federation_table, pooled
+from dinomix_monai.federated import federation_table, pool_case_scores
 
 
 def test_pooled_means_are_over_cases_and_not_over_sites():
     scores = {"a": {"liver": [0.9, 3], "spleen": [0.5, 1]}, "b": {"liver": [0.5, 1]}}
-    found = pooled(scores)
+    found = pool_case_scores(scores)
     assert found["liver"] == pytest.approx([(3 * 0.9 + 0.5) / 4, 4])
     assert found["spleen"] == [0.5, 1]
 

@@ -152,13 +152,20 @@ def test_a_target_that_is_shifted_flipped_or_transposed_raises_the_loss(weightin
 
 
 @WEIGHTINGS
-def test_cells_without_a_target_are_as_if_they_were_not_there(weighting):
+def test_masked_cells_are_as_if_they_were_not_there(weighting):
     student, teacher = features(4, 4, 2), features(4, 4, 2)
-    teacher[:, :, 2:] = 0
+    mask = torch.zeros(2, 4, 4, 2, dtype=torch.bool)
+    mask[:, :2] = True
     loss_function = FeatureDistillationLoss(weighting)
     without = loss_function(student[:, :, :2], teacher[:, :, :2])
-    torch.testing.assert_close(loss_function(student, teacher), without)
-    assert loss_function(student, torch.zeros_like(teacher)) == 0
+    torch.testing.assert_close(loss_function(student, teacher, mask), without)
+    assert not loss_function.weights(teacher, mask)[~mask].any()
+    assert loss_function(student, teacher, torch.zeros_like(mask)) == 0
+
+
+def test_a_mask_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=re.escape("shape (2, 4, 4, 3), got (2, 8, 4, 4, 3)")):
+        FeatureDistillationLoss()(features(), features(), features() > 0)
 
 
 def test_half_precision_is_computed_in_single_precision():
@@ -175,6 +182,6 @@ def test_an_unknown_weighting_is_refused():
 
 @pytest.mark.parametrize("shape", [(2, 8, 4, 4, 1), (2, 1, 4, 4, 3), (1, 8, 4, 4, 3), (2, 8, 4, 4)])
 def test_features_of_different_shapes_are_refused(shape):
-    message = f"input must have the shape of target (2, 8, 4, 4, 3), got {shape}."
+    message = f"student_features must have the shape of teacher_features (2, 8, 4, 4, 3), got {shape}."
     with pytest.raises(ValueError, match=re.escape(message)):
         FeatureDistillationLoss()(torch.rand(shape), features())

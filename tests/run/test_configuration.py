@@ -6,7 +6,7 @@ import re
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from dinomix_monai.run import bundle_root, check_paths, idle_settings, open_configuration, present_parser
+from dinomix_monai.run import bundle_root, check_paths, open_configuration, present_parser, unused_settings
 
 
 def test_the_parser_is_the_one_that_evaluates_the_caller():
@@ -36,7 +36,7 @@ def test_settings_are_idle_that_nothing_refers_to():
         "run": ["$@part.run()"],
         "training": "%run",
     }
-    assert idle_settings(config) == ["idle", "idle_list", "nothing", "described"]
+    assert unused_settings(config) == ["idle", "idle_list", "nothing", "described"]
 
 
 @pytest.fixture

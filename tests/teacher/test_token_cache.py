@@ -21,8 +21,8 @@ from monai.transforms import (
 )
 from torch.nn import functional as F
 
-from dinomix_monai.teacher import SliceTokens, TokenAtlas
-from dinomix_monai.transforms import PICCutMix, VoxelOrigind
+from dinomix_monai.teacher import SliceTokens, TokenCache
+from dinomix_monai.transforms import PICCutMix, SourceCoordinatesd
 
 SHAPE, CELL = (16, 24, 12), (4, 4, 2)
 GRID = (4, 6, 6)
@@ -64,20 +64,20 @@ def indices(shape=SHAPE, affine=STRAIGHT):
     return MetaTensor(content, affine=torch.as_tensor(affine))
 
 
-def origin(patch, number=1):
-    return VoxelOrigind("image")({"image": patch, "volume": number})["origin"][None]
+def source(patch, number=1):
+    return SourceCoordinatesd("image")({"image": patch, "volume": number})["source"][None]
 
 
-def completed(atlas, *volumes):
+def completed(cache, *volumes):
     """The numbers of these volumes, which the teacher has seen."""
-    numbers = [atlas.add(volume) for volume in volumes]
-    atlas.complete()
+    numbers = [cache.add(volume) for volume in volumes]
+    cache.complete()
     return numbers
 
 
 @pytest.fixture
-def atlas(tmp_path):
-    return TokenAtlas(tmp_path, SliceTokens(MeanTeacher(), channels="repeat"), CELL)
+def cache(tmp_path):
+    return TokenCache(tmp_path, SliceTokens(MeanTeacher(), channels="repeat"), CELL)
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
@@ -85,7 +85,7 @@ def atlas(tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_tokens_come_from_where_the_voxels_come_from(affine, zoom, seed, tmp_path):
     shape = (40, 44, 26)
-    atlas = TokenAtlas(tmp_path, IndexTokens(), CELL)
+    cache = TokenCache(tmp_path, IndexTokens(), CELL)
     chain = Compose(
         [
             RandSpatialCropd("image", (16, 16, 8), random_size=False),
@@ -96,7 +96,7 @@ def test_tokens_come_from_where_the_voxels_come_from(affine, zoom, seed, tmp_pat
         ]
     ).set_random_state(seed)
     patch = chain({"image": indices(shape, affine)})["image"]
-    tokens = atlas_tokens(atlas, scan(shape=shape, affine=affine), patch, (4, 4, 4))
+    tokens = cached_tokens(cache, scan(shape=shape, affine=affine), patch, (4, 4, 4))
     truth = F.avg_pool3d(patch.as_tensor()[None], CELL)[0]
     counted = tokens.any(0) & (F.max_pool3d(-patch.as_tensor()[None], CELL)[0, 0] <= 0)
     assert counted.sum() > 20
@@ -107,15 +107,15 @@ def test_tokens_come_from_where_the_voxels_come_from(affine, zoom, seed, tmp_pat
     assert error.median() < (0.2 if zoom else 0.001)
 
 
-def atlas_tokens(atlas, volume, patch, grid):
-    return atlas(origin(patch, atlas.add(volume)), grid)[0]
+def cached_tokens(cache, volume, patch, grid):
+    return cache(source(patch, cache.add(volume)), grid)[0]
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
-def test_on_a_whole_volume_atlas_and_online_teacher_agree(affine, atlas):
+def test_on_a_whole_volume_token_cache_and_online_teacher_agree(affine, cache):
     volume = scan(affine=affine)
     online = SliceTokens(MeanTeacher(), channels="repeat")(volume[None], GRID)[0]
-    torch.testing.assert_close(atlas_tokens(atlas, volume, volume, GRID), online, rtol=0, atol=1e-3)
+    torch.testing.assert_close(cached_tokens(cache, volume, volume, GRID), online, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -131,64 +131,64 @@ def test_the_teacher_computes_in_the_precision_that_it_is_given(dtype, expected,
             found.append((x.flatten(2) @ x.flatten(2).transpose(1, 2)).dtype)
             return super().__call__(x)
 
-    completed(TokenAtlas(tmp_path, SliceTokens(Teacher()), CELL, dtype=dtype), scan())
+    completed(TokenCache(tmp_path, SliceTokens(Teacher()), CELL, dtype=dtype), scan())
     assert set(found) == {expected}
 
 
-def test_a_flip_of_the_patch_flips_the_tokens(atlas):
+def test_a_flip_of_the_patch_flips_the_tokens(cache):
     volume = scan()
     flipped = Flipd("image", spatial_axis=(0, 2))({"image": volume})["image"]
-    tokens = atlas_tokens(atlas, volume, volume, GRID)
-    torch.testing.assert_close(atlas_tokens(atlas, volume, flipped, GRID), tokens.flip(1, 3))
+    tokens = cached_tokens(cache, volume, volume, GRID)
+    torch.testing.assert_close(cached_tokens(cache, volume, flipped, GRID), tokens.flip(1, 3))
 
 
-def test_a_choice_of_layers_equals_the_choice_from_all(atlas):
+def test_a_choice_of_layers_equals_the_choice_from_all(cache):
     volume = scan()
-    places = origin(volume, atlas.add(volume))
-    assert torch.equal(atlas(places, GRID, cells=[4, 1]), atlas(places, GRID)[..., [4, 1]])
+    places = source(volume, cache.add(volume))
+    assert torch.equal(cache(places, GRID, cells=[4, 1]), cache(places, GRID)[..., [4, 1]])
 
 
 def test_a_finer_grid_interpolates_between_tokens(tmp_path):
-    atlas = TokenAtlas(tmp_path, IndexTokens(), CELL)
-    tokens = atlas_tokens(atlas, scan(), scan(), (8, 12, 12))
+    cache = TokenCache(tmp_path, IndexTokens(), CELL)
+    tokens = cached_tokens(cache, scan(), scan(), (8, 12, 12))
     # Cells of half the size: their centers lie a quarter of a cell beside those of the tokens.
     torch.testing.assert_close(tokens[0, 1:-1, 0, 0], torch.arange(2.5, 14, 2))
 
 
-def test_padding_has_no_tokens(atlas):
+def test_padding_has_no_tokens(cache):
     volume = scan()
     padded = SpatialPadd("image", (24, 24, 12))({"image": volume})["image"]
-    tokens = atlas_tokens(atlas, volume, padded, (6, 6, 6))
+    tokens = cached_tokens(cache, volume, padded, (6, 6, 6))
     assert not tokens[:, 0].any()
     assert not tokens[:, -1].any()
-    torch.testing.assert_close(tokens[:, 1:-1], atlas_tokens(atlas, volume, volume, GRID))
+    torch.testing.assert_close(tokens[:, 1:-1], cached_tokens(cache, volume, volume, GRID))
 
 
-def test_volumes_that_cells_do_not_divide_have_tokens_up_to_their_edge(atlas):
+def test_volumes_that_cells_do_not_divide_have_tokens_up_to_their_edge(cache):
     volume = scan(shape=(14, 24, 12))
-    tokens = atlas_tokens(atlas, volume, volume[:, 6:], (2, 6, 6))
+    tokens = cached_tokens(cache, volume, volume[:, 6:], (2, 6, 6))
     assert tokens.any(0).all()
 
 
 @pytest.mark.parametrize("shape", [(14, 24, 12), (13, 21, 11), (15, 23, 9)])
-def test_nothing_dark_is_seen_where_cells_stick_out_of_the_volume(atlas, shape):
+def test_nothing_dark_is_seen_where_cells_stick_out_of_the_volume(cache, shape):
     volume = MetaTensor(torch.ones(1, *shape), affine=torch.as_tensor(STRAIGHT))
     grid = [-(-side // cell) for side, cell in zip(shape, CELL)]
-    tokens = atlas_tokens(atlas, volume, SpatialPad([n * cell for n, cell in zip(grid, CELL)])(volume), grid)
+    tokens = cached_tokens(cache, volume, SpatialPad([n * cell for n, cell in zip(grid, CELL)])(volume), grid)
     counted = tokens.any(0)
     assert counted.float().mean() > 0.5
     torch.testing.assert_close(tokens[:, counted], torch.ones_like(tokens[:, counted]), atol=1e-3, rtol=0)
 
 
-def test_mixed_patches_have_the_tokens_of_what_was_pasted(atlas):
+def test_mixed_patches_have_the_tokens_of_what_was_pasted(cache):
     volumes = [scan(0), scan(1)]
-    numbers = [atlas.add(volume) for volume in volumes]
-    places = torch.cat([origin(volume, number) for volume, number in zip(volumes, numbers)])
+    numbers = [cache.add(volume) for volume in volumes]
+    places = torch.cat([source(volume, number) for volume, number in zip(volumes, numbers)])
     label = torch.zeros(2, 1, *SHAPE)
     label[0] = 1
     mix = PICCutMix([1, 1], directions={"labeled_to_unlabeled": 1}, num_boxes=1, blind_share=1.0)
     mixed_label, _, mixed = mix.set_random_state(0)(label, torch.ones_like(label), places, labeled=[True, False])
-    tokens, whole = atlas(mixed, GRID)[0], atlas(places, GRID)
+    tokens, whole = cache(mixed, GRID)[0], cache(places, GRID)
     share = F.avg_pool3d(mixed_label, CELL)[0, 0]
     assert (share == 1).any()
     torch.testing.assert_close(tokens[:, share == 1], whole[0][:, share == 1])
@@ -196,14 +196,14 @@ def test_mixed_patches_have_the_tokens_of_what_was_pasted(atlas):
 
 
 def test_deformed_patches_have_the_tokens_of_where_their_voxels_come_from(tmp_path):
-    atlas = TokenAtlas(tmp_path, IndexTokens(), CELL)
+    cache = TokenCache(tmp_path, IndexTokens(), CELL)
     # The seventh volume: a number that interpolation does not keep exactly.
-    number = [atlas.add(scan(seed)) for seed in range(7)][-1]
+    number = [cache.add(scan(seed)) for seed in range(7)][-1]
     affine = RandAffine(prob=1.0, rotate_range=(0, 0, 1), scale_range=(0.2, 0.2, 0.2), padding_mode="border")
     affine.set_random_state(0)
     affine.randomize()
-    places, content = (affine(field, randomize=False) for field in (origin(scan(), number)[0], indices()))
-    tokens = atlas(places[None], GRID)[0]
+    places, content = (affine(field, randomize=False) for field in (source(scan(), number)[0], indices()))
+    tokens = cache(places[None], GRID)[0]
     error = (tokens - F.avg_pool3d(content.as_tensor()[None], CELL)[0]).abs() / torch.tensor(CELL)[:, None, None, None]
     counted = tokens.any(0)
     assert counted.float().mean() > 0.9
@@ -211,64 +211,64 @@ def test_deformed_patches_have_the_tokens_of_where_their_voxels_come_from(tmp_pa
     assert error[:, counted].median() < 0.01
 
 
-def test_a_number_that_interpolation_has_moved_a_little_still_counts(atlas):
+def test_a_number_that_interpolation_has_moved_a_little_still_counts(cache):
     volume = scan()
-    places = origin(volume, atlas.add(volume))
+    places = source(volume, cache.add(volume))
     moved = places.clone()
     moved[:, 0, ::2] -= 1e-4
-    torch.testing.assert_close(atlas(moved, GRID), atlas(places, GRID))
+    torch.testing.assert_close(cache(moved, GRID), cache(places, GRID))
 
 
-def test_nowhere_has_no_token(atlas):
+def test_nowhere_has_no_token(cache):
     volume = scan()
-    places = origin(volume, atlas.add(volume))
+    places = source(volume, cache.add(volume))
     places[:, :, : CELL[0]] = 0
-    tokens = atlas(places, GRID)[0].any(0)
+    tokens = cache(places, GRID)[0].any(0)
     assert not tokens[0].any()
     assert tokens[1:].all()
 
 
-def test_a_center_that_an_edge_runs_through_has_no_token(atlas):
-    numbers = [atlas.add(scan(0)), atlas.add(scan(1))]
-    mixed = origin(scan(0), numbers[0])
-    mixed[:, :, 6:] = origin(scan(1), numbers[1])[:, :, 6:]
-    tokens = atlas(mixed, GRID)[0].any(0)
+def test_a_center_that_an_edge_runs_through_has_no_token(cache):
+    numbers = [cache.add(scan(0)), cache.add(scan(1))]
+    mixed = source(scan(0), numbers[0])
+    mixed[:, :, 6:] = source(scan(1), numbers[1])[:, :, 6:]
+    tokens = cache(mixed, GRID)[0].any(0)
     # Voxels 4 to 7 are one cell, whose center lies between the voxels 5 and 6.
     assert not tokens[1].any()
     assert tokens[[0, 2, 3]].all()
 
 
-def test_a_second_start_computes_nothing(atlas, tmp_path):
-    teacher = atlas.slice_tokens.teacher
-    first = completed(atlas, scan(0), scan(1))
+def test_a_second_start_computes_nothing(cache, tmp_path):
+    teacher = cache.slice_tokens.teacher
+    first = completed(cache, scan(0), scan(1))
     computed = teacher.images
-    again = TokenAtlas(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
+    again = TokenCache(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
     assert completed(again, scan(1), scan(0)) == first[::-1]
     assert teacher.images == computed > 0
 
 
-def test_the_teacher_sees_a_volume_when_its_tokens_are_asked_for(atlas, capsys):
-    teacher = atlas.slice_tokens.teacher
-    numbers = [atlas.add(scan(seed)) for seed in range(6)]
+def test_the_teacher_sees_a_volume_when_its_tokens_are_asked_for(cache, capsys):
+    teacher = cache.slice_tokens.teacher
+    numbers = [cache.add(scan(seed)) for seed in range(6)]
     assert teacher.images == 0
-    asked = torch.cat([origin(scan(seed), numbers[seed]) for seed in (2, 4)])
-    tokens = atlas(asked, GRID)
+    asked = torch.cat([source(scan(seed), numbers[seed]) for seed in (2, 4)])
+    tokens = cache(asked, GRID)
     assert "Teacher tokens of 1 volumes; 5 follow as they are used: 100%" in capsys.readouterr().err
     # One more, if neither of the two is the one that shows whether there are tokens at all.
     assert 2 <= teacher.images / GRID[2] <= 3
     computed = teacher.images
-    torch.testing.assert_close(atlas(asked, GRID), tokens, rtol=0, atol=0)
+    torch.testing.assert_close(cache(asked, GRID), tokens, rtol=0, atol=0)
     assert teacher.images == computed
-    atlas.complete()
+    cache.complete()
     assert teacher.images == 6 * GRID[2]
 
 
 def test_the_first_look_up_needs_a_tenth_of_the_volumes_for_the_components(tmp_path):
     volumes = [scan(seed) for seed in range(50)]
     teacher = MeanTeacher()
-    atlas = TokenAtlas(tmp_path, SliceTokens(teacher), CELL, components=2)
-    numbers = [atlas.add(volume) for volume in volumes]
-    tokens = atlas(origin(volumes[7], numbers[7]), GRID)
+    cache = TokenCache(tmp_path, SliceTokens(teacher), CELL, components=2)
+    numbers = [cache.add(volume) for volume in volumes]
+    tokens = cache(source(volumes[7], numbers[7]), GRID)
     assert 5 <= teacher.images / GRID[2] <= 6
     # They are close to those of all volumes, which are alike.
     everything = torch.cat([SliceTokens(teacher)(volume[None], GRID) for volume in volumes]).movedim(1, -1)
@@ -284,11 +284,11 @@ def test_tokens_are_the_same_ahead_of_training_and_on_demand(components, tmp_pat
     volumes = [scan(seed) for seed in range(6)]
     found = []
     for folder in ("ahead", "on demand"):
-        atlas = TokenAtlas(tmp_path / folder, SliceTokens(MeanTeacher()), CELL, components)
-        numbers = [atlas.add(volume) for volume in volumes]
+        cache = TokenCache(tmp_path / folder, SliceTokens(MeanTeacher()), CELL, components)
+        numbers = [cache.add(volume) for volume in volumes]
         if folder == "ahead":
-            atlas.complete()
-        found.append([atlas(origin(volumes[i], numbers[i]), GRID) for i in (5, 1, 3)])
+            cache.complete()
+        found.append([cache(source(volumes[i], numbers[i]), GRID) for i in (5, 1, 3)])
     for ahead, on_demand in zip(*found):
         torch.testing.assert_close(ahead, on_demand, rtol=0, atol=0)
 
@@ -296,25 +296,25 @@ def test_tokens_are_the_same_ahead_of_training_and_on_demand(components, tmp_pat
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize("components", [None, 2])
 def test_no_file_stays_open(components, tmp_path):
-    atlas = TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
+    cache = TokenCache(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    completed(atlas, *(scan(seed) for seed in range(20)))
+    completed(cache, *(scan(seed) for seed in range(20)))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_voxels_are_not_held_once_the_teacher_has_seen_them(atlas):
+def test_voxels_are_not_held_once_the_teacher_has_seen_them(cache):
     voxels = torch.rand(1, *SHAPE).numpy()
     released = weakref.ref(voxels)
-    number = atlas.add(MetaTensor(torch.from_numpy(voxels), affine=torch.as_tensor(STRAIGHT)))
+    number = cache.add(MetaTensor(torch.from_numpy(voxels), affine=torch.as_tensor(STRAIGHT)))
     del voxels
     assert released() is not None
-    atlas(origin(scan(), number), GRID)
+    cache(source(scan(), number), GRID)
     assert released() is None
 
 
 @pytest.mark.parametrize("change", ["voxel", "affine", "teacher", "cell", "recipe", "planes"])
-def test_tokens_of_anything_else_are_computed_anew(change, atlas, tmp_path):
-    completed(atlas, scan())
+def test_tokens_of_anything_else_are_computed_anew(change, cache, tmp_path):
+    completed(cache, scan())
     teacher = MeanTeacher()
     teacher.fingerprint = "another" if change == "teacher" else "mean"
     settings = {"cell": (4, 4, 4) if change == "cell" else CELL}
@@ -324,23 +324,23 @@ def test_tokens_of_anything_else_are_computed_anew(change, atlas, tmp_path):
     if change == "voxel":
         volume[0, 3, 4, 5] += 0.01
     channels = "neighbors" if change == "recipe" else "repeat"
-    completed(TokenAtlas(tmp_path, SliceTokens(teacher, channels=channels), **settings), volume)
+    completed(TokenCache(tmp_path, SliceTokens(teacher, channels=channels), **settings), volume)
     assert teacher.images > 0
 
 
-def test_a_killed_run_goes_on_with_the_volume_it_was_at(atlas, monkeypatch, tmp_path):
-    teacher = atlas.slice_tokens.teacher
-    completed(atlas, scan(0))
+def test_a_killed_run_goes_on_with_the_volume_it_was_at(cache, monkeypatch, tmp_path):
+    teacher = cache.slice_tokens.teacher
+    completed(cache, scan(0))
     monkeypatch.setattr("numpy.save", lambda stream, array: stream.write(b"half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        completed(atlas, scan(1))
+        completed(cache, scan(1))
     monkeypatch.undo()
     computed = teacher.images
-    again = TokenAtlas(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
+    again = TokenCache(tmp_path, SliceTokens(teacher, channels="repeat"), CELL)
     completed(again, scan(0))
     assert teacher.images == computed
     torch.testing.assert_close(
-        atlas_tokens(again, scan(1), scan(1), GRID),
+        cached_tokens(again, scan(1), scan(1), GRID),
         SliceTokens(MeanTeacher(), channels="repeat")(scan(1)[None], GRID)[0],
         rtol=0,
         atol=1e-3,
@@ -350,10 +350,10 @@ def test_a_killed_run_goes_on_with_the_volume_it_was_at(atlas, monkeypatch, tmp_
 def test_components_are_those_of_all_of_a_few_volumes(tmp_path, caplog):
     volumes = [scan(seed) for seed in range(3)]
     slice_tokens = SliceTokens(MeanTeacher(), channels="neighbors")
-    atlas = TokenAtlas(tmp_path, slice_tokens, CELL, components=2)
-    numbers = [atlas.add(volume) for volume in volumes]
+    cache = TokenCache(tmp_path, slice_tokens, CELL, components=2)
+    numbers = [cache.add(volume) for volume in volumes]
     with caplog.at_level("INFO"):
-        tokens = torch.cat([atlas(origin(v, n), GRID) for v, n in zip(volumes, numbers)])
+        tokens = torch.cat([cache(source(v, n), GRID) for v, n in zip(volumes, numbers)])
     everything = torch.cat([slice_tokens(volume[None], GRID) for volume in volumes]).movedim(1, -1).flatten(0, -2)
     _, values, directions = torch.linalg.svd(everything - everything.mean(0), full_matrices=False)
     expected = (everything - everything.mean(0)) @ directions[:2].T
@@ -364,12 +364,12 @@ def test_components_are_those_of_all_of_a_few_volumes(tmp_path, caplog):
 
 
 def test_components_follow_the_volumes(tmp_path):
-    atlas = TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), CELL, components=1)
-    first = atlas.add(scan(0))
-    alone = atlas(origin(scan(0), first), GRID)
-    atlas.add(scan(1))
-    assert not torch.equal(atlas(origin(scan(0), first), GRID), alone)
-    assert alone.shape[1] == atlas.embed_dim == 1
+    cache = TokenCache(tmp_path, SliceTokens(MeanTeacher()), CELL, components=1)
+    first = cache.add(scan(0))
+    alone = cache(source(scan(0), first), GRID)
+    cache.add(scan(1))
+    assert not torch.equal(cache(source(scan(0), first), GRID), alone)
+    assert alone.shape[1] == cache.embed_dim == 1
 
 
 @pytest.fixture
@@ -383,28 +383,28 @@ def spoiled():
 @pytest.mark.parametrize("components", [None, 2])
 def test_a_volume_with_nan_has_no_tokens_and_spoils_no_other(components, spoiled, tmp_path, caplog):
     slice_tokens = SliceTokens(MeanTeacher(), channels="neighbors")
-    clean = TokenAtlas(tmp_path / "clean", slice_tokens, CELL, components)
-    expected = atlas_tokens(clean, scan(), scan(), GRID)
+    clean = TokenCache(tmp_path / "clean", slice_tokens, CELL, components)
+    expected = cached_tokens(clean, scan(), scan(), GRID)
     for _ in range(2):  # the second start finds the files of the first
         caplog.clear()
-        atlas = TokenAtlas(tmp_path / "spoiled", slice_tokens, CELL, components)
-        numbers = completed(atlas, spoiled, scan())
+        cache = TokenCache(tmp_path / "spoiled", slice_tokens, CELL, components)
+        numbers = completed(cache, spoiled, scan())
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             "images/spoiled.nii has no teacher tokens, because they are not finite: distillation leaves it out."
         ]
-        places = torch.cat([origin(volume, number) for volume, number in zip((spoiled, scan()), numbers)])
-        tokens = atlas(places, GRID)
+        places = torch.cat([source(volume, number) for volume, number in zip((spoiled, scan()), numbers)])
+        tokens = cache(places, GRID)
         assert not tokens[0].any()
         torch.testing.assert_close(tokens[1], expected)
-        assert atlas.describe().startswith("2 volumes, up to 4 x 6 x 6 tokens each")
+        assert cache.describe().startswith("2 volumes, up to 4 x 6 x 6 tokens each")
 
 
 @pytest.mark.parametrize("components", [None, 2])
-def test_an_atlas_without_any_tokens_is_refused(components, spoiled, tmp_path):
-    atlas = TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
-    number = atlas.add(spoiled)
+def test_a_token_cache_without_any_tokens_is_refused(components, spoiled, tmp_path):
+    cache = TokenCache(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
+    number = cache.add(spoiled)
     with pytest.raises(ValueError, match="must have finite tokens for at least one volume, got none for all 1\\. Look"):
-        atlas(origin(spoiled, number), GRID)
+        cache(source(spoiled, number), GRID)
 
 
 @pytest.mark.parametrize("affine", [np.diag([2, 2, 3, 1.0]), STRAIGHT], ids=["near", "far from isotropic"])
@@ -412,7 +412,7 @@ def test_planes_are_averaged_where_spacing_allows(affine, tmp_path):
     volume = scan(affine=affine)
     planes = ("axial", "coronal", "sagittal")
     slice_tokens = SliceTokens(MeanTeacher(), channels="repeat")
-    tokens = atlas_tokens(TokenAtlas(tmp_path, slice_tokens, CELL, planes=planes), volume, volume, GRID)
+    tokens = cached_tokens(TokenCache(tmp_path, slice_tokens, CELL, planes=planes), volume, volume, GRID)
     x, y, z = GRID
     axial = slice_tokens(volume[None], (x, y, z))[0]
     coronal = slice_tokens(volume[None].permute(0, 1, 2, 4, 3), (x, z, y))[0].permute(0, 1, 3, 2)
@@ -435,15 +435,15 @@ def test_planes_are_averaged_where_spacing_allows(affine, tmp_path):
 )
 def test_wrong_arguments_are_refused(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
-        TokenAtlas(tmp_path, SliceTokens(MeanTeacher()), **{"cell": CELL, **arguments})
+        TokenCache(tmp_path, SliceTokens(MeanTeacher()), **{"cell": CELL, **arguments})
 
 
-def test_wrong_volumes_and_origins_are_refused(atlas):
+def test_wrong_volumes_and_origins_are_refused(cache):
     with pytest.raises(TypeError, match="volume must be a MetaTensor, which tells where it lies, got Tensor"):
-        atlas.add(torch.rand(1, *SHAPE))
+        cache.add(torch.rand(1, *SHAPE))
     with pytest.raises(ValueError, match=re.escape("volume must have shape (1, H, W, D), got (2, 16, 24, 12).")):
-        atlas.add(MetaTensor(torch.rand(2, *SHAPE)))
-    with pytest.raises(ValueError, match=re.escape("origin must have shape (B, 4, H, W, D), got (1, 1, 16, 24, 12).")):
-        atlas(torch.rand(1, 1, *SHAPE), GRID)
-    with pytest.raises(ValueError, match="origin must name volumes that were added to the atlas, got number 7"):
-        atlas(origin(scan(), 7), GRID)
+        cache.add(MetaTensor(torch.rand(2, *SHAPE)))
+    with pytest.raises(ValueError, match=re.escape("source must have shape (B, 4, H, W, D), got (1, 1, 16, 24, 12).")):
+        cache(torch.rand(1, 1, *SHAPE), GRID)
+    with pytest.raises(ValueError, match="source must name volumes that were added to the token cache, got number 7"):
+        cache(source(scan(), 7), GRID)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinomix_monai.__main__ import atlas
-from dinomix_monai.teacher import TokenAtlas
+from dinomix_monai.__main__ import cache_tokens
+from dinomix_monai.teacher import TokenCache
 from tests.toys import TOY
 
 CONFIG = str(Path(__file__).parents[2] / "bundle" / "configs" / "train.json")
@@ -20,35 +20,39 @@ def test_the_command_computes_what_training_then_finds(
     run, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "tokens"
-    atlas(str(phantom), weights="none", config_file=CONFIG, atlas_dir=str(folder), device="cpu", **TOY)
+    cache_tokens(
+        str(phantom), weights="none", config_file=CONFIG, **{"token_cache#folder": str(folder)}, device="cpu", **TOY
+    )
     assert "4 volumes, up to 10 x 10 x 7 tokens each" in capsys.readouterr().out
     computed = files_of(folder)
     assert len(computed) == 8  # in full and reduced
-    run("train", atlas_dir=str(folder), epochs=1)
+    run("train", **{"token_cache#folder": str(folder)}, epochs=1)
     assert files_of(folder) == computed
 
 
-def test_training_is_the_same_with_an_atlas_made_before_it(run, phantom: Path, tmp_path: Path) -> None:
+def test_training_is_the_same_with_a_token_cache_made_before_it(run, phantom: Path, tmp_path: Path) -> None:
     histories = []
     for name in ("ahead", "on demand"):
         folder = tmp_path / name
         if name == "ahead":
-            settings = {**TOY, "atlas_dir": str(folder), "device": "cpu", "amp": False}
-            atlas(str(phantom), weights="none", config_file=CONFIG, **settings)
-        run("train", atlas_dir=str(folder), output_dir=str(folder / "run"))
+            settings = {**TOY, "token_cache#folder": str(folder), "device": "cpu", "amp": False}
+            cache_tokens(str(phantom), weights="none", config_file=CONFIG, **settings)
+        run("train", **{"token_cache#folder": str(folder)}, output_dir=str(folder / "run"))
         histories.append((folder / "run" / "history.csv").read_text())
     assert histories[0] == histories[1]
     assert "distillation" in histories[0]
 
 
-def test_a_configuration_without_an_atlas_is_refused(phantom: Path, tmp_path: Path) -> None:
+def test_a_configuration_without_a_token_cache_is_refused(phantom: Path, tmp_path: Path) -> None:
     online = str(Path(CONFIG).with_name("online_teacher.json"))
     with pytest.raises(ValueError, match=r"config_file must have teacher_key .* got 'image' and 0.05: training"):
-        atlas(str(phantom), weights="none", config_file=[CONFIG, online], atlas_dir=str(tmp_path))
+        cache_tokens(
+            str(phantom), weights="none", config_file=[CONFIG, online], **{"token_cache#folder": str(tmp_path)}
+        )
 
 
 def test_without_distillation_no_tokens_are_computed(run, tmp_path: Path) -> None:
-    run("train", epochs=1, atlas_dir=str(tmp_path / "tokens"), distillation_weight=0.0)
+    run("train", epochs=1, **{"token_cache#folder": str(tmp_path / "tokens")}, distillation_weight=0.0)
     assert not (tmp_path / "tokens").exists()
 
 
@@ -60,7 +64,7 @@ def test_volumes_are_read_once_and_then_kept(workflow, edited_phantom) -> None:
     for case in (folder / "images").iterdir():
         case.unlink()
     labeled, unlabeled = (dataset[0] for dataset in datasets)
-    assert labeled[0]["origin"].shape == unlabeled["origin"].shape == (4, 32, 32, 16)
+    assert labeled[0]["source"].shape == unlabeled["source"].shape == (4, 32, 32, 16)
 
 
 def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:
@@ -79,18 +83,18 @@ def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:
 
 def test_the_student_is_taught_the_tokens_of_what_its_patches_are_mixed_of(workflow, monkeypatch) -> None:
     asked = []
-    look_up = TokenAtlas.__call__
+    look_up = TokenCache.__call__
 
-    def spy(self: TokenAtlas, origin: object, *args: object) -> object:
-        asked.append(origin)
-        return look_up(self, origin, *args)
+    def spy(self: TokenCache, source: object, *args: object) -> object:
+        asked.append(source)
+        return look_up(self, source, *args)
 
-    monkeypatch.setattr(TokenAtlas, "__call__", spy)
+    monkeypatch.setattr(TokenCache, "__call__", spy)
     built = workflow("train", warm_up=0.0, distillation_interval=1)
     built.initialize()
     built.parser.get_parsed_content("train#trainer").run()
     # The teacher view at start and end; two labeled patches and a mixed one in each step.
-    assert [len(origin) for origin in asked] == [1, *[3] * 6, 1]
+    assert [len(source) for source in asked] == [1, *[3] * 6, 1]
     steps = asked[1:-1]
-    assert any(origin[2, 0].unique().numel() > 1 for origin in steps)  # with boxes from another volume
-    assert all(origin[i, 0].unique().numel() == 1 for origin in steps for i in (0, 1))
+    assert any(source[2, 0].unique().numel() > 1 for source in steps)  # with boxes from another volume
+    assert all(source[i, 0].unique().numel() == 1 for source in steps for i in (0, 1))

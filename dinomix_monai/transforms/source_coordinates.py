@@ -12,10 +12,10 @@ from monai.transforms import MapTransform
 
 from dinomix_monai.core.keys import BatchKeys
 
-__all__ = ["VoxelOriginD", "VoxelOriginDict", "VoxelOrigind"]
+__all__ = ["SourceCoordinatesD", "SourceCoordinatesDict", "SourceCoordinatesd"]
 
 
-class VoxelOrigind(MapTransform):
+class SourceCoordinatesd(MapTransform):
     """
     Writes for each voxel of a patch the number of its volume and its position in mm; takes one sample.
 
@@ -26,7 +26,7 @@ class VoxelOrigind(MapTransform):
     Args:
         keys: image; with several, the last one counts.
         volume_key: number of the volume that the patch was cut from.
-        origin_key: entry to write, a float32 tensor of shape (4, H, W, D).
+        source_key: entry to write, a float32 tensor of shape (4, H, W, D).
         allow_missing_keys: whether a key may be missing.
 
     Raises:
@@ -37,11 +37,11 @@ class VoxelOrigind(MapTransform):
         self,
         keys: KeysCollection,
         volume_key: str = BatchKeys.VOLUME,
-        origin_key: str = BatchKeys.ORIGIN,
+        source_key: str = BatchKeys.SOURCE,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.volume_key, self.origin_key = volume_key, origin_key
+        self.volume_key, self.source_key = volume_key, source_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
@@ -60,11 +60,11 @@ class VoxelOrigind(MapTransform):
             # Along each axis of the patch, (3, side): how far a voxel lies from the first one.
             along = [affine[:3, axis, None] * step for axis, step in enumerate(steps)]
             plane = along[1][:, :, None] + along[2][:, None, :] + affine[:3, 3, None, None]
-            origin = torch.empty(4, *image.shape[1:], device=image.device)
-            origin[0] = result[self.volume_key]
-            torch.add(along[0][:, :, None, None], plane[:, None], out=origin[1:])
-            result[self.origin_key] = origin
+            source = torch.empty(4, *image.shape[1:], device=image.device)
+            source[0] = result[self.volume_key]
+            torch.add(along[0][:, :, None, None], plane[:, None], out=source[1:])
+            result[self.source_key] = source
         return result
 
 
-VoxelOriginD = VoxelOriginDict = VoxelOrigind
+SourceCoordinatesD = SourceCoordinatesDict = SourceCoordinatesd

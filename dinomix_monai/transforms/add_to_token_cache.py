@@ -1,4 +1,4 @@
-"""Entering volumes into a token atlas."""
+"""Adding volumes to a token cache."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from monai.transforms import MapTransform
 
 from dinomix_monai.core.keys import BatchKeys
 
-__all__ = ["TokenAtlasD", "TokenAtlasDict", "TokenAtlasd"]
+__all__ = ["AddToTokenCacheD", "AddToTokenCacheDict", "AddToTokenCached"]
 
 
-class TokenAtlasd(MapTransform):
+class AddToTokenCached(MapTransform):
     """
-    Has an atlas compute the tokens of a volume, unless it has them, and writes the volume's number; takes one sample.
+    Adds a volume to a token cache and writes the number under which the cache knows it; takes one sample.
 
-    It is not random, so a ``CacheDataset`` does it once for each volume. Put it after the last transform that changes
-    what the volume looks like, and before padding, which no teacher needs to see.
+    The frozen teacher sees the volume later, when its tokens are first asked for.
+
+    The transform is not random, so a ``CacheDataset`` applies it once for each volume. Put it after the last transform
+    that changes what the volume looks like, and before padding, which no teacher needs to see.
 
     Args:
         keys: image; with several, the last one counts.
-        atlas: such as :class:`dinomix_monai.teacher.TokenAtlas`.
+        token_cache: such as :class:`dinomix_monai.teacher.TokenCache`.
         volume_key: entry to write.
         allow_missing_keys: whether a key may be missing.
     """
@@ -30,12 +32,12 @@ class TokenAtlasd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        atlas: Any,
+        token_cache: Any,
         volume_key: str = BatchKeys.VOLUME,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.atlas, self.volume_key = atlas, volume_key
+        self.token_cache, self.volume_key = token_cache, volume_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
@@ -44,8 +46,8 @@ class TokenAtlasd(MapTransform):
         """
         result = dict(data)
         for key in self.key_iterator(result):
-            result[self.volume_key] = self.atlas.add(result[key])
+            result[self.volume_key] = self.token_cache.add(result[key])
         return result
 
 
-TokenAtlasD = TokenAtlasDict = TokenAtlasd
+AddToTokenCacheD = AddToTokenCacheDict = AddToTokenCached

@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, RandFlipd, RandRotate90d, RandSpatialCropd, SpatialPadd
 
-from dinomix_monai.transforms import VoxelOrigind
+from dinomix_monai.transforms import SourceCoordinatesd
 
 SHAPE = (7, 9, 5)
 OBLIQUE = torch.tensor([[-1.4, 0.3, 0, 20], [0.2, 1.9, -0.4, -7], [0.1, 0.5, 2.5, 3], [0, 0, 0, 1]]).double()
@@ -26,30 +26,30 @@ def test_positions_are_those_that_the_voxels_had_in_their_volume(seed):
             RandSpatialCropd("image", (5, 4, 4), random_size=False),
             RandFlipd("image", 0.5, spatial_axis=0),
             RandRotate90d("image", 0.5),
-            VoxelOrigind("image"),
+            SourceCoordinatesd("image"),
         ]
     ).set_random_state(seed)
     sample = chain({"image": world(), "volume": 3})
-    assert type(sample["origin"]) is torch.Tensor
-    assert sample["origin"].dtype == torch.float32
-    assert (sample["origin"][0] == 3).all()
-    torch.testing.assert_close(sample["origin"][1:], sample["image"].as_tensor(), rtol=0, atol=1e-4)
+    assert type(sample["source"]) is torch.Tensor
+    assert sample["source"].dtype == torch.float32
+    assert (sample["source"][0] == 3).all()
+    torch.testing.assert_close(sample["source"][1:], sample["image"].as_tensor(), rtol=0, atol=1e-4)
 
 
 def test_positions_go_on_beyond_the_volume():
     padded = SpatialPadd("image", (9, 9, 5))({"image": world(), "volume": 1})
     shifted = OBLIQUE.clone()
     shifted[:3, 3] -= OBLIQUE[:3, 0]
-    origin = VoxelOrigind("image")(padded)["origin"]
-    torch.testing.assert_close(origin[1:], world((9, 9, 5), shifted).as_tensor(), rtol=0, atol=1e-4)
+    source = SourceCoordinatesd("image")(padded)["source"]
+    torch.testing.assert_close(source[1:], world((9, 9, 5), shifted).as_tensor(), rtol=0, atol=1e-4)
 
 
 def test_a_tensor_without_an_affine_is_refused():
     with pytest.raises(TypeError, match="image must be a MetaTensor, whose affine tells where it lies, got Tensor"):
-        VoxelOrigind("image")({"image": torch.zeros(1, 4, 4, 4), "volume": 1})
+        SourceCoordinatesd("image")({"image": torch.zeros(1, 4, 4, 4), "volume": 1})
 
 
 def test_a_missing_image_is_passed_over_only_if_allowed():
-    assert VoxelOrigind("image", allow_missing_keys=True)({"volume": 1}) == {"volume": 1}
+    assert SourceCoordinatesd("image", allow_missing_keys=True)({"volume": 1}) == {"volume": 1}
     with pytest.raises(KeyError, match="image"):
-        VoxelOrigind("image")({"volume": 1})
+        SourceCoordinatesd("image")({"volume": 1})
