@@ -117,7 +117,7 @@ def measure(folder: str, network: str, *overlays: str) -> None:
         warm_up=0.0,
         ramp_up=0.0,
         # Volumes as they are: only patches and network are those of the toy. Large cells: the teacher is soon done.
-        **({**TOY, "spacing_mm": [4.5, 4.5, 5.5], "token_cache#cell": [8, 8, 8]} if network == "toy" else {}),
+        **({**TOY, "spacing_mm": [4.5, 4.5, 5.5], "token_cell": [8, 8, 8]} if network == "toy" else {}),
     )
     parser = workflow.parser
     preprocessing_s = _timed(

@@ -66,7 +66,7 @@ def make(folder: str) -> None:
         "baseline/supervised",
         output_dir=folder,
         dataset_dir=f"{folder}/phantom",
-        phantom_dir=f"{folder}/phantom",
+        **{"datalist#phantom_dir": f"{folder}/phantom"},
         check_data=False,
         epochs=6,
         teacher_weights="none",

@@ -105,10 +105,10 @@ def _chosen(app: Any, strategy: str, pool: list[Path], labeled: list[int], seed:
 @torch.no_grad()
 def _test_dice(app: Any, images: list[Path]) -> dict[str, float]:
     """Mean Dice of each class over the test patients that have it, on the grid of the files."""
-    from dinomix_monai.networks import with_weights
+    from dinomix_monai.models import load_model
 
     parser = app.parser("inference", device="cpu")
-    network = with_weights(parser.get_parsed_content("network_def"), app.model_file).eval()
+    network = load_model(parser.get_parsed_content("network_def"), app.model_file).eval()
     preprocessing, inferer = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer"))
     # All but what writes the file.
     postprocessing = parser.get_parsed_content("postprocessing").transforms[:-1]

@@ -29,7 +29,7 @@ def write_site_settings(folder: Path, lists: Sequence[Path], own: Sequence[Mappi
         The path of the files, with ``{SITE_NAME}`` for the name of a site.
     """
     for number, (datalist, others) in enumerate(zip(lists, own), start=1):
-        data = {"dataset_dir": str(datalist.parent), "datalist_file": datalist.name, "teacher_weights": "none"}
+        data = {"dataset_dir": str(datalist.parent), "datalist#file": datalist.name, "teacher_weights": "none"}
         file = folder / f"site-{number}.json"
         file.write_text(json.dumps({**data, "device": "cpu", "amp": False, **others}))
     return f"{folder}/{{SITE_NAME}}.json"

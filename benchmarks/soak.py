@@ -59,7 +59,7 @@ def main(
 
 
 def _trainer(folder: str) -> Any:
-    workflow = open_workflow("train", output_dir=folder, phantom_dir=f"{folder}/phantom", **SETTINGS)
+    workflow = open_workflow("train", output_dir=folder, **{"datalist#phantom_dir": f"{folder}/phantom", **SETTINGS})
     return workflow.parser.get_parsed_content("train#trainer")
 
 

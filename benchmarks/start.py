@@ -76,7 +76,7 @@ def child(folder: str) -> None:
     os.chdir(ROOT)
     config = "bundle/configs/train.json"
     sys.argv = ["monai.bundle", "run", "training", "--config_file", config, "--teacher_weights", "none"]
-    for name, path in (("phantom_dir", "phantom"), ("output_dir", ""), ("token_cache#folder", "tokens")):
+    for name, path in (("datalist#phantom_dir", "phantom"), ("output_dir", ""), ("token_cache#folder", "tokens")):
         sys.argv += [f"--{name}", str(Path(folder) / path)]
     runpy.run_module("monai.bundle", run_name="__main__")
 

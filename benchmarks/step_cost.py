@@ -39,7 +39,7 @@ FORMS = {**FKD_FORMS, **PEER_FORMS}
 PEER_SETTING = {
     "patch_size": [64, 64, 64],
     "unlabeled_batch_size": 2,
-    "distillation_modules": ["decoder.2"],
+    "distiller#modules": ["decoder.2"],
     "network_def": {
         "_target_": "dinomix_monai.networks.VNet",
         "in_channels": 1,
@@ -161,9 +161,9 @@ def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
         output_dir=folder,
         dataset_dir=str(data),
         check_data=False,
-        teacher_model=teacher,
+        **{"teacher#model_name": teacher},
         teacher_weights="none",
-        distillation_interval=1,
+        **{"distiller#interval": 1},
         **(PEER_SETTING if form in PEER_FORMS else {}),
     )
     prepare_volumes(workflow.parser)

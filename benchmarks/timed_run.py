@@ -69,9 +69,9 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     result = {
         **settings, "split": split, "wall_s": wall, "resumed": is_resumed, "steps": trainer.state.iteration,
         "learning_rate": workflow.parser.get_parsed_content("learning_rate"),
-        "validation": workflow.parser.get_parsed_content("best_model_handler").best,
+        "validation": workflow.parser.get_parsed_content("validate#best_model").best,
         "dice": {name: statistics.mean(values) for name, values in dice.items()},
-        "voxels": dict(zip(workflow.parser.get_parsed_content("class_names")[1:], datalist.training_voxels[1:])),
+        "voxels": dict(zip(datalist.class_names[1:], datalist.training_voxels[1:])),
     }  # fmt: skip
     result.pop("dataset_dir", None)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -11,7 +11,13 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
-from dinomix_monai.run import open_configuration, prepare_volumes, read_configuration, report_failures
+from dinomix_monai.run import (
+    open_configuration,
+    prepare_volumes,
+    read_configuration,
+    report_failures,
+    token_cache_of,
+)
 
 __all__ = ["cache_tokens", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
 
@@ -108,7 +114,7 @@ def cache_tokens(
 
     Args:
         dataset_dir: folder of the data set.
-        teacher: name of a DINOv3 of timm, instead of the configuration's ``teacher_model``.
+        teacher: name of a DINOv3 of timm, instead of the configuration's ``teacher#model_name``.
         weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them, such as
@@ -118,16 +124,17 @@ def cache_tokens(
         ValueError: When the configuration makes no use of a token cache.
     """
     parser = open_configuration(config_file, **settings)
-    given = {"dataset_dir": dataset_dir, "teacher_model": teacher, "teacher_weights": weights}
+    given = {"dataset_dir": dataset_dir, "teacher#model_name": teacher, "teacher_weights": weights}
     parser.update({name: value for name, value in given.items() if value is not None})
-    if parser.get_parsed_content("no_token_cache"):
+    token_cache = token_cache_of(parser)
+    if token_cache is None:
         raise ValueError(
-            "config_file must have teacher_key 'source' and a distillation_weight above 0, got "
-            f"{parser.get_parsed_content('teacher_key')!r} and {parser.get_parsed_content('distillation_weight')}: "
-            "training would make no token cache."
+            "config_file must have a distillation_weight above 0 and the token cache as distiller#teacher, got a "
+            f"weight of {parser.get_parsed_content('distillation_weight')} in {config_file}: training would make no "
+            "token cache."
         )
     prepare_volumes(parser)
-    print(parser.get_parsed_content("token_cache").describe())
+    print(token_cache.describe())
 
 
 @SetParseFn(str, "dataset_dir")

@@ -103,7 +103,7 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
         (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),
         (
             ("cache_tokens", "DATA", "--distillation_weight", "0"),
-            "Error: config_file must have teacher_key 'source' and a ",
+            "Error: config_file must have a distillation_weight above 0 and the token cache",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -1,11 +1,29 @@
-"""Sums over the processes of one training, each of which holds a share of every batch."""
+"""What the processes of one training do together; each of them holds a share of every batch."""
 
 from __future__ import annotations
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["gather_over_processes", "process_count", "rank_seed", "sum_over_processes"]
+__all__ = ["data_parallel", "gather_over_processes", "process_count", "rank_seed", "sum_over_processes"]
+
+
+def data_parallel(module: nn.Module, device: str | torch.device) -> DistributedDataParallel:
+    """
+    Keeps the module of this process equal to those of the others.
+
+    On GPUs batch norm takes its statistics over all of them. Parameters without a gradient are allowed for, because
+    projection heads have none in steps that do not distill.
+
+    Args:
+        module: what a step differentiates; its batch norms are replaced.
+        device: device of this process.
+    """
+    if torch.device(device).type != "cuda":
+        return DistributedDataParallel(module, find_unused_parameters=True)
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return DistributedDataParallel(module, device_ids=[device], find_unused_parameters=True)
 
 
 def process_count() -> int:

@@ -13,7 +13,6 @@ from dinomix_monai.data.datalist import (
 )
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
-from dinomix_monai.data.labels import check_model_file, read_labels, write_labels
 from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.patch_voxels import patch_voxels
 from dinomix_monai.data.phantom import make_phantom
@@ -33,7 +32,6 @@ __all__ = [
     "Protocol",
     "cases_of_rank",
     "check_dataset",
-    "check_model_file",
     "class_weights",
     "dataset_root",
     "findings_table",
@@ -44,11 +42,9 @@ __all__ = [
     "patch_voxels",
     "prepare_dataset",
     "read_datalist",
-    "read_labels",
     "read_protocol",
     "relative_name",
     "scaling_window",
     "split_dataset",
     "verify_dataset",
-    "write_labels",
 ]

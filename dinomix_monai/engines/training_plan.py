@@ -19,7 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 from dinomix_monai.core.text import by
-from dinomix_monai.run import check_counts, prepare_volumes
+from dinomix_monai.run import check_counts, prepare_volumes, token_cache_of
 from dinomix_monai.transforms import MemoryMapd
 from dinomix_monai.volumes import open_volume, read_geometry
 
@@ -118,7 +118,7 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
         for name in _SECTIONS.values()
     }
     # A whole number of the steps that distill and those that do not, after two that fill caches.
-    every = get("distillation_interval")
+    every = get("distiller#interval")
     count = every * math.ceil(repetitions / every)
     with tempfile.TemporaryDirectory() as folder:
         parser.update(
@@ -132,10 +132,9 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
         measured = _measure(parser, count)
         files = {"best model": get("model_file"), "state to resume": get("state_file")}
         disk = {what: float(Path(file).stat().st_size) for what, file in files.items()}
-    if not get("no_token_cache"):
-        disk["token cache"] = _token_cache_size(
-            get("token_cache"), [shape for some in shapes.values() for shape in some]
-        )
+    if (token_cache := token_cache_of(parser)) is not None:
+        all_shapes = [shape for some in shapes.values() for shape in some]
+        disk["token cache"] = _token_cache_size(token_cache, all_shapes)
     voxels, seen = (
         sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
     )

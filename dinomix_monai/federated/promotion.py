@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
-from dinomix_monai.data import write_labels
+from dinomix_monai.core.tensor_file import read_tensor_file
+from dinomix_monai.models import write_model
 from dinomix_monai.run import open_configuration
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
@@ -63,6 +63,4 @@ def promote_checkpoint(
             f"checkpoint must hold the weights of network_def in {config_file}, got others; pass the overlays and "
             f"settings of the run. {error}"
         ) from error
-    path = Path(model_file)
-    write_labels(path, class_names)
-    return write_tensor_file(network.state_dict(), path)
+    return write_model(network, model_file, class_names)

@@ -83,7 +83,7 @@ class Site:
             "class_names": list(datalist.class_names),
             "network": {name: list(value.shape) for name, value in network.state_dict().items()},
             "labeled_voxels": datalist.training_voxels,
-            "patch_voxels": self._parsed(workflow, "patch_voxels"),
+            "patch_voxels": self._parsed(workflow, "pseudo_labeler#labeled_voxels"),
             "cases": {
                 section: len(getattr(datalist, section)) for section in ("training", "unlabeled", "validation", "test")
             },
@@ -119,7 +119,7 @@ class Site:
         trainer.state.epoch = first_epoch
         trainer.state.iteration = first_epoch * trainer.state.epoch_length
         trainer.state.max_epochs = first_epoch + self.plan.epochs_per_round
-        fast_forward_scheduler(self._parsed(workflow, "lr_scheduler"), trainer.state.iteration)
+        fast_forward_scheduler(self._parsed(workflow, "train#lr_scheduler"), trainer.state.iteration)
         self._steps = 0
         trainer.run()
         left_out = norm_names(trainer.network) if self.plan.local_norm else None
@@ -137,7 +137,7 @@ class Site:
         network = self._parsed(workflow, "global_network")
         network.load_state_dict(self._with_own_norms(self._parsed(workflow, "network"), weights, round_number))
         if not self._parsed(workflow, "datalist").validation:
-            self._parsed(workflow, "best_model_handler").write(network)
+            self._parsed(workflow, "validate#best_model").write(network)
             return {}
         evaluator = self._parsed(workflow, "validate#evaluator")
         evaluator.run(max(1, round_number * self.plan.epochs_per_round))
@@ -206,7 +206,7 @@ class Site:
         changes: dict[str, Any] = {
             "check_data": False,
             "labeled_voxels": list(self.plan.labeled_voxels),
-            "patch_voxels": list(self.plan.patch_voxels),
+            "pseudo_labeler#labeled_voxels": list(self.plan.patch_voxels),
             "proximal_weight": self.plan.proximal_weight,
         }
         workflow = self._build("federated", **changes)

@@ -103,4 +103,4 @@ def phantom_site(name: str, bundle_root: Path, sites: int, unlabeled_sites: int 
         raise ValueError(f"name must end in the number of one of {sites} sites, as site-1, got {name!r}.")
     folder = bundle_root / "data" / "phantom"
     paths = split_dataset(folder, sites, unlabeled_sites, phantom_dir=folder)
-    return {"dataset_dir": str(folder), "datalist_file": paths[int(number[1]) - 1].name}
+    return {"dataset_dir": str(folder), "datalist#file": paths[int(number[1]) - 1].name}

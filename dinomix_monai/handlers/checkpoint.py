@@ -11,14 +11,13 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from monai.networks.utils import get_state_dict
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
-from dinomix_monai.data import write_labels
 from dinomix_monai.handlers.schedules import fast_forward_scheduler
+from dinomix_monai.models import write_model
 
 __all__ = ["BestModelHandler", "LastModelHandler", "RunStateLoader", "RunStateSaver"]
 
@@ -103,8 +102,7 @@ class BestModelHandler:
         if not self.has_written:
             _set_aside(self.path)
         self.has_written = True
-        write_labels(self.path, self.class_names)
-        write_tensor_file({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, self.path)
+        write_model(network, self.path, self.class_names)
 
     def state_dict(self) -> dict[str, Any]:
         """Best value, epoch of the model, the evaluations since the best, and whether there is a model."""

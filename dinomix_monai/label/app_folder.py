@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
-from dinomix_monai.data import read_labels, write_labels
+from dinomix_monai.models import read_class_names, read_model, write_class_names
 
 __all__ = ["AppFolder", "prepare_app_folder"]
 
@@ -69,7 +69,7 @@ class AppFolder:
     @property
     def class_names(self) -> list[str]:
         """Names by label value, background first."""
-        return read_labels(self.model_file)
+        return read_class_names(self.model_file)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def prepare_app_folder(
     if is_new:
         if model is not None:
             _copy_model(Path(model).expanduser(), folder)
-        write_labels(folder.model_file, names)
+        write_class_names(folder.model_file, names)
     for name in _CONFIGS:
         shutil.copyfile(source / "configs" / name, folder.root / "configs" / name)
     _name_classes(folder.root / "configs" / "metadata.json", folder.class_names)
@@ -155,8 +155,8 @@ def _class_names(folder: AppFolder, model: str | Path | None, labels: Sequence[s
     given = None if labels is None else ["background", *labels]
     if model is None:
         return given or folder.class_names
-    read_tensor_file(Path(model).expanduser(), "model", "the weights of a trained model")
-    own = read_labels(Path(model).expanduser())
+    read_model(Path(model).expanduser(), "model")
+    own = read_class_names(Path(model).expanduser())
     if given is not None and given != own:
         raise ValueError(
             f"labels must be those of the model, {', '.join(own[1:])}, got {', '.join(given[1:])}. "

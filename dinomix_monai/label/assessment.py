@@ -12,7 +12,7 @@ from torch import nn
 from dinomix_monai.core.files import write_json
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.next_case import dice_shortfall, mean_entropy
-from dinomix_monai.networks import with_weights
+from dinomix_monai.models import load_model
 
 __all__ = ["Assessment", "Assessments", "ScanAssessor"]
 
@@ -67,11 +67,10 @@ class ScanAssessor:
         """
         files = [folder.student_file if folder.student_file.is_file() else folder.model_file, folder.model_file]
         student, teacher = (
-            with_weights(folder.parser("inference", device=device).get_parsed_content("network"), file)
-            for file in files
+            load_model(folder.parser("inference", device=device).get_parsed_content("network"), file) for file in files
         )
         inferer = folder.parser("inference").get_parsed_content("inferer")
-        module = folder.parser("train").get_parsed_content("distillation_modules")[0]
+        module = folder.parser("train").get_parsed_content("distiller#modules")[0]
         return cls(student, teacher, inferer, module)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from monailabel.transform.writer import Writer
 from dinomix_monai.handlers.pictures import class_colors
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.networks import with_weights
+from dinomix_monai.models import load_model
 from dinomix_monai.volumes import VolumeError, is_nifti_name, label_volume, open_volume, read_geometry, write_label
 
 __all__ = ["DinoMixInferTask"]
@@ -124,7 +124,7 @@ class DinoMixInferTask(BasicInferTask):
         network, of = self._networks.get(device, (None, None))
         if of != changed:
             try:
-                network = with_weights(self._parsed("network", data), path).eval()
+                network = load_model(self._parsed("network", data), path).eval()
             except ValueError as error:
                 raise Refusal(f"The model does not fit the app. {error}", 409) from error
             self._networks[device] = network, changed

@@ -22,7 +22,7 @@ from dinomix_monai.data import Finding, check_dataset, findings_table, scaling_w
 from dinomix_monai.handlers import BestModelHandler
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.networks import with_weights
+from dinomix_monai.models import load_model
 
 __all__ = ["TrainingResult", "TrainingRun", "latest_progress"]
 
@@ -126,7 +126,7 @@ class TrainingRun:
         workflow = self._workflow(epochs, current is not None and pretrained, device, seed)
         parser = workflow.parser
         workflow.initialize()
-        best: BestModelHandler = parser.get_parsed_content("best_model_handler")
+        best: BestModelHandler = parser.get_parsed_content("validate#best_model")
         before = self._score_before(current, parser.get_parsed_content("validate#evaluator"), best)
         # Without the bundle's report at the end, for which an annotator would have to wait.
         trainer = parser.get_parsed_content("train#trainer")
@@ -156,7 +156,7 @@ class TrainingRun:
         if not self.folder.model_file.is_file():
             return None
         try:
-            with_weights(self.folder.parser("inference").get_parsed_content("network_def"), self.folder.model_file)
+            load_model(self.folder.parser("inference").get_parsed_content("network_def"), self.folder.model_file)
         except ValueError as error:
             if is_needed:
                 raise Refusal(
@@ -195,7 +195,7 @@ class TrainingRun:
             "bundle_root": str(self.folder.root),
             "output_dir": str(self.path),
             "dataset_dir": str(self.path),
-            "allow_outside": True,
+            "datalist#allow_outside": True,
             "token_cache#folder": str(self.folder.root / "tokens"),
             "start_file": str(self.folder.model_file),
             "check_data": False,
@@ -219,7 +219,7 @@ class TrainingRun:
         if current is None or not self.validation:
             return None
         network = evaluator.network
-        evaluator.network = with_weights(copy.deepcopy(network), current)
+        evaluator.network = load_model(copy.deepcopy(network), current)
         evaluator.run()
         evaluator.network = network
         # As if it had never run: its epochs are those of the training.

@@ -6,7 +6,6 @@ from dinomix_monai.networks.ema import EMATeacher
 from dinomix_monai.networks.feature_tap import FeatureTap
 from dinomix_monai.networks.patch_check import check_patch_size
 from dinomix_monai.networks.projection_head import ProjectionHead
-from dinomix_monai.networks.starting_weights import with_weights
 from dinomix_monai.networks.vnet import VNet
 
-__all__ = ["EMATeacher", "FeatureTap", "ProjectionHead", "VNet", "check_patch_size", "with_weights"]
+__all__ = ["EMATeacher", "FeatureTap", "ProjectionHead", "VNet", "check_patch_size"]

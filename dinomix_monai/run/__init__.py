@@ -10,6 +10,7 @@ from dinomix_monai.run.configuration import (
     prepare_volumes,
     present_parser,
     read_configuration,
+    token_cache_of,
     unused_settings,
 )
 from dinomix_monai.run.failure import Terminated, failure_text, report_failures, stop_on_sigterm
@@ -33,5 +34,6 @@ __all__ = [
     "report_failures",
     "start_run",
     "stop_on_sigterm",
+    "token_cache_of",
     "unused_settings",
 ]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
+    from dinomix_monai.teacher import TokenCache
+
 __all__ = [
     "bundle_root",
     "check_paths",
@@ -20,6 +22,7 @@ __all__ = [
     "prepare_volumes",
     "present_parser",
     "read_configuration",
+    "token_cache_of",
     "unused_settings",
 ]
 
@@ -69,8 +72,16 @@ def prepare_volumes(parser: ConfigParser) -> None:
     """
     for name in ("train#dataset", "train#unlabeled_dataset"):
         parser.get_parsed_content(name)
-    if not parser.get_parsed_content("no_token_cache"):
-        parser.get_parsed_content("token_cache").complete()
+    if (token_cache := token_cache_of(parser)) is not None:
+        token_cache.complete()
+
+
+def token_cache_of(parser: ConfigParser) -> TokenCache | None:
+    """The token cache that a training distills from, or ``None`` where it distills nothing or asks the teacher."""
+    from dinomix_monai.teacher import TokenCache
+
+    teacher = getattr(parser.get_parsed_content("distiller"), "teacher", None)
+    return teacher if isinstance(teacher, TokenCache) else None
 
 
 def read_configuration(file: str | Path, name: str = "config_file") -> dict[str, Any]:
@@ -191,12 +202,12 @@ def check_paths(parser: ConfigParser) -> None:
         parser: the configuration of a run.
 
     Raises:
-        ValueError: When a setting that ends in ``_dir``, ``_file`` or ``_root`` is neither text nor ``None``, or there
-            is no bundle in the present folder and no ``output_dir`` is given.
+        ValueError: When a setting that ends in ``_dir``, ``_file``, ``_root`` or ``folder`` is neither text nor
+            ``None``, or there is no bundle in the present folder and no ``output_dir`` is given.
     """
     config = parser.get()
-    for name, value in config.items():
-        if name.endswith(("_dir", "_file", "_root")) and isinstance(value, (bool, int, float)):
+    for name, value in _settings(config):
+        if name.endswith(("_dir", "_file", "_root", "folder")) and isinstance(value, (bool, int, float)):
             raise ValueError(
                 f"{name} must be a path, got {value}, which the command line takes for a number. Write it with ./ in "
                 "front."
@@ -215,6 +226,14 @@ def _strings(item: Any) -> Iterator[str]:
         for key, value in pairs:
             if key != _TEXT_KEY:
                 yield from _strings(value)
+
+
+def _settings(config: Mapping[str, Any], owner: str = "") -> Iterator[tuple[str, Any]]:
+    """Ids and values, those of components too."""
+    for name, value in config.items():
+        yield owner + name, value
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{owner}{name}#")
 
 
 def _is_plain(value: Any) -> bool:

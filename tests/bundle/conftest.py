@@ -19,7 +19,7 @@ TOY_RUN = {
     "val_interval": 1,
     "warm_up": 0.34,
     "ramp_up": 0.0,
-    "distillation_interval": 2,
+    "distiller#interval": 2,
     "teacher_weights": "none",
     "device": "cpu",
     "amp": False,

@@ -12,7 +12,8 @@ import torch
 ACDC = Path(__file__).parents[3] / "shared" / "data" / "acdc_mini"
 # What the overlay sets, once more: the fixture's toy settings come after it.
 OVERLAY = json.loads((Path(__file__).parents[2] / "bundle" / "configs" / "acdc.json").read_text())
-SETTINGS = {name: OVERLAY[name] for name in ("spacing_mm", "patch_size")} | {"allow_outside": True}
+SETTINGS = {name: OVERLAY[name] for name in ("spacing_mm", "patch_size")}
+TRAINING = {**SETTINGS, "datalist#allow_outside": True}
 
 pytestmark = pytest.mark.skipif(not (ACDC / "dataset.json").is_file(), reason=f"needs {ACDC}")
 
@@ -32,7 +33,7 @@ def small_acdc(tmp_path: Path) -> Path:
 
 
 def test_acdc_trains_validates_and_comes_back_on_its_own_grid(run, small_acdc: Path, tmp_path: Path) -> None:
-    trained = run(*("train", "acdc"), dataset_dir=str(small_acdc), epochs=1, steps_per_epoch=2, warm_up=0.0, **SETTINGS)
+    trained = run(*("train", "acdc"), dataset_dir=str(small_acdc), epochs=1, steps_per_epoch=2, warm_up=0.0, **TRAINING)
     network = trained.parser.get_parsed_content("network")
     # Thick slices are not merged in depth by the stem or the first step down.
     assert network.stem[0].stride == network.down[0][0].stride == (2, 2, 1)
@@ -55,7 +56,7 @@ def test_acdc_trains_validates_and_comes_back_on_its_own_grid(run, small_acdc: P
 
 def test_inference_scales_intensities_as_training_does(workflow, small_acdc: Path, tmp_path: Path) -> None:
     case = json.loads((small_acdc / "dataset.json").read_text())["validation"][0]
-    train = workflow("train", "acdc", dataset_dir=str(small_acdc), **SETTINGS)
+    train = workflow("train", "acdc", dataset_dir=str(small_acdc), **TRAINING)
     model = {"model_file": str(tmp_path / "model.pt")}
     inference = workflow("inference", "acdc", kind="infer", dataset_dir=case["image"], **model, **SETTINGS)
     seen = train.parser.get_parsed_content("report#dataset")[0]["image"]

@@ -249,7 +249,7 @@ SETTINGS = {
     "validation every 0 epochs": ({"val_interval": 0}, "Error: val_interval must be a whole number >= 1, got 0."),
     "device that is not there": ({"device": "cuda:99"}, "Error: device must be one of this machine, got cuda:99 ("),
     "unknown rule of scoring": (
-        {"score_rules": ["best"]},
+        {"report#rules": ["best"]},
         "Error: score rule must be one of sound, published, galoss, got 'best'.",
     ),
     "patch of two axes": ({"patch_size": [32, 32]}, "Error: patch_size must have three numbers above 0, got [32, 32]."),
@@ -266,11 +266,11 @@ SETTINGS = {
         "multiples of [16, 16, 16], got [30, 30, 15].",
     ),
     "threshold above 1": (
-        {"confidence_threshold": 2},
+        {"pseudo_labeler#threshold": 2},
         "Error at pseudo_labeler: floor and threshold must be 0 <= floor <= threshold <= 1, got 0.5 and 2.",
     ),
     "alignment below 0": ({"alignment": -1}, "Error at pseudo_labeler: alignment must be >= 0, got -1."),
-    "decay of 1.5": ({"ema_decay": 1.5}, "Error at ema_teacher: decay must be in [0, 1), got 1.5."),
+    "decay of 1.5": ({"ema_teacher#decay": 1.5}, "Error at ema_teacher: decay must be in [0, 1), got 1.5."),
     "warm-up of 2": (
         {"warm_up": 2},
         "Error at train::handlers::2: warm_up and ramp_up must be shares of the run in [0, 1], got 2 and 0.0.",
@@ -290,7 +290,7 @@ SETTINGS = {
         "unlabeled_to_unlabeled to frequencies >= 0, got {'up': 1}.",
     ),
     "unknown module": (
-        {"distillation_modules": ["decoder.99"]},
+        {"distiller#modules": ["decoder.99"]},
         "Error at distiller: modules must name modules of VNet (stem, ",
     ),
     "unknown argument": (
@@ -298,11 +298,11 @@ SETTINGS = {
         "Error at network_def: VNet.__init__() got an unexpected keyword argument 'filters' (TypeError)",
     ),
     "unknown teacher": (
-        {"teacher_model": "vit_small"},
+        {"teacher#model_name": "vit_small"},
         "Error at teacher: model_name must be one of convnext_base.dinov3_lvd1689m, ",
     ),
     "cells of two axes": (
-        {"token_cache#cell": [4, 4]},
+        {"token_cell": [4, 4]},
         "Error at token_cache: cell must be three numbers of voxels >= 1, got (4, 4).",
     ),
     "unknown plane": (
@@ -379,13 +379,13 @@ FILES = {
         ("train", "finetune"),
         {"start_file": "OUT/a.pt"},
         {"a.pt": text_file},
-        f"Error at start_network: path must be the weights of a trained model, got OUT/a.pt, {DAMAGED}",
+        f"Error at started_network: start_file must be the weights of a trained model, got OUT/a.pt, {DAMAGED}",
     ),
     "beginning with a state": (
         ("train", "finetune"),
         {"start_file": "OUT/a.pt"},
         {"a.pt": of_tensors(network={"a": torch.zeros(1)})},
-        "Error at start_network: path must be the weights of this network with as many classes, got OUT/a.pt, of "
+        "Error at started_network: start_file must be the weights of the configured network, got OUT/a.pt, of "
         "which decoder.0.convs.0.bias has the shape None and not (",
     ),
     "missing teacher": (

@@ -54,7 +54,7 @@ def test_the_frozen_teacher_goes_on_with_the_other_cases(run, spoiled, tmp_path,
     settings = {
         **SETTINGS,
         "distillation_weight": 0.05,
-        "distillation_interval": 1,
+        "distiller#interval": 1,
         "token_cache#folder": str(tmp_path / "tokens"),
     }
     trained = run("train", dataset_dir=str(folder), **settings)

@@ -27,7 +27,7 @@ CONTENT = "../../benchmarks/configs/fkd_content"
 FILES[CONTENT] = CONFIGS / f"{CONTENT}.json"
 ARMS = {Path(name).name: name for name in FILES if name.startswith(("ablation/", "baseline/", CONTENT))}
 # What an overlay sets must not be taken back by the toy settings.
-TOY_STEPS = {"epochs": 1, "steps_per_epoch": 3, "val_interval": 9, "warm_up": 0.0, "distillation_interval": 1}
+TOY_STEPS = {"epochs": 1, "steps_per_epoch": 3, "val_interval": 9, "warm_up": 0.0, "distiller#interval": 1}
 
 # For MONAI itself, MONAI Label, NVFlare and the overlays.
 RELIED_ON = {
@@ -80,7 +80,7 @@ def settings_for(overlay: str) -> dict:
 
 def in_overlay(overlay: str) -> dict:
     # Given once more, because the fixture's toy settings would come after the overlay.
-    toys = ("spacing_mm", "patch_size", "warm_up", "teacher_weights", "distillation_layers", "distillation_interval")
+    toys = ("spacing_mm", "patch_size", "warm_up", "teacher_weights", "distiller#layers", "distiller#interval")
     return {name: value for name, value in read(overlay).items() if name in toys}
 
 
@@ -113,7 +113,7 @@ def test_monai_finds_every_property_under_its_id(
 
 
 def test_a_missing_property_would_be_noticed(workflow, phantom: Path) -> None:
-    built = workflow("train", phantom_dir=str(phantom))
+    built = workflow("train", **{"datalist#phantom_dir": str(phantom)})
     del built.parser.config["bundle_root"]
     built.initialize()
     with pytest.raises(KeyError, match="bundle_root"):
@@ -132,10 +132,19 @@ def test_each_command_has_its_run_id_as_a_copy_of_run() -> None:
     assert read("inference")["inferring"] == "%run"
 
 
+def test_there_are_few_enough_ids_to_read_and_each_component_is_described() -> None:
+    train = read("train")
+    assert len(train.keys() - {"_desc_", "imports"}) <= 50
+    components = {name: value for name, value in train.items() if isinstance(value, dict) and name != "_desc_"}
+    simple = {"bundle_root", "amp", "amp_dtype", "scale_intensity"}
+    assert [name for name, value in components.items() if "_desc_" not in value and name not in simple] == []
+    assert train["_desc_"].keys() - train.keys() == {"train.json"}
+
+
 def test_train_handlers_are_a_literal_list_that_others_can_add_to() -> None:
     assert isinstance(read("train")["train"]["handlers"], list)
     assert all(isinstance(handler, dict) for handler in read("train")["train"]["handlers"])
-    assert read("train")["train"]["trainer"]["train_handlers"] == "@train#handlers"
+    assert read("train")["train"]["trainer"]["train_handlers"] == "$@train#handlers + @train#writers"
 
 
 @pytest.mark.parametrize("name", ["network_def", "spacing_mm", "patch_size", "scale_intensity", "device", "amp"])
@@ -147,22 +156,9 @@ def test_training_and_inference_use_the_same_sliding_window() -> None:
     assert read("train")["validate"]["inferer"] == read("inference")["inferer"]
 
 
-def test_inference_preprocesses_images_as_the_report_of_training_does() -> None:
-    def steps(transforms: list) -> list:
-        ignored = {"keys", "allow_missing_keys"}
-        return [
-            {key: value for key, value in step.items() if key not in ignored} if isinstance(step, dict) else step
-            for step in transforms
-        ]
-
-    inference = read("inference")["preprocessing"]["transforms"]
-    report = read("train")["report"]["preprocessing"]["transforms"]
-    of_images = [step for step in report if step_key(step) != "label"]
-    assert steps(inference) == steps(of_images)
-
-
-def step_key(step: object) -> object:
-    return step.get("keys") if isinstance(step, dict) else None
+def test_inference_and_the_report_of_training_have_one_preprocessing() -> None:
+    inference, report = read("inference")["preprocessing"], read("train")["report"]["preprocessing"]
+    assert inference["transforms"] == report["transforms"]
 
 
 def test_metadata_follows_the_schema() -> None:
@@ -228,9 +224,10 @@ def test_no_config_knows_a_place_on_disk(name: str) -> None:
 @pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos", "memory_map", *ARMS.values()])
 def test_overlay_changes_what_is_there(overlay: str) -> None:
     # An overlay for training and inference may have settings of training alone, so train.json is what it is held to.
+    # What is new is what the overlay itself refers to.
     parser = ConfigParser(read("train"))
     for name in read(overlay):
-        if name == "_desc_":
+        if name == "_desc_" or f"@{name}" in json.dumps(read(overlay)):
             continue
         # An argument that the base leaves at its default may be new, the object that it belongs to may not.
         owner = name.lstrip("+").rpartition("#")[0] or name.lstrip("+")
@@ -238,7 +235,35 @@ def test_overlay_changes_what_is_there(overlay: str) -> None:
 
 
 def test_the_list_of_the_all_labels_arm_is_one_that_the_phantom_has(phantom: Path) -> None:
-    assert (phantom / read("ablation/all_labels")["datalist_file"]).is_file()
+    assert (phantom / read("ablation/all_labels")["datalist#file"]).is_file()
+
+
+def names_of_switched(overlay: str) -> set[str]:
+    """Last part of the ``_target_`` of what an overlay switches by its place in a list of train.json."""
+    train = ConfigParser(read("train"))
+    switched = [name.removesuffix("#_disabled_") for name in read(overlay) if re.search(r"#\d+#_disabled_$", name)]
+    return {train[name]["_target_"].rpartition(".")[2] for name in switched}
+
+
+def test_of_several_processes_the_first_writes_and_checks() -> None:
+    writers = {handler["_target_"].rpartition(".")[2] for handler in read("train")["train"]["writers"]}
+    others = {"start_run", "verify_dataset", "check_patch_size", "TensorBoardStatsHandler"}
+    assert names_of_switched("multi_gpu_train") == writers | others
+    overlay = read("multi_gpu_train")
+    assert all("@rank > 0" in value for name, value in overlay.items() if name.endswith("#_disabled_"))
+    assert "@rank == 0" in overlay["train#handlers#3#folder"]
+    assert "folder" in read("train")["train"]["handlers"][3]
+
+
+def test_a_round_of_a_federation_neither_validates_nor_draws() -> None:
+    assert names_of_switched("federated") == {"ValidationHandler", "LastModelHandler", "TeacherViewHandler"}
+    assert read("train")["initialize"][6]["_target_"].endswith(".verify_dataset")
+    assert read("federated")["initialize#6#needs_labels"] is False
+
+
+def test_an_online_teacher_needs_no_token_cache() -> None:
+    assert names_of_switched("online_teacher") == {"AddToTokenCached", "SourceCoordinatesd"}
+    assert names_of_switched(CONTENT) == {"AddToTokenCached", "SourceCoordinatesd"}
 
 
 @pytest.mark.parametrize("overlay", ["acdc", "resume"])
@@ -377,15 +402,16 @@ def test_mixed_precision_is_for_the_device_that_is_used(name: str, device: str, 
 
 @pytest.mark.parametrize("names", [("train",), ("inference",), ("train", "evaluate")], ids="+".join)
 def test_a_word_for_mixed_precision_is_refused_before_anything_is_made(workflow, names, tmp_path: Path) -> None:
+    kind = "infer" if "inference" in names else "train"
     with pytest.raises(RuntimeError) as caught:
-        workflow(*names, amp="true", model_file=str(tmp_path / "nothing.pt")).initialize()
+        workflow(*names, kind=kind, amp="true", model_file=str(tmp_path / "nothing.pt")).initialize()
     assert "amp must be true or false, got 'true'" in failure_text(caught.value)
     assert not (tmp_path / "events").exists()
 
 
 def test_in_mixed_precision_patches_are_still_deformed_and_taught(run) -> None:
     # On a CPU it is bfloat16, which NumPy does not know, and for pseudo-labels alone.
-    trained = run("train", epochs=1, amp=True, warm_up=0.0, distillation_interval=1)
+    trained = run("train", epochs=1, amp=True, warm_up=0.0, **{"distiller#interval": 1})
     output = trained.parser.get_parsed_content("train#trainer").state.output
     assert math.isfinite(output["unsupervised"])
     assert math.isfinite(output["distillation"])

@@ -48,7 +48,7 @@ def test_sound_data_pass_without_a_word(workflow, capsys):
             {"scale_intensity#a_min": 3000, "scale_intensity#a_max": 4000},
             "100.0% of its voxels outside of 3000 to 4000",
         ),
-        ({"datalist_file": "dataset_all_labels.json"}, "dataset_all_labels.json  lists no unlabeled cases"),
+        ({"datalist#file": "dataset_all_labels.json"}, "dataset_all_labels.json  lists no unlabeled cases"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from dinomix_monai.data import write_labels
+from dinomix_monai.models import write_class_names
 
 # A network that anyone can compute: class 1 where the scaled intensity is above one half, which is 40 HU.
 THRESHOLD_HU = 40
@@ -73,7 +73,7 @@ def model_file(workflow, tmp_path: Path) -> Path:
     """What a training leaves behind, with random weights."""
     path = tmp_path / "models" / "model.pt"
     labels = ["background", "left", "right"]
-    write_labels(path, labels)
+    write_class_names(path, labels)
     torch.manual_seed(0)
     network = workflow("inference", kind="infer", model_file=str(path)).parser.get_parsed_content("network_def")
     torch.save(network.state_dict(), path)
@@ -97,7 +97,7 @@ def segment(run, model_file: Path, tmp_path: Path) -> Callable[..., dict[str, ni
 def threshold(segment, tmp_path: Path) -> Callable[..., dict[str, nib.Nifti1Image]]:
     """The same with a network that is a threshold."""
     path = tmp_path / "threshold" / "model.pt"
-    write_labels(path, ["background", "dense"])
+    write_class_names(path, ["background", "dense"])
     torch.save(THRESHOLD_WEIGHTS, path)
     return lambda dataset_dir: segment(
         dataset_dir, model_file=str(path), network_def=THRESHOLD_NETWORK, spacing_mm=[5.0, 5.0, 6.0]
@@ -260,7 +260,7 @@ def test_model_with_another_number_of_classes_is_refused(segment, model_file: Pa
     model_file.with_name("labels.json").unlink()
     for labels in (None, ["background", "one"], ["background", "one", "two", "three"]):
         if labels:
-            write_labels(model_file, labels)
+            write_class_names(model_file, labels)
         with pytest.raises(RuntimeError) as error:
             segment(file)
         with pytest.raises(ValueError, match=r"the weights of the configured network, got .* head\.bias"):

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 OVERLAYS = {name: json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("synapse", "amos")}
 # What the overlays set is given once more where the fixture's toy settings would come after it.
 SETTINGS = {
-    **{name: OVERLAYS["synapse"][name] for name in ("spacing_mm", "distillation_modules", "ema_decay")},
+    **{name: OVERLAYS["synapse"][name] for name in ("spacing_mm", "distiller#modules", "ema_teacher#decay")},
     **{"steps_per_epoch": 2, "patch_size": [32, 32, 16], "network_def#n_filters": 2},
 }
 
@@ -129,8 +129,11 @@ def test_the_overlays_differ_in_length_alone(overlay: str) -> None:
 
 
 def test_the_sound_rule_scores_on_the_scans_where_they_are_given(run, overlay: str, prepared: Path) -> None:
-    settings = {**SETTINGS, "dataset_dir": str(prepared), "score_rules": ["sound", "published"], "epochs": 1}
-    raw = {"raw_dir": str(prepared.parent), "originals#protocol": str(prepared.parent / "small.json")}
+    settings = {**SETTINGS, "dataset_dir": str(prepared), "report#rules": ["sound", "published"], "epochs": 1}
+    raw = {
+        "report#originals#raw_dir": str(prepared.parent),
+        "report#originals#protocol": str(prepared.parent / "small.json"),
+    }
     for evaluation in (run("train", overlay, **settings, **raw), run("train", overlay, "evaluate", **settings, **raw)):
         section = "validate" if "split" in evaluation.parser.config else "report"
         handler = evaluation.parser.get_parsed_content(f"{section}#handlers")[-1]

@@ -77,7 +77,7 @@ def step(workflow: Callable) -> Callable[..., Callable[..., None]]:
 
     def make(overlay: str, **settings: object) -> Callable[..., None]:
         overlays = () if overlay == "default" else (overlay,)
-        built = workflow("train", *overlays, distillation_interval=1, warm_up=0.0, **settings)
+        built = workflow("train", *overlays, **{"distiller#interval": 1}, warm_up=0.0, **settings)
         built.initialize()
         trainer = built.parser.get_parsed_content("train#trainer")
         set_determinism(0)

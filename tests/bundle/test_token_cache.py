@@ -45,7 +45,7 @@ def test_training_is_the_same_with_a_token_cache_made_before_it(run, phantom: Pa
 
 def test_a_configuration_without_a_token_cache_is_refused(phantom: Path, tmp_path: Path) -> None:
     online = str(Path(CONFIG).with_name("online_teacher.json"))
-    with pytest.raises(ValueError, match=r"config_file must have teacher_key .* got 'image' and 0.05: training"):
+    with pytest.raises(ValueError, match=r"the token cache as distiller#teacher, got a weight of 0.05 in "):
         cache_tokens(
             str(phantom), weights="none", config_file=[CONFIG, online], **{"token_cache#folder": str(tmp_path)}
         )
@@ -90,7 +90,7 @@ def test_the_student_is_taught_the_tokens_of_what_its_patches_are_mixed_of(workf
         return look_up(self, source, *args)
 
     monkeypatch.setattr(TokenCache, "__call__", spy)
-    built = workflow("train", warm_up=0.0, distillation_interval=1)
+    built = workflow("train", warm_up=0.0, **{"distiller#interval": 1})
     built.initialize()
     built.parser.get_parsed_content("train#trainer").run()
     # The teacher view at start and end; two labeled patches and a mixed one in each step.

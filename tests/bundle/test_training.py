@@ -158,7 +158,7 @@ def test_volumes_on_disk_train_like_those_in_memory(run, tmp_path: Path) -> None
 
 
 def test_compiled_networks_train_like_the_others(run, tmp_path: Path) -> None:
-    settings = {"epochs": 2, "warm_up": 0.5, "ramp_up": 0.0, "distillation_interval": 1}
+    settings = {"epochs": 2, "warm_up": 0.5, "ramp_up": 0.0, "distiller#interval": 1}
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:

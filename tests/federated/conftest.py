@@ -14,8 +14,8 @@ SETTINGS = {
     "steps_per_epoch": 2,
     "warm_up": 0.0,
     "ramp_up": 0.0,
-    "confidence_threshold": 0.0,
-    "confidence_floor": 0.0,
+    "pseudo_labeler#threshold": 0.0,
+    "pseudo_labeler#floor": 0.0,
     "distillation_weight": 0,
     "val_interval": 1,
 }
@@ -50,7 +50,7 @@ def make_site(phantom: Path, token_dir: Path, tmp_path: Path, make_plan: Callabl
     def make(folder: str = "site", labels: bool = True, plan: RunPlan | None = None, **overrides: object) -> Site:
         settings = {
             "dataset_dir": str(phantom),
-            "datalist_file": f"site-{1 if labels else 3}-of-3-1-unlabeled.json",
+            "datalist#file": f"site-{1 if labels else 3}-of-3-1-unlabeled.json",
             "token_cache#folder": str(token_dir),
             "teacher_weights": "none",
             "device": "cpu",

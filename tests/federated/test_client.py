@@ -38,7 +38,7 @@ def leaves(value, path=()):
 def test_nothing_but_weights_of_the_student_numbers_and_names_of_classes_leaves_a_site(
     make_site, make_plan, weights, task, labels
 ):
-    plan = make_plan({"distillation_weight": 0.05, "distillation_interval": 1})
+    plan = make_plan({"distillation_weight": 0.05, "distiller#interval": 1})
     site, writer = make_site(labels=labels, plan=plan), Writer()
     message = FLModel(params=weights, current_round=0, meta={"name": "before"})
     reply = client.answer(site, task, message, writer)

@@ -21,7 +21,7 @@ def moved(weights, shift=0.01):
 
 def test_rounds_in_processes_of_their_own_end_as_rounds_in_one_do(make_site, make_plan, weights):
     # With all parts that have a state: FKD's heads, PIC's donors, thresholds, optimizer, schedules.
-    plan = make_plan({"distillation_weight": 0.05, "distillation_interval": 1})
+    plan = make_plan({"distillation_weight": 0.05, "distiller#interval": 1})
     one, states = make_site("one", plan=plan), []
     for number in range(2):
         expected = one.train(moved(weights, 0.001 * number), number)
@@ -92,7 +92,7 @@ def test_the_voxels_of_all_sites_steer_mixing_alignment_and_class_weights(make_s
     assert tuple(parsed(site, "mix").mixer.labeled_counts) == voxels
     shares = parsed(site, "pseudo_labeler").labeled_shares
     assert shares[0] / shares[-1] == pytest.approx((voxels[-1] + 1) / 101)
-    power = parsed(site, "class_weight_power")
+    power = parsed(site, "loss#class_weight#power")
     assert parsed(site, "loss").class_weight.tolist() == pytest.approx([(voxels[-1] / n) ** power for n in voxels])
 
 

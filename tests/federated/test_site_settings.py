@@ -56,6 +56,6 @@ def test_the_phantom_is_made_once_and_dealt_out(tmp_path, monkeypatch):
     monkeypatch.setattr(datalist, "make_phantom", small)
     found = [phantom_site(f"site-{number}", tmp_path, 2) for number in (1, 2)]
     assert made == [tmp_path / "data" / "phantom"]
-    assert [settings["datalist_file"] for settings in found] == ["site-1-of-2.json", "site-2-of-2.json"]
+    assert [settings["datalist#file"] for settings in found] == ["site-1-of-2.json", "site-2-of-2.json"]
     assert {settings["dataset_dir"] for settings in found} == {str(made[0])}
     assert (made[0] / "site-2-of-2.json").is_file()

@@ -73,7 +73,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("federation")
     data = make_toy_phantom(folder / "data", cases=(1, 2, 1, 1))
     for number, path in enumerate(split_dataset(data, 2, unlabeled_sites=1), start=1):
-        own = {"dataset_dir": str(data), "datalist_file": path.name, "device": "cpu", "amp": False, "warm_up": 0.0}
+        own = {"dataset_dir": str(data), "datalist#file": path.name, "device": "cpu", "amp": False, "warm_up": 0.0}
         (folder / f"site-{number}.json").write_text(json.dumps(own))
     (folder / "message_recorder.py").write_text(RECORDER)
     environment = {

@@ -15,7 +15,7 @@ from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_
 from monai.transforms import AsDiscreted, Compose, RandGaussianNoised
 from torch import nn
 
-from dinomix_monai.data import patch_stream, read_labels
+from dinomix_monai.data import patch_stream
 from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller, PseudoLabeler
 from dinomix_monai.handlers import (
     BestModelHandler,
@@ -28,6 +28,7 @@ from dinomix_monai.handlers import (
     RunStateSaver,
 )
 from dinomix_monai.losses import VoxelWeightedDiceCELoss
+from dinomix_monai.models import read_class_names
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.transforms import PICCutMixd
 
@@ -214,7 +215,7 @@ class TestBestModel:
         assert is_equal(other.state_dict(), network.state_dict())
         named = json.loads((tmp_path / "labels.json").read_text())
         assert named == {"0": "background", "1": "spleen", "2": "adrenal gland"}
-        assert read_labels(handler.path) == NAMES
+        assert read_class_names(handler.path) == NAMES
         assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.json", "model.pt"]
 
     def test_the_names_have_no_prefix_of_a_parallel_network(self, tmp_path):

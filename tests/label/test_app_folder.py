@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from dinomix_monai.data import write_labels
 from dinomix_monai.label import prepare_app_folder
+from dinomix_monai.models import write_class_names
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 
@@ -17,7 +17,7 @@ BUNDLE = Path(__file__).parents[2] / "bundle"
 def model(tmp_path: Path) -> Path:
     """A model of two classes as a training leaves it, with the state of the run."""
     path = tmp_path / "run" / "models" / "model.pt"
-    write_labels(path, ["background", "left", "right"])
+    write_class_names(path, ["background", "left", "right"])
     torch.save({"weight": torch.ones(1)}, path)
     (path.parent / "last").mkdir()
     torch.save({"network": {"weight": torch.zeros(1)}, "trainer": {"epoch": 3}}, path.parent / "last" / "state.pt")

@@ -82,6 +82,8 @@ def test_a_path_that_came_as_a_number_is_refused(value):
     message = rf"dataset_dir must be a path, got {re.escape(str(value))}, which the command line takes for a number"
     with pytest.raises(ValueError, match=message):
         check_paths(ConfigParser({"dataset_dir": value, "output_dir": "out"}))
+    with pytest.raises(ValueError, match=rf"cache#folder must be a path, got {re.escape(str(value))}, "):
+        check_paths(ConfigParser({"cache": {"folder": value}, "output_dir": "out"}))
 
 
 def test_paths_and_what_is_none_are_taken():
