@@ -16,7 +16,7 @@ from nvflare.recipe import add_experiment_tracking
 from nvflare.recipe.spec import Recipe
 
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.federated.controller import FederatedController
+from dinomix_monai.federated.server.controller import FederatedController
 
 __all__ = ["PHANTOM_SETTINGS", "build_recipe", "client_arguments"]
 
@@ -26,7 +26,7 @@ PHANTOM_SETTINGS: Mapping[str, Any] = {"steps_per_epoch": 25, "val_interval": 4}
 _SCRIPT = "client.py"
 _SOURCE = '''"""What a job with code carries to the sites: the package that they have installed does the rest."""
 
-from dinomix_monai.federated.client import main
+from dinomix_monai.federated.site.client import main
 
 main()
 '''
@@ -83,14 +83,14 @@ def build_recipe(
         num_sites: sites that must be there.
         num_rounds: rounds.
         epochs_per_round: local epochs of a round.
-        settings: see :class:`~dinomix_monai.federated.plan.RunPlan`; :data:`PHANTOM_SETTINGS` by default.
+        settings: see :class:`~dinomix_monai.federated.protocol.RunPlan`; :data:`PHANTOM_SETTINGS` by default.
         class_names: names by label value of the model, background first.
         arguments: command line of the client, see :func:`client_arguments`.
         with_code: whether a script of three lines travels with the job, as NVFlare has it by default. Without it the
             sites run the package that they have installed, in a process of its own, and have to allow its classes.
         external: whether a script runs in a process of its own, too.
         initial_ckpt: global model to begin with, an absolute path at the server.
-        **controller: see :class:`~dinomix_monai.federated.controller.FederatedController`.
+        **controller: see :class:`~dinomix_monai.federated.server.controller.FederatedController`.
     """
     settings = dict(PHANTOM_SETTINGS if settings is None else settings)
     arguments = list(client_arguments(phantom_sites=num_sites) if arguments is None else arguments)
@@ -99,7 +99,7 @@ def build_recipe(
     # It is installed at every site. Without this its source would be copied into the job.
     job.set_app_packages(["dinomix_monai"])
     network = {"num_classes": len(class_names), "settings": settings, "overlays": list(controller.get("overlays", ()))}
-    model = {"path": "dinomix_monai.federated.bundle_network.bundle_network", "args": network}
+    model = {"path": "dinomix_monai.federated.protocol.bundle_network.bundle_network", "args": network}
     persistor_id = job.to_server(PTModel(model=model, initial_ckpt=initial_ckpt), id="persistor")["persistor_id"]
     job.to_server(
         FederatedController(
@@ -113,7 +113,7 @@ def build_recipe(
         )
     )
     if external or not with_code:
-        module = [f"custom/{_SCRIPT}"] if with_code else ["-m", "dinomix_monai.federated.client"]
+        module = [f"custom/{_SCRIPT}"] if with_code else ["-m", "dinomix_monai.federated.site.client"]
         mode: dict[str, Any] = {
             "execution_mode": ExecutionMode.EXTERNAL_PROCESS,
             "command": ["python3", "-u", *module, *arguments],

@@ -40,7 +40,7 @@ def test_the_folder_is_what_the_recipe_exports(export) -> None:
 def test_the_job_carries_three_lines_of_code_and_no_path_of_a_machine(export) -> None:
     exported = export()
     assert [name for name in exported if name.endswith(".py")] == ["app/custom/client.py"]
-    assert "dinomix_monai.federated.client import main" in exported["app/custom/client.py"]
+    assert "dinomix_monai.federated.site.client import main" in exported["app/custom/client.py"]
     assert not any(word in json.dumps(exported) for word in ('"/', "home", "tmp"))
 
 
@@ -61,7 +61,7 @@ def test_without_code_the_installed_package_runs_in_a_process_of_its_own(export)
     assert not any(name.startswith("app/custom") for name in exported)
     found = executor(exported)
     assert found["execution_mode"] == "external_process"
-    assert found["command"][:4] == ["python3", "-u", "-m", "dinomix_monai.federated.client"]
+    assert found["command"][:4] == ["python3", "-u", "-m", "dinomix_monai.federated.site.client"]
     assert found["command"][-2:] == ["--settings_file", "/etc/dinomix/{SITE_NAME}.json"]
     assert found["launch_once"] is False
 

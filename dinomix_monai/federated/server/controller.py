@@ -13,12 +13,11 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.federated.handshake import check_agreement, version_differences
-from dinomix_monai.federated.messages import MetaKeys, Models, Tasks
-from dinomix_monai.federated.plan import RunPlan
-from dinomix_monai.federated.server_optimizer import ServerOptimizer
-from dinomix_monai.federated.summary import federation_table
-from dinomix_monai.federated.update_check import UpdateCheck
+from dinomix_monai.federated.protocol import MetaKeys, Models, RunPlan, Tasks
+from dinomix_monai.federated.server.agreement import check_agreement, version_differences
+from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
+from dinomix_monai.federated.server.summary import federation_table
+from dinomix_monai.federated.server.update_check import UpdateCheck
 
 __all__ = ["FederatedController"]
 
@@ -28,11 +27,11 @@ class FederatedController(FedAvg):
     Federated averaging by steps, with what hospitals need around it.
 
     A run begins with a handshake that all sites must pass, see
-    :func:`~dinomix_monai.federated.handshake.check_agreement`; the labeled voxels of all sites together steer PIC at
-    each. Then come the rounds. All connected sites take part in each;
-    what a site sends is checked, and refused if need be, without an end of the round. The model that arrives at the
-    sites is scored by them, the last one too, and the best is kept. At the end the model of the beginning and the best
-    one are scored by class, and beside them what each site reaches alone.
+    :func:`~dinomix_monai.federated.server.agreement.check_agreement`; the labeled voxels of all sites together steer
+    PIC at each. Then come the rounds. All connected sites take part in each; what a site sends is checked, and refused
+    if need be, without an end of the round. The model that arrives at the sites is scored by them, the last one too,
+    and the best is kept. At the end the model of the beginning and the best one are scored by class, and beside them
+    what each site reaches alone.
 
     It writes ``handshake.json``, ``refused.json`` and ``summary.json`` to the run's folder at the server.
 
@@ -41,11 +40,11 @@ class FederatedController(FedAvg):
         num_clients: sites that must be there.
         num_rounds: rounds to do now.
         start_round: the round to begin with, where a run goes on.
-        epochs_per_round: see :class:`~dinomix_monai.federated.plan.RunPlan`.
-        settings: see :class:`~dinomix_monai.federated.plan.RunPlan`.
-        overlays: see :class:`~dinomix_monai.federated.plan.RunPlan`.
-        transfer: see :class:`~dinomix_monai.federated.plan.RunPlan`.
-        local_norm: see :class:`~dinomix_monai.federated.plan.RunPlan`.
+        epochs_per_round: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
+        settings: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
+        overlays: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
+        transfer: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
+        local_norm: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
         fedprox_mu: weight of FedProx's term, ``None`` for none.
         teacher: fingerprint that the frozen teachers must have; empty to ask only that they are the same.
         min_responses: sites whose answer is enough for a round; 0 for all.
@@ -53,9 +52,9 @@ class FederatedController(FedAvg):
             as many times as there are rounds.
         round_timeout: seconds after which a round goes on with those that have answered, likewise; 0 for none.
         handshake_timeout: seconds for the handshake.
-        norm_bound: see :class:`~dinomix_monai.federated.update_check.UpdateCheck`.
-        server_learning_rate: see :class:`~dinomix_monai.federated.server_optimizer.ServerOptimizer`.
-        server_momentum: see :class:`~dinomix_monai.federated.server_optimizer.ServerOptimizer`.
+        norm_bound: see :class:`~dinomix_monai.federated.server.update_check.UpdateCheck`.
+        server_learning_rate: see :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
+        server_momentum: see :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
         unlabeled_site_weight: what a step of a site without labels counts in the average, beside one of a site with
             labels. Its model drifts with what it takes for labels, most of all while the global model knows little.
         compare_alone: whether each site trains alone, too, after the federation; as much work again.

@@ -31,7 +31,7 @@ def make_update(local: State, received: State, transfer: str, left_out: set[str]
     Args:
         local: weights after training.
         received: the global weights that training began with.
-        transfer: one of :data:`~dinomix_monai.federated.plan.TRANSFERS`.
+        transfer: one of :data:`~dinomix_monai.federated.protocol.TRANSFERS`.
         left_out: names that stay at the site.
 
     Returns:

@@ -10,9 +10,26 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from dinomix_monai.federated.site_settings import find_bundle
+import dinomix_monai
 
-__all__ = ["bundle_network", "config_files"]
+__all__ = ["bundle_network", "config_files", "find_bundle"]
+
+
+def find_bundle(bundle_root: str | Path | None = None) -> Path:
+    """
+    The folder of the bundle: the one that is named, or else the one beside the package.
+
+    Raises:
+        FileNotFoundError: When there is no bundle.
+    """
+    root = Path(dinomix_monai.__file__).parents[1] / "bundle" if bundle_root is None else Path(bundle_root)
+    root = root.expanduser().absolute()
+    if not (root / "configs" / "train.json").is_file():
+        raise FileNotFoundError(
+            f"bundle_root must be the bundle's folder, got {root}, which has no configs/train.json. Install the "
+            "package from its repository (pip install -e .), or name bundle_root in the site's settings file."
+        )
+    return root
 
 
 def config_files(bundle_root: Path, overlays: Sequence[str] = ()) -> list[str]:
@@ -42,7 +59,7 @@ def bundle_network(
         num_classes: number of classes, background included.
         overlays: configs that patch ``train.json``.
         settings: ids with other values.
-        bundle_root: folder of the bundle, see :func:`~dinomix_monai.federated.find_bundle`.
+        bundle_root: folder of the bundle, see :func:`find_bundle`.
         seed: seed of the initial weights.
     """
     parser = ConfigParser()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dinomix_monai.federated import federation_table, pool_case_scores
+from dinomix_monai.federated.server.summary import federation_table, pool_case_scores
 
 
 def test_pooled_means_are_over_cases_and_not_over_sites():

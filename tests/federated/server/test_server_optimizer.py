@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinomix_monai.federated import ServerOptimizer
+from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
 
 
 def test_the_default_is_plain_averaging():

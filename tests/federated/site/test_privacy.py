@@ -5,7 +5,7 @@ import pytest
 from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 
-from dinomix_monai.federated.privacy import GaussianPrivacy, clip_and_noise
+from dinomix_monai.federated.site.privacy import GaussianPrivacy, clip_and_noise
 
 
 def norm(change):

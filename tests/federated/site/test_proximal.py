@@ -5,7 +5,7 @@ import torch
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from dinomix_monai.federated import ProximalHandler
+from dinomix_monai.federated.site import ProximalHandler
 
 
 def weights_after_a_step(anchor, handlers=(), proximal=0.0):

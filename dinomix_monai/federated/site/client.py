@@ -1,4 +1,4 @@
-"""The process at a site: it answers what the server asks. ``python -m dinomix_monai.federated.client``."""
+"""The process at a site: it answers what the server asks. ``python -m dinomix_monai.federated.site.client``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import torch
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.client.tracking import SummaryWriter
 
-from dinomix_monai.federated.messages import MetaKeys, Models, Tasks
-from dinomix_monai.federated.plan import RunPlan
-from dinomix_monai.federated.site import Site
-from dinomix_monai.federated.site_settings import SiteSettings, phantom_site
+from dinomix_monai.federated.protocol import MetaKeys, Models, RunPlan, Tasks
+from dinomix_monai.federated.site.site import Site
+from dinomix_monai.federated.site.site_settings import SiteSettings, phantom_site
 
 __all__ = ["answer", "main"]
 
@@ -70,7 +69,7 @@ def answer(site: Site, task: str, message: Any, writer: Any) -> Any:
 
     Args:
         site: the site.
-        task: one of :class:`~dinomix_monai.federated.messages.Tasks`.
+        task: one of :class:`~dinomix_monai.federated.protocol.Tasks`.
         message: an ``FLModel``.
         writer: gets the curves, which the server shows beside those of other sites.
 

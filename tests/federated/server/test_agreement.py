@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dinomix_monai.federated import check_agreement, version_differences
+from dinomix_monai.federated.server.agreement import check_agreement, version_differences
 
 NAMES = ["background", "liver", "spleen"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dinomix_monai
 from dinomix_monai.data import split_dataset
+from dinomix_monai.federated.protocol import find_bundle
 
-__all__ = ["SiteSettings", "find_bundle", "phantom_site"]
+__all__ = ["SiteSettings", "phantom_site"]
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,6 @@ class SiteSettings:
             overrides.setdefault("dataset_dir", str(Path(dataset_dir).expanduser()))
         bundle_root = find_bundle(overrides.pop("bundle_root", None))
         return cls(name, Path(overrides.pop("folder", folder)).expanduser().absolute(), bundle_root, overrides)
-
-
-def find_bundle(bundle_root: str | Path | None = None) -> Path:
-    """
-    The folder of the bundle: the one that is named, or else the one beside the package.
-
-    Raises:
-        FileNotFoundError: When there is no bundle.
-    """
-    root = Path(dinomix_monai.__file__).parents[1] / "bundle" if bundle_root is None else Path(bundle_root)
-    root = root.expanduser().absolute()
-    if not (root / "configs" / "train.json").is_file():
-        raise FileNotFoundError(
-            f"bundle_root must be the bundle's folder, got {root}, which has no configs/train.json. Install the "
-            "package from its repository (pip install -e .), or name bundle_root in the site's settings file."
-        )
-    return root
 
 
 def phantom_site(name: str, bundle_root: Path, sites: int, unlabeled_sites: int = 0) -> dict[str, Any]:

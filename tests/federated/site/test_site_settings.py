@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dinomix_monai.federated import SiteSettings, find_bundle, phantom_site
+from dinomix_monai.federated.site.site_settings import SiteSettings, phantom_site
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_file_of_the_site_sets_ids_folder_and_bundle(tmp_path):
@@ -31,8 +31,6 @@ def test_without_a_file_the_bundle_is_the_one_beside_the_package(tmp_path):
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"settings_file must be a JSON file of the site, got .*none\.json"):
         SiteSettings.read("north", tmp_path, tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match="bundle_root must be the bundle's folder, got"):
-        find_bundle(tmp_path)
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"list\.json must hold an object of settings by id, got a list"):
         SiteSettings.read("north", tmp_path, tmp_path / "list.json")

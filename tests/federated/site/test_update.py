@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dinomix_monai.federated import make_update, norm_names
+from dinomix_monai.federated.site.update import make_update, norm_names
 
 
 def test_names_of_all_kinds_of_normalization_are_found():

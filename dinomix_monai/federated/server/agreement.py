@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dinomix_monai.core.tensor_file import differing_names
-from dinomix_monai.federated.plan import VOXELS
+from dinomix_monai.federated.protocol import VOXELS
 
 __all__ = ["check_agreement", "version_differences"]
 
@@ -22,7 +22,7 @@ def check_agreement(
     It guards against mistakes; a site that means harm can answer what it likes.
 
     Args:
-        answers: what each site said of itself, see :meth:`~dinomix_monai.federated.Site.describe`.
+        answers: what each site said of itself, see :meth:`~dinomix_monai.federated.site.Site.describe`.
         class_names: names by label value of the model to train, background first.
         teacher: fingerprint that all teachers must have; empty to ask only that they are the same.
 

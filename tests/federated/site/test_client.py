@@ -10,7 +10,7 @@ from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.client import FLModel, ParamsType
 
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.federated import client
+from dinomix_monai.federated.site import client
 
 
 class Writer:

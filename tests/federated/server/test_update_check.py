@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinomix_monai.federated import UpdateCheck
+from dinomix_monai.federated.server.update_check import UpdateCheck
 
 MODEL = {"a": np.ones((2, 2), np.float32), "n": np.array(3)}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dinomix_monai.federated import RunPlan
+from dinomix_monai.federated.protocol import RunPlan
 
 
 def test_a_plan_comes_through_a_message_of_plain_values():

@@ -11,7 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
-from dinomix_monai.federated.controller import FederatedController
+from dinomix_monai.federated.server.controller import FederatedController
 
 NAMES = ["background", "liver"]
 
