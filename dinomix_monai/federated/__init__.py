@@ -1,8 +1,9 @@
 """
 Training at several sites with NVFlare.
 
-The server's code and a site's code lie in rooms of their own, ``server`` and ``site``, and neither imports the other:
-both import ``protocol``. ``recipe`` makes the job of both, and what stands here uses its result.
+``server`` holds what runs at the server, ``site`` what runs at a site, and ``protocol`` what both share. The server's
+code and a site's code do not import each other. Each of the three says at its top what crosses the border between them.
+``recipe`` makes the job that a federation runs, and the functions here make its global model the bundle's own.
 """
 
 from __future__ import annotations

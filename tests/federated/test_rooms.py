@@ -94,6 +94,16 @@ def test_no_room_imports_what_makes_a_job_or_uses_its_result():
         assert inside(IMPORTS[module], "recipe", "promotion") == []
 
 
+def test_what_leaves_a_site_is_made_in_one_module():
+    makers = {"FLModel", "add_scalar", "add_scalars", "log", "log_metric", "log_metrics"}
+    found = {}
+    for module in room("site"):
+        calls = [node.func for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
+        names = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", None) for call in calls}
+        found[module] = names & makers
+    assert {module for module, names in found.items() if names} == {f"{FEDERATED}.site.replies"}
+
+
 def test_what_the_bundle_names_and_a_promotion_do_without_nvflare():
     for module in (FEDERATED, f"{FEDERATED}.protocol", f"{FEDERATED}.site"):
         assert not [name for name in reached(module) if name.split(".")[0] == "nvflare"]

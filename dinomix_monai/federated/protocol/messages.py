@@ -1,19 +1,28 @@
-"""What server and sites say to one another beside the weights."""
+"""The words of the messages between server and sites: tasks, forms of an update, scores and meta data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from monai.utils import StrEnum
 
-__all__ = ["MetaKeys", "Models", "Tasks"]
+__all__ = ["ClassScores", "MetaKeys", "ScoredModel", "TaskName", "UpdateForm"]
+
+ClassScores = Mapping[str, Sequence[float]]
+"""
+A site's scores of a model: for the name of each class the mean Dice over the site's cases, and the number of cases that
+the mean is over. A class that no case has is left out.
+"""
 
 
-class Tasks(StrEnum):
+class TaskName(StrEnum):
     """
-    What the server asks of a site.
+    What the server asks a site to do, by NVFlare's name of the task.
 
-    ``HANDSHAKE`` comes first and carries no weights. ``TRAIN`` is a round. ``VALIDATE`` scores a model on the site's
-    validation cases by the key metric, ``SCORE`` on its test cases by class. ``ALONE`` has the site train by itself, as
-    long as it does in the federation, for comparison.
+    ``HANDSHAKE``: describe itself; the message carries no weights. ``TRAIN``: score the global model on the validation
+    cases and train it for one round. ``VALIDATE``: score the global model on the validation cases alone. ``SCORE``:
+    score a model on the test cases, class by class. ``ALONE``: train without the other sites for as many epochs as the
+    whole run has, and score what comes of it; the comparison at the end of a run.
     """
 
     HANDSHAKE = "handshake"
@@ -23,18 +32,42 @@ class Tasks(StrEnum):
     ALONE = "alone"
 
 
-class MetaKeys(StrEnum):
-    """Entries of a message's meta data: the run's plan, what is scored, and a site's answer."""
+class UpdateForm(StrEnum):
+    """
+    The form in which a site sends its weights after a round, ``transfer`` of :class:`RunPlan`.
 
-    PLAN = "plan"
-    NAME = "name"
-    ANSWER = "answer"
-    ERROR = "error"
+    ``FULL``: the weights themselves. ``DIFFERENCE``: the weights minus those of the global model that the round began
+    with. ``HALF_DIFFERENCE``: this difference in half precision, which is half as many bytes. Counters, which are
+    whole numbers, stay whole numbers in each form.
+    """
+
+    FULL = "full"
+    DIFFERENCE = "difference"
+    HALF_DIFFERENCE = "half_difference"
 
 
-class Models(StrEnum):
-    """Models that are scored: the one that the run began with, the best global one, and each site's without others."""
+class ScoredModel(StrEnum):
+    """
+    The models that sites score at the end of a run.
+
+    ``BEFORE``: the global model that the run began with. ``AFTER``: the best global model. ``ALONE``: the model that a
+    site has trained without the others.
+    """
 
     BEFORE = "before"
     AFTER = "after"
     ALONE = "alone"
+
+
+class MetaKeys(StrEnum):
+    """
+    Keys of a message's meta data.
+
+    From the server: ``PLAN``, the run's plan, and ``SCORED_MODEL``, which model the message carries. From a site:
+    ``ANSWER``, what the task asked for, or ``ERROR``, why the site is not ready.
+    """
+
+    PLAN = "plan"
+    SCORED_MODEL = "name"
+    ANSWER = "answer"
+    ERROR = "error"

@@ -1,72 +1,85 @@
-"""The handshake: no round begins before all sites have the same teacher, labels and network."""
+"""Whether the sites that answered the handshake can train one model together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from dinomix_monai.core.tensor_file import differing_names
-from dinomix_monai.federated.protocol import VOXELS
+from dinomix_monai.federated.protocol import VOXEL_COUNTS, SiteDescription
 
 __all__ = ["check_agreement", "version_differences"]
 
 
 def check_agreement(
-    answers: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], teacher: str = ""
+    descriptions: Mapping[str, SiteDescription], class_names: Sequence[str], teacher: str = ""
 ) -> dict[str, list[float]]:
     """
-    Makes sure that the sites can train one model.
+    Refuses sites that cannot train one model together: all need the same teacher, classes and network.
 
-    It guards against mistakes; a site that means harm can answer what it likes.
+    This guards against mistakes. A site that means harm can describe itself as it likes.
 
     Args:
-        answers: what each site said of itself, see :meth:`~dinomix_monai.federated.site.Site.describe`.
-        class_names: names by label value of the model to train, background first.
+        descriptions: what each site says of itself, by the site's name.
+        class_names: names of the model's classes by label value, background first.
         teacher: fingerprint that all teachers must have; empty to ask only that they are the same.
 
     Returns:
-        Labeled voxels of each class over all sites, and those of labeled patches, by their names in the plan.
+        For each of :data:`~dinomix_monai.federated.protocol.VOXEL_COUNTS` the sums over all sites by class.
 
     Raises:
-        ValueError: When they cannot; one sentence with the site and both values.
+        ValueError: When the sites do not agree, or none of them has labels. One sentence names the site and both
+            values.
     """
-    first = next(iter(answers))
-    expected, where = (teacher, "in the job") if teacher else (answers[first]["teacher"], f"at {first}")
-    for site, answer in answers.items():
-        if answer["teacher"] != expected:
+    first = next(iter(descriptions))
+    expected, where = (teacher, "in the job") if teacher else (descriptions[first]["teacher"], f"at {first}")
+    for site, description in descriptions.items():
+        if description["teacher"] != expected:
             raise ValueError(
-                f"Frozen teachers must be the same everywhere, got {answer['teacher']} at {site} and {expected} "
+                f"Frozen teachers must be the same everywhere, got {description['teacher']} at {site} and {expected} "
                 f"{where}."
             )
-        if list(answer["class_names"]) != list(class_names):
+        if list(description["class_names"]) != list(class_names):
             raise ValueError(
-                f"`labels` must be the same everywhere, got {list(answer['class_names'])} at {site} and "
+                f"`labels` must be the same everywhere, got {list(description['class_names'])} at {site} and "
                 f"{list(class_names)} in the job."
             )
-        for name in VOXELS:
-            if len(answer[name]) != len(class_names):
-                raise ValueError(f"{name} must have {len(class_names)} numbers, got {len(answer[name])} at {site}.")
-        own, other = answer["network"], answers[first]["network"]
+        for count in VOXEL_COUNTS:
+            if len(description[count]) != len(class_names):
+                raise ValueError(
+                    f"{count} must have {len(class_names)} numbers, got {len(description[count])} at {site}."
+                )
+        own, other = description["network"], descriptions[first]["network"]
         if different := differing_names(own, other):
-            name = different[0]
+            weight = different[0]
             raise ValueError(
-                f"Networks must be the same everywhere, got {name} of shape {own.get(name)} at {site} and "
-                f"{other.get(name)} at {first}. Settings of the network belong in the job, not in a site's own."
+                f"Networks must be the same everywhere, got {weight} of shape {own.get(weight)} at {site} and "
+                f"{other.get(weight)} at {first}. Settings of the network belong in the job, not in a site's own."
             )
-    totals = {name: np.sum([answer[name] for answer in answers.values()], axis=0, dtype=float) for name in VOXELS}
+    totals = {
+        count: np.sum([description[count] for description in descriptions.values()], axis=0, dtype=float)
+        for count in VOXEL_COUNTS
+    }
     if not totals["labeled_voxels"][1:].any():
-        raise ValueError(f"Some site must have labels, got none at {', '.join(answers)}.")
-    return {name: total.tolist() for name, total in totals.items()}
+        raise ValueError(f"Some site must have labels, got none at {', '.join(descriptions)}.")
+    return {count: total.tolist() for count, total in totals.items()}
 
 
-def version_differences(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each package of which the sites have different versions."""
-    names = sorted({name for answer in answers.values() for name in answer["versions"]})
+def version_differences(descriptions: Mapping[str, SiteDescription]) -> list[str]:
+    """
+    Compares the versions of Python and of packages at the sites.
+
+    Args:
+        descriptions: what each site says of itself, by the site's name.
+
+    Returns:
+        A sentence for each package of which the sites have different versions.
+    """
+    packages = sorted({package for description in descriptions.values() for package in description["versions"]})
     sentences = []
-    for name in names:
-        found = {site: answer["versions"].get(name, "none") for site, answer in answers.items()}
+    for package in packages:
+        found = {site: description["versions"].get(package, "none") for site, description in descriptions.items()}
         if len(set(found.values())) > 1:
-            sentences.append(f"{name}: " + ", ".join(f"{version} at {site}" for site, version in found.items()))
+            sentences.append(f"{package}: " + ", ".join(f"{version} at {site}" for site, version in found.items()))
     return sentences

@@ -1,4 +1,4 @@
-"""The workflow at the server: handshake, rounds, the best model, and what federation brought."""
+"""The workflow at the server, which leads a run: the handshake, the rounds and the scores at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.federated.protocol import MetaKeys, Models, RunPlan, Tasks
+from dinomix_monai.federated.protocol import ClassScores, MetaKeys, RunPlan, ScoredModel, SiteDescription, TaskName
 from dinomix_monai.federated.server.agreement import check_agreement, version_differences
 from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
 from dinomix_monai.federated.server.summary import federation_table
@@ -24,22 +24,24 @@ __all__ = ["FederatedController"]
 
 class FederatedController(FedAvg):
     """
-    Federated averaging by steps, with what hospitals need around it.
+    Federated averaging, weighted by optimizer steps, with what hospitals need around it.
 
-    A run begins with a handshake that all sites must pass, see
-    :func:`~dinomix_monai.federated.server.agreement.check_agreement`; the labeled voxels of all sites together steer
-    PIC at each. Then come the rounds. All connected sites take part in each; what a site sends is checked, and refused
-    if need be, without an end of the round. The model that arrives at the sites is scored by them, the last one too,
-    and the best is kept. At the end the model of the beginning and the best one are scored by class, and beside them
-    what each site reaches alone.
+    A run begins with the handshake, which all sites must pass, see
+    :func:`~dinomix_monai.federated.server.agreement.check_agreement`. The labeled voxels of all sites together, which
+    the handshake brings, steer PIC, alignment and class weights at every site.
 
-    It writes ``handshake.json``, ``refused.json`` and ``summary.json`` to the run's folder at the server.
+    All connected sites take part in each round. The server checks every update, and refuses a bad one without ending
+    the round. The sites score each global model on their validation cases when it arrives, the last one in a task of
+    its own, and the model with the best mean is kept. At the end the sites score, class by class, the model that the
+    run began with, the best one, and what each of them reaches alone.
+
+    The controller writes ``handshake.json``, ``refused.json`` and ``summary.json`` to the run's folder at the server.
 
     Args:
-        class_names: names by label value of the model, background first.
-        num_clients: sites that must be there.
+        class_names: names of the model's classes by label value, background first.
+        num_clients: number of sites that must be connected.
         num_rounds: rounds to do now.
-        start_round: the round to begin with, where a run goes on.
+        start_round: number of the round to begin with; above 0 in a run that goes on from a checkpoint.
         epochs_per_round: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
         settings: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
         overlays: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
@@ -47,17 +49,20 @@ class FederatedController(FedAvg):
         local_norm: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
         fedprox_mu: weight of FedProx's term, ``None`` for none.
         teacher: fingerprint that the frozen teachers must have; empty to ask only that they are the same.
-        min_responses: sites whose answer is enough for a round; 0 for all.
-        grace_period: seconds that the others have after ``min_responses`` sites have answered; for a training alone
-            as many times as there are rounds.
-        round_timeout: seconds after which a round goes on with those that have answered, likewise; 0 for none.
-        handshake_timeout: seconds for the handshake.
+        min_responses: number of sites whose reply is enough for a task; 0 for all.
+        grace_period: seconds that the other sites have left after ``min_responses`` sites have replied. The training
+            alone has this time once for each round of the run.
+        round_timeout: seconds after which a task goes on with the replies that have come, 0 for no limit. The training
+            alone has this time once for each round of the run.
+        handshake_timeout: seconds that the sites have for the handshake.
         norm_bound: see :class:`~dinomix_monai.federated.server.update_check.UpdateCheck`.
-        server_learning_rate: see :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
-        server_momentum: see :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
-        unlabeled_site_weight: what a step of a site without labels counts in the average, beside one of a site with
-            labels. Its model drifts with what it takes for labels, most of all while the global model knows little.
-        compare_alone: whether each site trains alone, too, after the federation; as much work again.
+        server_learning_rate: ``learning_rate`` of
+            :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
+        server_momentum: ``momentum`` of :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
+        unlabeled_site_weight: what a step of a site without labels counts in the average, compared with a step of a
+            site with labels. Such a site drifts towards its own pseudo-labels, most of all while the global model still
+            knows little.
+        compare_alone: whether each site also trains alone after the federation, which doubles the work.
         **kwargs: see ``nvflare.app_common.workflows.fedavg.FedAvg``.
 
     Raises:
@@ -93,7 +98,7 @@ class FederatedController(FedAvg):
         super().__init__(
             num_clients=num_clients, num_rounds=num_rounds, start_round=start_round, fedprox_mu=fedprox_mu, **kwargs
         )
-        # Each under its own name, by which the job's export finds it.
+        # NVFlare exports an argument only if an attribute has its name.
         self.class_names = list(class_names)
         self.epochs_per_round = epochs_per_round
         self.settings = dict(settings or {})
@@ -110,84 +115,100 @@ class FederatedController(FedAvg):
         self.server_momentum = server_momentum
         self.unlabeled_site_weight = unlabeled_site_weight
         self.compare_alone = compare_alone
-        self._given_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
-        self._check = UpdateCheck(norm_bound)
-        self._optimizer = ServerOptimizer(server_learning_rate, server_momentum)
+        self._given_aggregation_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
+        self._update_check = UpdateCheck(norm_bound)
+        self._server_optimizer = ServerOptimizer(server_learning_rate, server_momentum)
         self._plan = self._make_plan({})
-        self._identity: dict[str, Any] = {}
-        self._initial: dict[str, np.ndarray] = {}
-        self._global: dict[str, np.ndarray] = {}
-        self._best: dict[str, np.ndarray] = {}
+        self._checkpoint_meta: dict[str, Any] = {}
+        self._initial_weights: dict[str, np.ndarray] = {}
+        self._global_weights: dict[str, np.ndarray] = {}
+        self._best_weights: dict[str, np.ndarray] = {}
         self._best_metric: float | None = None
-        self._metrics: dict[str, float] = {}
-        self._refused: list[dict[str, Any]] = []
+        self._round_metrics: dict[str, float] = {}
+        self._refused_updates: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        """Runs the federation."""
+        """Leads the run from the handshake to the table of scores."""
         if not self._handshake():
             return
         super().run()
         if not self.abort_signal.triggered:
-            self._finish()
+            self._score_at_the_end()
 
     def load_model(self) -> FLModel:
-        """The model to begin with, which is remembered."""
+        """Loads the model that the run begins with, and keeps its weights for the comparison at the end."""
         model = super().load_model()
-        # Copies, because the rounds change this very object.
-        self._initial, self._global = dict(model.params), dict(model.params)
-        # In place, because what has been handed to the persistor is this very dictionary.
-        model.meta.update(self._identity, next_round=self.start_round)
+        # Copies of the dictionary, because each round changes this object.
+        self._initial_weights, self._global_weights = dict(model.params), dict(model.params)
+        # Updated in place, because the persistor holds this same dictionary.
+        model.meta.update(self._checkpoint_meta, next_round=self.start_round)
         return model
 
     def sample_clients(self, num_clients: int | None = None) -> list[str]:
-        """All connected sites; ``FedAvg`` would draw ``num_clients`` of them at random."""
+        """Names all connected sites, where ``FedAvg`` would draw ``num_clients`` of them at random."""
         return super().sample_clients(None)
 
     def send_model(
         self,
-        task_name: str = Tasks.TRAIN,
+        task_name: str = TaskName.TRAIN,
         data: FLModel | None = None,
         targets: list[str] | None = None,
         min_responses: int | None = None,
         timeout: int = 0,
         callback: Any = None,
     ) -> None:
-        """Begins a round at the sites."""
+        """
+        Begins a round: sends the global model with the run's plan to the sites, and does not wait.
+
+        ``FedAvg`` calls this and cannot know how long to wait, so ``min_responses`` and ``timeout`` are not used.
+        """
         assert data is not None
-        self._metrics = {}
+        self._round_metrics = {}
         data.meta = {**(data.meta or {}), str(MetaKeys.PLAN): self._plan.to_message()}
         self.broadcast_model(
-            task_name=str(task_name), data=data, targets=targets, blocking=False, callback=callback, **self._patience()
+            task_name=str(task_name),
+            data=data,
+            targets=targets,
+            blocking=False,
+            callback=callback,
+            **self._reply_limits(),
         )
 
     def update_model(self, model: FLModel, aggr_result: FLModel) -> FLModel:
-        """Moves the global model, which stays whole whatever the sites have sent."""
+        """Moves the global model by the average of the round. Weights that no site has sent stay as they are."""
         is_difference = aggr_result.params_type == ParamsType.DIFF
-        self._global = self._optimizer.step(self._global, aggr_result.params or {}, is_difference)
+        self._global_weights = self._server_optimizer.step(
+            self._global_weights, aggr_result.params or {}, is_difference
+        )
         if not aggr_result.params:
             self.warning(f"Round {self.current_round} has brought no update: the global model stays what it is.")
-        aggr_result.params, aggr_result.params_type = self._global, ParamsType.FULL
-        aggr_result.meta = {**(aggr_result.meta or {}), **self._identity, "next_round": self.current_round + 1}
+        aggr_result.params, aggr_result.params_type = self._global_weights, ParamsType.FULL
+        aggr_result.meta = {
+            **(aggr_result.meta or {}),
+            **self._checkpoint_meta,
+            "next_round": self.current_round + 1,
+        }
         return super().update_model(model, aggr_result)
 
     def _aggregate_one_result(self, result: FLModel) -> bool:
         site = result.meta["client_name"]
         if result.metrics and MetricKeys.KEY in result.metrics:
-            self._metrics[site] = float(result.metrics[MetricKeys.KEY])
+            self._round_metrics[site] = float(result.metrics[MetricKeys.KEY])
         if result.params:
-            # In single precision before anything is summed up: half precision would overflow.
+            # Sums in half precision would overflow.
             result.params = {name: _in_single_precision(value) for name, value in result.params.items()}
-            reason = self._check(result.params, self._global, result.params_type == ParamsType.DIFF)
+            is_difference = result.params_type == ParamsType.DIFF
+            reason = self._update_check.reason_to_refuse(result.params, self._global_weights, is_difference)
             if reason:
                 self.warning(f"The update of {site} is refused in round {self.current_round}: {reason}.")
-                self._refused.append({"round": self.current_round, "site": site, "reason": reason})
-                self._write("refused.json", self._refused)
+                self._refused_updates.append({"round": self.current_round, "site": site, "reason": reason})
+                self._write_json("refused.json", self._refused_updates)
                 return False
         return super()._aggregate_one_result(result)
 
     def _get_aggregated_result(self) -> FLModel:
-        # Before the update, because what the sites have scored is the model that they were sent.
-        self._keep_if_best(self._metrics)
+        # The sites have scored the model that they were sent, which at this point still is the global model.
+        self._keep_if_best(self._round_metrics)
         return super()._get_aggregated_result()
 
     def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
@@ -197,80 +218,99 @@ class FederatedController(FedAvg):
         mean = sum(finite) / len(finite)
         self.info(f"Global model of round {self.current_round}: {MetricKeys.KEY} {mean:.4f} over {len(finite)} sites.")
         if self._best_metric is None or mean > self._best_metric:
-            self._best_metric, self._best = mean, dict(self._global)
+            self._best_metric, self._best_weights = mean, dict(self._global_weights)
             self.event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE)
 
     def _handshake(self) -> bool:
+        """Makes the plan of the run from what the sites say of themselves; ``False`` if they cannot train together."""
         targets = self.sample_clients()
-        replies = self._ask(Tasks.HANDSHAKE, {}, timeout=self.handshake_timeout)
-        answers = {site: meta[MetaKeys.ANSWER] for site, meta in replies.items() if MetaKeys.ANSWER in meta}
+        replies = self._collect_replies(TaskName.HANDSHAKE, {}, timeout=self.handshake_timeout)
+        descriptions: dict[str, SiteDescription] = {
+            site: meta[MetaKeys.ANSWER] for site, meta in replies.items() if MetaKeys.ANSWER in meta
+        }
         errors = {site: meta[MetaKeys.ERROR] for site, meta in replies.items() if MetaKeys.ERROR in meta}
-        self._write("handshake.json", {"sites": answers, "not_ready": errors})
+        self._write_json("handshake.json", {"sites": descriptions, "not_ready": errors})
         try:
             for site in targets:
                 if site in errors:
                     raise ValueError(f"{site} is not ready ({errors[site]}); its log says what is wrong.")
-                if site not in answers:
+                if site not in descriptions:
                     raise ValueError(f"{site} must answer the handshake in {self.handshake_timeout} s, got nothing.")
-            voxels = check_agreement(answers, self.class_names, self.teacher)
+            voxels = check_agreement(descriptions, self.class_names, self.teacher)
         except ValueError as error:
             self.panic(f"Handshake: {error}")
             return False
-        for sentence in version_differences(answers):
+        for sentence in version_differences(descriptions):
             self.warning(f"Versions differ, {sentence}.")
         self._plan = self._make_plan(voxels)
-        unlabeled = [site for site, answer in answers.items() if not any(answer["labeled_voxels"])]
-        self.aggregation_weights = {**dict.fromkeys(unlabeled, self.unlabeled_site_weight), **self._given_weights}
-        teacher = next(iter(answers.values()))["teacher"]
-        self._identity = {"class_names": self.class_names, "teacher": teacher, "rounds": self._plan.rounds}
-        self.info(f"Handshake: {', '.join(answers)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
+        unlabeled = [site for site, description in descriptions.items() if not any(description["labeled_voxels"])]
+        self.aggregation_weights = {
+            **dict.fromkeys(unlabeled, self.unlabeled_site_weight),
+            **self._given_aggregation_weights,
+        }
+        teacher = next(iter(descriptions.values()))["teacher"]
+        self._checkpoint_meta = {"class_names": self.class_names, "teacher": teacher, "rounds": self._plan.rounds}
+        self.info(f"Handshake: {', '.join(descriptions)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
         return True
 
-    def _finish(self) -> None:
-        last = self._ask(Tasks.VALIDATE, self._global)
+    def _score_at_the_end(self) -> None:
+        """Has the sites score the last model and compare the best one with its beginning and with training alone."""
+        replies = self._collect_replies(TaskName.VALIDATE, self._global_weights)
         self.current_round = self.start_round + self.num_rounds
         self._keep_if_best(
-            {site: meta[MetaKeys.ANSWER][MetricKeys.KEY] for site, meta in last.items() if meta[MetaKeys.ANSWER]}
+            {site: meta[MetaKeys.ANSWER][MetricKeys.KEY] for site, meta in replies.items() if meta[MetaKeys.ANSWER]}
         )
-        best = self._best or self._global
+        best = self._best_weights or self._global_weights
         scores = {
-            Models.BEFORE: self._score(Tasks.SCORE, self._initial, Models.BEFORE),
-            Models.AFTER: self._score(Tasks.SCORE, best, Models.AFTER),
+            ScoredModel.BEFORE: self._collect_scores(TaskName.SCORE, self._initial_weights, ScoredModel.BEFORE),
+            ScoredModel.AFTER: self._collect_scores(TaskName.SCORE, best, ScoredModel.AFTER),
         }
         self._write_summary(scores)
         if self.compare_alone:
-            scores[Models.ALONE] = self._score(Tasks.ALONE, self._initial, Models.ALONE)
+            scores[ScoredModel.ALONE] = self._collect_scores(TaskName.ALONE, self._initial_weights, ScoredModel.ALONE)
             self._write_summary(scores)
-        table = federation_table(self.class_names, {str(name): of for name, of in scores.items()})
+        table = federation_table(self.class_names, {str(model): by_site for model, by_site in scores.items()})
         print(
             f"\nDice of the global model before and after federation, and of each site's own model alone\n{table}\n"
             f"Written to {self.get_run_dir()}",
             flush=True,
         )
 
-    def _write_summary(self, scores: Mapping[Models, Any]) -> None:
-        self._write(
-            "summary.json", {"best": self._best_metric, "scores": {str(name): of for name, of in scores.items()}}
-        )
+    def _write_summary(self, scores: Mapping[ScoredModel, Mapping[str, ClassScores]]) -> None:
+        by_model = {str(model): by_site for model, by_site in scores.items()}
+        self._write_json("summary.json", {"best": self._best_metric, "scores": by_model})
 
-    def _score(self, task: Tasks, params: Mapping[str, Any], name: Models) -> dict[str, Any]:
-        replies = self._ask(task, params, name)
+    def _collect_scores(self, task: TaskName, weights: Mapping[str, Any], model: ScoredModel) -> dict[str, ClassScores]:
+        """The scores of a model by class at each site that has any, by the site's name."""
+        replies = self._collect_replies(task, weights, model)
         return {site: meta[MetaKeys.ANSWER] for site, meta in replies.items() if meta[MetaKeys.ANSWER]}
 
-    def _ask(
-        self, task: Tasks, params: Mapping[str, Any], name: str = "", timeout: int | None = None
+    def _collect_replies(
+        self, task: TaskName, weights: Mapping[str, Any], scored_model: str = "", timeout: int | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Asks all sites and returns the meta data of the answers by site."""
-        current_round = self.start_round + (self.num_rounds if params else 0)
-        meta = {str(MetaKeys.PLAN): self._plan.to_message(), str(MetaKeys.NAME): str(name)}
-        message = FLModel(params=dict(params), current_round=current_round, total_rounds=self._plan.rounds, meta=meta)
-        # A training alone is as long as all rounds together.
-        rounds = self._plan.rounds if task == Tasks.ALONE else 1
-        patience = self._patience(rounds) if timeout is None else {"timeout": timeout}
-        results = self.broadcast_model(task_name=str(task), data=message, targets=self.sample_clients(), **patience)
-        return {result.meta["client_name"]: result.meta for result in sorted(results, key=_client_name)}
+        """
+        Sends a task to all sites and waits for their replies.
 
-    def _patience(self, rounds: int = 1) -> dict[str, Any]:
+        Args:
+            task: the task.
+            weights: weights to send; empty in the handshake.
+            scored_model: which model this is, one of :class:`ScoredModel`; empty where it is not scored by class.
+            timeout: seconds to wait for all sites; by default the limits of a round apply.
+
+        Returns:
+            Meta data of the reply of each site that has replied, by the site's name.
+        """
+        current_round = self.start_round + (self.num_rounds if weights else 0)
+        meta = {str(MetaKeys.PLAN): self._plan.to_message(), str(MetaKeys.SCORED_MODEL): str(scored_model)}
+        message = FLModel(params=dict(weights), current_round=current_round, total_rounds=self._plan.rounds, meta=meta)
+        # A training alone is as long as all rounds together.
+        rounds = self._plan.rounds if task == TaskName.ALONE else 1
+        limits = self._reply_limits(rounds) if timeout is None else {"timeout": timeout}
+        results = self.broadcast_model(task_name=str(task), data=message, targets=self.sample_clients(), **limits)
+        return {result.meta["client_name"]: result.meta for result in sorted(results, key=_site_name)}
+
+    def _reply_limits(self, rounds: int = 1) -> dict[str, Any]:
+        """How long and for how many replies NVFlare waits in a task that is as long as so many rounds."""
         return {
             "timeout": rounds * self.round_timeout,
             "min_responses": self.min_responses or None,
@@ -289,11 +329,11 @@ class FederatedController(FedAvg):
             **{name: tuple(numbers) for name, numbers in voxels.items()},
         )
 
-    def _write(self, name: str, content: Any) -> None:
+    def _write_json(self, name: str, content: Any) -> None:
         Path(self.get_run_dir(), name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _client_name(result: FLModel) -> str:
+def _site_name(result: FLModel) -> str:
     return str(result.meta["client_name"])
 
 

@@ -1,4 +1,4 @@
-"""What federation brought: a table of Dice by class, over all sites and at each."""
+"""The table at the end of a run: the Dice of each class, over all sites and at each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dinomix_monai.core.text import number, text_table
+from dinomix_monai.federated.protocol import ClassScores
 
-__all__ = ["ClassScores", "federation_table", "pool_case_scores"]
-
-ClassScores = Mapping[str, Sequence[float]]
-"""For each class the mean Dice over the cases that count, and their number."""
+__all__ = ["federation_table", "pool_case_scores"]
 
 
 def pool_case_scores(scores: Mapping[str, ClassScores]) -> dict[str, list[float]]:
-    """Means over the cases of all sites, and their numbers."""
+    """
+    Pools the scores of sites, so that each case counts alike and not each site.
+
+    Args:
+        scores: the scores of each site, by the site's name.
+
+    Returns:
+        For the name of each class the mean Dice over the cases of all sites, and the number of those cases.
+
+    Example:
+        >>> pool_case_scores({"site-1": {"liver": [0.9, 3]}, "site-2": {"liver": [0.5, 1]}})
+        {'liver': [0.8, 4.0]}
+    """
     total: dict[str, list[float]] = {}
     for of_site in scores.values():
         for name, (mean, cases) in of_site.items():
@@ -26,12 +36,16 @@ def pool_case_scores(scores: Mapping[str, ClassScores]) -> dict[str, list[float]
 
 def federation_table(class_names: Sequence[str], scores: Mapping[str, Mapping[str, ClassScores]]) -> str:
     """
+    Shows the scores of several models as text.
+
     Args:
-        class_names: names by label value, background first.
-        scores: for each model (a column: ``before``, ``after``, ``alone``), the scores at each site.
+        class_names: names of the classes by label value, background first.
+        scores: for the name of each model (``before``, ``after``, ``alone``) the scores of each site, by the site's
+            name.
 
     Returns:
-        A line for each class and one for their mean, a column for each model over all sites and at each.
+        A line for each class, one for their mean and one for the number of cases; for all sites together and for each
+        site a column for each model.
     """
     sites = list(dict.fromkeys(site for by_site in scores.values() for site in by_site))
     columns = [["class", *class_names[1:], "mean", "cases"]]

@@ -1,4 +1,4 @@
-"""Updates that the server must not take in."""
+"""Updates that the server must not average."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import numpy as np
 
 __all__ = ["UpdateCheck"]
 
-Arrays = Mapping[str, np.ndarray]
-
 
 class UpdateCheck:
     """
-    Says what is wrong with the update of a site.
+    Finds reasons to refuse the update of a site.
 
-    It stops mistakes and broken machines: names or shapes that the model has not, NaN, infinity, and changes far larger
-    than training makes. A site that means harm can stay below any bound.
+    This stops mistakes and broken machines: names or shapes that the model does not have, NaN, infinity, and changes
+    far larger than those of a training. A site that means harm can stay below any bound.
 
     Args:
         norm_bound: largest L2 norm of the change over all weights, 0 for no bound.
 
     Raises:
         ValueError: When ``norm_bound`` is negative.
+
+    Example:
+        >>> model = {"w": np.zeros(2)}
+        >>> UpdateCheck(norm_bound=1.0).reason_to_refuse({"w": np.array([3.0, 4.0])}, model, is_difference=True)
+        'the norm of its change must be at most 1, got 5'
     """
 
     def __init__(self, norm_bound: float = 0.0) -> None:
@@ -30,15 +33,19 @@ class UpdateCheck:
             raise ValueError(f"norm_bound must be >= 0, got {norm_bound}.")
         self.norm_bound = norm_bound
 
-    def __call__(self, update: Arrays, model: Arrays, is_difference: bool) -> str | None:
+    def reason_to_refuse(
+        self, update: Mapping[str, np.ndarray], model: Mapping[str, np.ndarray], is_difference: bool
+    ) -> str | None:
         """
+        Checks one update.
+
         Args:
             update: arrays by name; some of the model's may be missing.
-            model: the global model that the site was sent.
-            is_difference: whether the update is what has changed, and not the weights themselves.
+            model: weights of the global model that the site was sent.
+            is_difference: whether the update holds the change of the weights and not the weights themselves.
 
         Returns:
-            The reason to refuse it, or ``None``.
+            The reason to refuse the update as a part of a sentence, or ``None`` if there is none.
         """
         squares = 0.0
         for name, value in update.items():

@@ -1,4 +1,4 @@
-"""The process at a site: it answers what the server asks. ``python -m dinomix_monai.federated.site.client``."""
+"""The process at a site, which does what the server asks: ``python -m dinomix_monai.federated.site.client``."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nvflare.client as flare
 import torch
-from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.client.tracking import SummaryWriter
 
-from dinomix_monai.federated.protocol import MetaKeys, Models, RunPlan, Tasks
+from dinomix_monai.federated.protocol import MetaKeys, RunPlan, ScoredModel, TaskName
+from dinomix_monai.federated.site.replies import answer_reply, not_ready_reply, send_curves, update_reply
 from dinomix_monai.federated.site.site import Site
 from dinomix_monai.federated.site.site_settings import SiteSettings, phantom_site
 
-__all__ = ["answer", "main"]
+__all__ = ["main", "perform_task"]
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Answers until the run is over.
+    Performs the server's tasks, one after the other, until the run is over.
 
     Args:
-        arguments: command line, ``sys.argv`` by default. ``--settings_file`` and ``--dataset_dir`` are paths of the
-            site; ``--folder`` is where it keeps what is its own. With neither of the first two it has a share of the
-            phantom.
+        arguments: command line, ``sys.argv`` by default. ``--settings_file`` and ``--dataset_dir`` are paths at the
+            site, and ``--folder`` is where the site keeps its own state. A site with neither a settings file nor a data
+            set gets a share of the phantom: one of ``--phantom_sites``, of which the last ``--unlabeled_sites`` have no
+            labels.
+
+    Raises:
+        RuntimeError: When a task fails. The error names the exception's class and the task; the rest is a warning in
+            the site's log.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default="dinomix")
@@ -50,97 +54,80 @@ def main(arguments: Sequence[str] | None = None) -> None:
             break
         task = flare.get_task_name()
         plan = RunPlan.from_message(message.meta[MetaKeys.PLAN])
-        if task == Tasks.HANDSHAKE:
-            flare.send(_handshake(options, plan))
+        if task == TaskName.HANDSHAKE:
+            flare.send(_handshake_reply(options, plan))
             continue
         try:
-            site = site or Site(_settings(options), plan)
-            reply = answer(site, task, message, writer)
+            site = site or Site(_read_settings(options), plan)
+            reply = perform_task(site, task, message, writer)
         except Exception as error:
-            # NVFlare logs what is raised as an error, and sites may be set to stream those logs to the server.
+            # NVFlare logs every raised exception as an error, and a site may be set to stream its errors to the server.
             logger.warning("The task %s has failed.", task, exc_info=True)
             raise RuntimeError(f"{type(error).__name__} in the task {task}; the warning above says what.") from None
         flare.send(reply)
 
 
-def answer(site: Site, task: str, message: Any, writer: Any) -> Any:
+def perform_task(site: Site, task: str, message: flare.FLModel, writer: SummaryWriter) -> flare.FLModel:
     """
-    What a site says to a message that carries weights.
+    Performs a task that comes with weights.
 
     Args:
         site: the site.
-        task: one of :class:`~dinomix_monai.federated.protocol.Tasks`.
-        message: an ``FLModel``.
-        writer: gets the curves, which the server shows beside those of other sites.
+        task: one of :class:`~dinomix_monai.federated.protocol.TaskName`, other than the handshake.
+        message: the server's message: weights by name, the number of the round, and meta data.
+        writer: sends the curves of a round to the server.
 
     Returns:
-        An ``FLModel``: the update of a round with its number of steps, or scores.
+        The reply, which :mod:`~dinomix_monai.federated.site.replies` has made.
 
     Raises:
         ValueError: When there is no such task.
     """
     round_number = int(message.current_round)
-    if task == Tasks.TRAIN:
+    if task == TaskName.TRAIN:
         metrics = site.validate(message.params, round_number)
         result = site.train(message.params, round_number)
-        for name, value in metrics.items():
-            writer.add_scalar(f"global_{name}", value, global_step=round_number)
-        for row in result.losses:
-            epoch = int(row.pop("epoch"))
-            for name, value in row.items():
-                writer.add_scalar(f"train_{name}", value, global_step=epoch)
-        full = site.plan.transfer == "full"
-        return flare.FLModel(
-            params=dict(result.update),
-            params_type=flare.ParamsType.FULL if full else flare.ParamsType.DIFF,
-            metrics=metrics,
-            meta={FLMetaKey.NUM_STEPS_CURRENT_ROUND: result.steps},
-        )
-    if task == Tasks.VALIDATE:
-        found: Any = site.validate(message.params, round_number)
-    elif task == Tasks.SCORE:
-        found = site.score(message.params, own_norms=message.meta[MetaKeys.NAME] == Models.AFTER)
-    elif task == Tasks.ALONE:
-        found = site.train_alone(message.params)
-    else:
-        raise ValueError(f"task must be one of {', '.join(Tasks)}, got {task!r}.")
-    return flare.FLModel(params={}, meta={str(MetaKeys.ANSWER): found})
+        send_curves(writer, round_number, metrics, result.losses)
+        return update_reply(result, metrics, site.plan.transfer)
+    if task == TaskName.VALIDATE:
+        return answer_reply(site.validate(message.params, round_number))
+    if task == TaskName.SCORE:
+        is_best_global_model = message.meta[MetaKeys.SCORED_MODEL] == ScoredModel.AFTER
+        return answer_reply(site.score(message.params, with_local_norm=is_best_global_model))
+    if task == TaskName.ALONE:
+        return answer_reply(site.train_alone(message.params))
+    raise ValueError(f"task must be one of {', '.join(TaskName)}, got {task!r}.")
 
 
-def _handshake(options: argparse.Namespace, plan: RunPlan) -> Any:
+def _handshake_reply(options: argparse.Namespace, plan: RunPlan) -> flare.FLModel:
     try:
-        found = Site(_settings(options), plan).describe()
+        return answer_reply(Site(_read_settings(options), plan).describe())
     except Exception as error:
-        # The server has to hear that this site is not ready. What exactly is wrong may name files, so it stays here,
-        # and is no error in the log, because NVFlare may stream those to the server.
+        # The log gets a warning and no error, because a site may be set to stream its errors to the server.
         logger.warning("This site is not ready.", exc_info=True)
-        # A bundle wraps what goes wrong in an error of its own.
-        cause = error.__cause__ or error
-        return flare.FLModel(params={}, meta={str(MetaKeys.ERROR): type(cause).__name__})
-    return flare.FLModel(params={}, meta={str(MetaKeys.ANSWER): found})
+        # MONAI wraps the exception of a component that a config builds in a RuntimeError.
+        return not_ready_reply(error.__cause__ or error)
 
 
-def _settings(options: argparse.Namespace) -> SiteSettings:
+def _read_settings(options: argparse.Namespace) -> SiteSettings:
     name = flare.get_site_name()
     settings = SiteSettings.read(name, Path(options.folder), options.settings_file, options.dataset_dir)
-    if "dataset_dir" not in settings.overrides:
-        if options.settings_file:
-            raise ValueError(
-                f"settings_file must give the dataset_dir of the site, got none in {options.settings_file}."
-            )
-        # All on one machine. With as many threads as it has cores each would wait for the others most of the time.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.phantom_sites))
-        shares = (options.phantom_sites, options.unlabeled_sites)
-        overrides = {**phantom_site(name, settings.bundle_root, *shares), **settings.overrides}
-        settings = SiteSettings(name, settings.folder, settings.bundle_root, overrides)
-    return settings
+    if "dataset_dir" in settings.overrides:
+        return settings
+    if options.settings_file:
+        raise ValueError(f"settings_file must give the dataset_dir of the site, got none in {options.settings_file}.")
+    # All sites run on one machine. If each had as many threads as there are cores, they would slow each other down.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.phantom_sites))
+    share = phantom_site(name, settings.bundle_root, options.phantom_sites, options.unlabeled_sites)
+    return SiteSettings(name, settings.folder, settings.bundle_root, {**share, **settings.overrides})
 
 
 if __name__ == "__main__":
     try:
         main()
     except BaseException:
-        # A launcher that waits for heartbeats notices a process at once only when it is gone.
+        # After an exception alone the process lingers. NVFlare's launcher notices the end of a process at once, and
+        # missing heartbeats only after half a minute.
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()

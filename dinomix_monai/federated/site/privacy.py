@@ -1,4 +1,4 @@
-"""Differential privacy for what a site sends: clipped and noised, so that no single scan shows in it."""
+"""Differential privacy for updates: a filter that clips and noises what a site sends after a round."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["GaussianPrivacy", "clip_and_noise"]
 
 class GaussianPrivacy(DXOFilter):
     """
-    Clips the change of a round to a norm and adds Gaussian noise, over all weights together; a filter of results.
+    Clips the change of a round to an L2 norm over all weights together, and adds Gaussian noise to each weight.
 
-    It belongs to the job, or to the ``privacy.json`` of a site, where no job can take it away. NVFlare's own
-    ``PercentilePrivacy`` clips each weight alone and adds no noise of known scale. Epsilon follows from
-    ``noise_multiplier`` and the rounds by the usual accounting of the Gaussian mechanism, for the update of a site as a
-    whole; nothing here accounts for it.
+    This is a filter of task results. A job may bring it, or a site lists it in its own ``local/privacy.json``, where no
+    job can take it away. NVFlare's own ``PercentilePrivacy`` clips each weight by itself and adds no noise of a known
+    scale. Epsilon follows from ``noise_multiplier`` and the number of rounds by the accounting of the Gaussian
+    mechanism, for the update of a site as a whole; this class does not account for it.
 
     Reference: McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018,
     https://arxiv.org/abs/1710.06963.
 
     Args:
         clip_norm: largest L2 norm of the change.
-        noise_multiplier: standard deviation of the noise over ``clip_norm``.
+        noise_multiplier: standard deviation of the noise, divided by ``clip_norm``.
 
     Raises:
-        ValueError: When ``clip_norm`` is not positive or ``noise_multiplier`` is negative, or, in a run, when whole
-            weights are sent and not differences.
+        ValueError: When ``clip_norm`` is not positive or ``noise_multiplier`` is negative; in a run, when an update
+            holds the weights themselves and not their change.
     """
 
     def __init__(self, clip_norm: float, noise_multiplier: float = 0.0) -> None:
@@ -48,9 +48,9 @@ class GaussianPrivacy(DXOFilter):
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """
-        Clips and noises an update; answers without weights are left as they are.
+        Clips and noises an update. A reply without weights passes as it is.
 
-        An update that is not finite has no norm to clip, and is left out.
+        An update with a value that is not finite has no norm to clip to, so its weights are not sent.
         """
         if dxo.data and dxo.data_kind == DataKind.WEIGHTS:
             raise ValueError("transfer must be 'difference' or 'half_difference' for GaussianPrivacy, got 'full'.")
@@ -58,7 +58,7 @@ class GaussianPrivacy(DXOFilter):
             self.log_warning(fl_ctx, "The update is not finite and is not sent.")
             dxo.data = {}
         if dxo.data:
-            # From the system's entropy: noise that could be drawn again could be taken off again.
+            # The generator is seeded by the operating system: whoever could draw the noise again could subtract it.
             dxo.data = clip_and_noise(dxo.data, self.clip_norm, self.noise_multiplier, np.random.default_rng())
         return dxo
 
@@ -67,13 +67,22 @@ def clip_and_noise(
     change: dict[str, Any], clip_norm: float, noise_multiplier: float, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """
-    The change of all floating point weights, scaled to a norm if it is above it, with noise; others as they are.
+    Scales a change down to a norm if its own norm is larger, and adds Gaussian noise.
 
     Args:
-        change: arrays by name.
+        change: arrays by name, of any shapes. Those of whole numbers are returned as they are and do not count in the
+            norm.
         clip_norm: see :class:`GaussianPrivacy`.
         noise_multiplier: see :class:`GaussianPrivacy`.
         generator: source of the noise.
+
+    Returns:
+        Arrays of the same names, shapes and types.
+
+    Example:
+        >>> change = {"w": np.array([3.0, 4.0])}
+        >>> clip_and_noise(change, clip_norm=1.0, noise_multiplier=0.0, generator=np.random.default_rng(0))["w"]
+        array([0.6, 0.8])
     """
     arrays = {name: np.asarray(value) for name, value in change.items()}
     floating = [name for name, value in arrays.items() if value.dtype.kind == "f"]

@@ -1,4 +1,4 @@
-"""What a site decides for itself: where its data are and on what they are computed."""
+"""What a site decides for itself: where its data lie, and on which device it trains."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["SiteSettings", "phantom_site"]
 @dataclass(frozen=True)
 class SiteSettings:
     """
-    A site of a federation.
+    What a site decides for itself.
 
     Args:
-        name: its name.
-        folder: where it keeps its state, models and token cache.
+        name: the site's name.
+        folder: where the site keeps its state, models and token cache.
         bundle_root: folder of the bundle.
-        overrides: ids of ``train.json`` with the site's own values, such as ``dataset_dir``, ``device`` or
-            ``teacher_weights``. They have the last word over what the server sends.
+        overrides: the site's own values for ids of ``train.json``, such as ``dataset_dir``, ``device`` or
+            ``teacher_weights``. They have the last word over the settings that the server sends.
     """
 
     name: str
@@ -38,14 +38,14 @@ class SiteSettings:
         cls, name: str, folder: str | Path, file: str | Path | None = None, dataset_dir: str | Path | None = None
     ) -> SiteSettings:
         """
-        Settings from a JSON file of the site.
+        Reads the settings from a JSON file of the site.
 
         Args:
-            name: name of the site.
-            folder: folder of the run, unless the file names another ``folder``.
-            file: JSON object with ``overrides`` by id; ``bundle_root`` and ``folder`` may be among them. ``None`` for
-                none.
-            dataset_dir: folder of the site's data set, where the file names none.
+            name: the site's name.
+            folder: where the site keeps its state, unless the file names another ``folder``.
+            file: JSON object with ``overrides`` by id; ``bundle_root`` and ``folder`` may be among them. ``None`` if
+                the site has no such file.
+            dataset_dir: folder of the site's data set, unless the file names another one.
 
         Raises:
             FileNotFoundError: When the file or the bundle does not exist.
@@ -70,16 +70,19 @@ class SiteSettings:
 
 def phantom_site(name: str, bundle_root: Path, sites: int, unlabeled_sites: int = 0) -> dict[str, Any]:
     """
-    Settings of a site that has a share of the built-in phantom, which is made if it is not there.
+    Gives a site its share of the built-in phantom, which is made if it is not there.
 
     Args:
-        name: name of the site, whose number at the end says which share it gets, counted from 1.
+        name: the site's name, which ends in the number of its share, counted from 1.
         bundle_root: folder of the bundle.
         sites: number of shares.
-        unlabeled_sites: how many of them have no labels; the last ones.
+        unlabeled_sites: how many of the shares have no labels; these are the last ones.
+
+    Returns:
+        The share as overrides of :class:`SiteSettings`.
 
     Raises:
-        ValueError: When the name has no number, or none of the shares.
+        ValueError: When the name does not end in the number of a share.
     """
     number = re.search(r"(\d+)$", name)
     if number is None or not 1 <= int(number[1]) <= sites:

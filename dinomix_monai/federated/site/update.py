@@ -1,20 +1,32 @@
-"""The update that a site sends: names, what has changed, and in which precision."""
+"""What a site takes from its network for the server, and what of it stays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["State", "make_update", "norm_names"]
+from dinomix_monai.federated.protocol import UpdateForm
 
-State = Mapping[str, torch.Tensor]
+__all__ = ["Weights", "make_update", "normalization_names"]
+
+Weights = Mapping[str, torch.Tensor]
+"""Parameters and buffers of a network by name, as in its state dict."""
 
 
-def norm_names(network: nn.Module) -> set[str]:
-    """Names of the parameters and buffers of all normalization layers."""
+def normalization_names(network: nn.Module) -> set[str]:
+    """
+    Names of the parameters and buffers of all normalization layers, which FedBN leaves at a site.
+
+    Reference: Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021,
+    https://arxiv.org/abs/2102.07623.
+
+    Example:
+        >>> sorted(normalization_names(nn.Sequential(nn.Conv3d(1, 2, 1), nn.GroupNorm(1, 2))))
+        ['1.bias', '1.weight']
+    """
     kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm)
     return {
         f"{prefix}.{name}" if prefix else name
@@ -24,27 +36,35 @@ def norm_names(network: nn.Module) -> set[str]:
     }
 
 
-def make_update(local: State, received: State, transfer: str, left_out: set[str] | None = None) -> State:
+def make_update(
+    trained: Weights, received: Weights, transfer: str, kept_names: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
     """
-    What goes to the server.
+    Makes the update that goes to the server.
 
     Args:
-        local: weights after training.
-        received: the global weights that training began with.
-        transfer: one of :data:`~dinomix_monai.federated.protocol.TRANSFERS`.
-        left_out: names that stay at the site.
+        trained: the student's weights after training.
+        received: the weights of the global model that the round began with.
+        transfer: form of the update, one of :class:`~dinomix_monai.federated.protocol.UpdateForm`.
+        kept_names: names of the weights that stay at the site.
 
     Returns:
-        Tensors on the CPU by name. Differences of whole numbers, as counters of batches are, stay whole numbers.
+        Tensors on the CPU by name, of the shapes that they have in the network, which share no memory with it.
+        Differences of whole numbers, such as a batch normalization's counter, stay whole numbers.
+
+    Example:
+        >>> trained, received = {"w": torch.tensor([1.5])}, {"w": torch.tensor([1.0])}
+        >>> make_update(trained, received, "difference")
+        {'w': tensor([0.5000])}
     """
     update = {}
-    for name, value in local.items():
-        if left_out and name in left_out:
+    for name, value in trained.items():
+        if name in kept_names:
             continue
         value = value.detach().cpu().clone()
-        if transfer != "full":
+        if transfer != UpdateForm.FULL:
             value = value - received[name].to(value)
-            if transfer == "half_difference" and value.is_floating_point():
+            if transfer == UpdateForm.HALF_DIFFERENCE and value.is_floating_point():
                 value = value.half()
         update[name] = value
     return update

@@ -14,6 +14,11 @@ def test_a_plan_comes_through_a_message_of_plain_values():
     assert plan.epochs == 8
 
 
+def test_all_parts_of_a_message_are_of_the_plain_types_that_nvflare_can_send():
+    message = RunPlan(1, 1, labeled_voxels=(1.0,)).to_message()
+    assert {type(value) for value in message.values()} <= {int, float, bool, str, list, dict}
+
+
 @pytest.mark.parametrize(
     "value", ["$__import__('os').system('true')", "@device", "%run", [1, "$1"], {"_target_": 1}, None]
 )

@@ -60,8 +60,8 @@ class Federation(FederatedController):
     def sample_clients(self, num_clients=None):
         return list(self.sites)
 
-    def broadcast_model(self, task_name, data, targets, callback=None, blocking=True, **patience):
-        self.sent.append((task_name, patience))
+    def broadcast_model(self, task_name, data, targets, callback=None, blocking=True, **limits):
+        self.sent.append((task_name, limits))
         results = []
         for site in targets:
             result = self.sites[site](task_name, data)
@@ -80,7 +80,7 @@ class Federation(FederatedController):
 
     def event(self, event_type):
         if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
-            self.best.append(float(self._global["w"].mean()))
+            self.best.append(float(self._global_weights["w"].mean()))
 
     def fire_event_with_data(self, *args, **kwargs):
         pass
@@ -250,9 +250,9 @@ def test_the_run_ends_with_a_table_of_the_model_before_after_and_alone(federate,
 
 def test_enough_answers_and_time_outs_are_nvflares_to_enforce(federate):
     federation = federate(Hospital(), min_responses=1, grace_period=3, round_timeout=7, handshake_timeout=11)
-    patience = {"timeout": 7, "min_responses": 1, "wait_time_after_min_received": 3}
+    limits = {"timeout": 7, "min_responses": 1, "wait_time_after_min_received": 3}
     assert federation.sent[0] == ("handshake", {"timeout": 11})
-    assert all(options == patience for task, options in federation.sent[1:] if task != "alone")
+    assert all(found == limits for task, found in federation.sent[1:] if task != "alone")
     # As long as all rounds together.
     rounds = [task for task, _ in federation.sent].count("train")
     assert rounds > 1
@@ -261,6 +261,18 @@ def test_enough_answers_and_time_outs_are_nvflares_to_enforce(federate):
     everyone = federate(Hospital(), round_timeout=7)
     expected = {"timeout": 7, "min_responses": None, "wait_time_after_min_received": 0}
     assert everyone.sent[1] == ("train", expected)
+
+
+def test_what_a_round_tells_a_site_of_the_others_is_what_the_docs_list(federate):
+    hospital = Hospital(steps=3)
+    federate(hospital, Hospital(steps=2, labels=False), unlabeled_site_weight=0.5)
+    first, second = (meta for task, _, meta in hospital.asked if task == "train")
+    assert set(first) == {"plan", "class_names", "teacher", "rounds", "next_round"}
+    assert set(second) - set(first) == {"nr_aggregated", "current_round", "metrics_aggregation_info"}
+    weights = {site["name"]: site["weight"] for site in second["metrics_aggregation_info"]["site_weights"]}
+    assert weights == {"site-1": 3.0, "site-2": 1.0}
+    others = [meta for task, _, meta in hospital.asked if task not in ("train", "handshake")]
+    assert {frozenset(meta) for meta in others} == {frozenset(("plan", "name"))}
 
 
 def test_a_run_goes_on_where_the_checkpoint_says(federate):

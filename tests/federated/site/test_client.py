@@ -41,7 +41,7 @@ def test_nothing_but_weights_of_the_student_numbers_and_names_of_classes_leaves_
     plan = make_plan({"distillation_weight": 0.05, "distillation_interval": 1})
     site, writer = make_site(labels=labels, plan=plan), Writer()
     message = FLModel(params=weights, current_round=0, meta={"name": "before"})
-    reply = client.answer(site, task, message, writer)
+    reply = client.perform_task(site, task, message, writer)
     assert set(reply.params) == (set(weights) if task == "train" else set())
     assert all(value.shape == weights[name].shape for name, value in reply.params.items())
     classes = {"background", *ORGANS}
@@ -58,14 +58,14 @@ def test_nothing_but_weights_of_the_student_numbers_and_names_of_classes_leaves_
 
 def test_differences_are_declared_as_such(make_site, make_plan, weights):
     site = make_site(plan=make_plan(transfer="half_difference"))
-    reply = client.answer(site, "train", FLModel(params=weights, current_round=0), Writer())
+    reply = client.perform_task(site, "train", FLModel(params=weights, current_round=0), Writer())
     assert reply.params_type == ParamsType.DIFF
     assert {value.dtype for value in reply.params.values()} == {torch.float16}
 
 
 def test_a_task_that_there_is_not_is_refused(make_site, weights):
     with pytest.raises(ValueError, match=r"task must be one of handshake, train, .*, got 'delete'"):
-        client.answer(make_site(), "delete", FLModel(params=weights, current_round=0), Writer())
+        client.perform_task(make_site(), "delete", FLModel(params=weights, current_round=0), Writer())
 
 
 def test_what_is_wrong_at_a_site_is_told_by_kind_and_not_by_the_names_of_files(
@@ -73,7 +73,7 @@ def test_what_is_wrong_at_a_site_is_told_by_kind_and_not_by_the_names_of_files(
 ):
     monkeypatch.setattr(client.flare, "get_site_name", lambda: "site-1")
     options = argparse.Namespace(folder=str(tmp_path), settings_file=None, dataset_dir=str(tmp_path / "patient_7"))
-    reply = client._handshake(options, make_plan())
+    reply = client._handshake_reply(options, make_plan())
     assert reply.meta == {"error": "ValueError"}
     assert reply.params == {}
     # Errors in a site's log may be streamed to the server.
@@ -90,7 +90,7 @@ def test_a_task_that_fails_is_raised_without_the_names_of_files(make_plan, monke
     for name, value in calls.items():
         monkeypatch.setattr(client.flare, name, lambda value=value: value)
     monkeypatch.setattr(client, "SummaryWriter", object)
-    monkeypatch.setattr(client, "_settings", fail)
+    monkeypatch.setattr(client, "_read_settings", fail)
     with pytest.raises(RuntimeError, match=r"^ValueError in the task train; the warning above says what\.$") as raised:
         client.main([])
     assert "patient_7" not in "".join(traceback.format_exception(raised.value))
@@ -106,4 +106,4 @@ def test_a_settings_file_without_data_does_not_mean_the_phantom(tmp_path, monkey
     with pytest.raises(
         ValueError, match=r"settings_file must give the dataset_dir of the site, got none in .*site\.json"
     ):
-        client._settings(options)
+        client._read_settings(options)

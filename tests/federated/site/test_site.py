@@ -8,7 +8,7 @@ import torch
 
 
 def parsed(site, name):
-    return site._workflow.parser.get_parsed_content(name)
+    return site._training.parser.get_parsed_content(name)
 
 
 def equal(one, other):
