@@ -23,9 +23,9 @@ from simulated_federation import simulate, write_site_settings
 from spread import spread
 
 from dinomix_monai.data import make_phantom, read_datalist, split_dataset
-from dinomix_monai.federated.privacy import GaussianPrivacy
 from dinomix_monai.federated.recipe import PHANTOM_SETTINGS, build_recipe, client_arguments
-from dinomix_monai.federated.summary import pool_case_scores
+from dinomix_monai.federated.server.summary import pool_case_scores
+from dinomix_monai.federated.site.privacy import GaussianPrivacy
 
 NAMES = {
     "labeled": "two sites with labels",

@@ -20,8 +20,8 @@ from nvflare.recipe import PocEnv, ProdEnv, SimEnv
 
 from dinomix_monai.data import read_datalist
 from dinomix_monai.federated import read_checkpoint
-from dinomix_monai.federated.privacy import GaussianPrivacy
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
+from dinomix_monai.federated.site.privacy import GaussianPrivacy
 
 
 def main(

@@ -172,7 +172,7 @@ ARGUMENTS = arguments_of(*sorted((ROOT / "dinomix_monai").rglob("*.py")))
 OPTIONS_OF_PROGRAMS = arguments_of(
     *(ROOT / "dinomix_monai" / "__main__.py", ROOT / "flare_app" / "job.py"),
     # What the job passes on, and what the benchmarks take.
-    *(ROOT / "dinomix_monai" / "federated" / f"{name}.py" for name in ("recipe", "controller")),
+    *(ROOT / "dinomix_monai" / "federated" / f"{name}.py" for name in ("recipe", "server/controller")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
 )
 

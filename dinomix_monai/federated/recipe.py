@@ -16,17 +16,17 @@ from nvflare.recipe import add_experiment_tracking
 from nvflare.recipe.spec import Recipe
 
 from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.federated.controller import FederatedController
+from dinomix_monai.federated.server.controller import FederatedController
 
 __all__ = ["PHANTOM_SETTINGS", "build_recipe", "client_arguments"]
 
 PHANTOM_SETTINGS: Mapping[str, Any] = {"steps_per_epoch": 25, "val_interval": 4}
-"""Settings with which two sites share the phantom and two cores for less than eight minutes."""
+"""Settings with which a run of two sites on the phantom takes less than eight minutes on two cores."""
 
-_SCRIPT = "client.py"
-_SOURCE = '''"""What a job with code carries to the sites: the package that they have installed does the rest."""
+_CLIENT_FILE = "client.py"
+_CLIENT_SOURCE = '''"""What a job with code carries to the sites: the package that they have installed does the rest."""
 
-from dinomix_monai.federated.client import main
+from dinomix_monai.federated.site.client import main
 
 main()
 '''
@@ -40,17 +40,24 @@ def client_arguments(
     unlabeled_sites: int = 0,
 ) -> list[str]:
     """
-    Command line of the client; ``{SITE_NAME}`` and ``{WORKSPACE}`` are filled in at each site.
+    Makes the command line of the client at a site; NVFlare fills in ``{SITE_NAME}`` and ``{WORKSPACE}`` there.
 
     Args:
-        settings_file: JSON file of the site.
+        settings_file: path of the site's JSON file with its own settings.
         dataset_dir: folder of the site's data set.
-        folder: where the site keeps what is its own.
-        phantom_sites: shares of the phantom, if there is neither of the first two.
-        unlabeled_sites: how many of them have no labels.
+        folder: where the site keeps its own state.
+        phantom_sites: number of shares of the phantom, which is used without a settings file and a data set.
+        unlabeled_sites: how many of these shares have no labels.
+
+    Returns:
+        The words of the command line.
 
     Raises:
         ValueError: When a path has white space, at which NVFlare would split it.
+
+    Example:
+        >>> client_arguments(settings_file="/etc/dinomix/{SITE_NAME}.json")[2:]
+        ['--settings_file', '/etc/dinomix/{SITE_NAME}.json']
     """
     paths = {"folder": folder, "settings_file": settings_file, "dataset_dir": dataset_dir}
     if split := [path for path in paths.values() if path and len(path.split()) > 1]:
@@ -74,32 +81,34 @@ def build_recipe(
     **controller: Any,
 ) -> Recipe:
     """
-    The federated job: what runs at the server and at the sites.
+    Describes the federated job: what runs at the server and at the sites.
 
     With the defaults two sites share the built-in phantom.
 
     Args:
         name: name of the job.
-        num_sites: sites that must be there.
-        num_rounds: rounds.
-        epochs_per_round: local epochs of a round.
-        settings: see :class:`~dinomix_monai.federated.plan.RunPlan`; :data:`PHANTOM_SETTINGS` by default.
-        class_names: names by label value of the model, background first.
+        num_sites: number of sites that must be connected.
+        num_rounds: number of rounds.
+        epochs_per_round: epochs that a site trains in a round.
+        settings: see :class:`~dinomix_monai.federated.protocol.RunPlan`; :data:`PHANTOM_SETTINGS` by default.
+        class_names: names of the model's classes by label value, background first.
         arguments: command line of the client, see :func:`client_arguments`.
-        with_code: whether a script of three lines travels with the job, as NVFlare has it by default. Without it the
-            sites run the package that they have installed, in a process of its own, and have to allow its classes.
-        external: whether a script runs in a process of its own, too.
-        initial_ckpt: global model to begin with, an absolute path at the server.
-        **controller: see :class:`~dinomix_monai.federated.controller.FederatedController`.
+        with_code: whether a script of three lines travels with the job, as NVFlare has it by default. Without it each
+            site runs the module of its installed package, in a process of its own, and has to allow the job's classes.
+        external: whether the script, too, runs in a process of its own.
+        initial_ckpt: checkpoint of the global model to begin with, an absolute path at the server.
+        **controller: further arguments of
+            :class:`~dinomix_monai.federated.server.controller.FederatedController`.
     """
     settings = dict(PHANTOM_SETTINGS if settings is None else settings)
     arguments = list(client_arguments(phantom_sites=num_sites) if arguments is None else arguments)
-    # Without a selector: the controller itself keeps the best model, the last one included.
+    # An empty metric leaves NVFlare's model selector out: the controller itself keeps the best model, which may be the
+    # last one, and the selector never sees that.
     job = BaseFedJob(name=name, min_clients=num_sites, key_metric="")
-    # It is installed at every site. Without this its source would be copied into the job.
+    # The package is installed at every site. Without this line NVFlare would copy its source into the job.
     job.set_app_packages(["dinomix_monai"])
     network = {"num_classes": len(class_names), "settings": settings, "overlays": list(controller.get("overlays", ()))}
-    model = {"path": "dinomix_monai.federated.bundle_network.bundle_network", "args": network}
+    model = {"path": "dinomix_monai.federated.protocol.bundle_network.bundle_network", "args": network}
     persistor_id = job.to_server(PTModel(model=model, initial_ckpt=initial_ckpt), id="persistor")["persistor_id"]
     job.to_server(
         FederatedController(
@@ -113,26 +122,27 @@ def build_recipe(
         )
     )
     if external or not with_code:
-        module = [f"custom/{_SCRIPT}"] if with_code else ["-m", "dinomix_monai.federated.client"]
+        module = [f"custom/{_CLIENT_FILE}"] if with_code else ["-m", "dinomix_monai.federated.site.client"]
         mode: dict[str, Any] = {
             "execution_mode": ExecutionMode.EXTERNAL_PROCESS,
             "command": ["python3", "-u", *module, *arguments],
-            # A process for each task: where one was killed, the next task gets a new one.
+            # Each task has a process of its own, so a site whose process was killed is back in the next task.
             "launch_once": False,
         }
     else:
         mode = {
             "execution_mode": ExecutionMode.IN_PROCESS,
-            "task_script_path": _SCRIPT,
+            "task_script_path": _CLIENT_FILE,
             "task_script_args": " ".join(arguments),
         }
     job.to_clients(ClientAPIExecutor(params_exchange_format=ExchangeFormat.PYTORCH, **mode), tasks=["*"])
     recipe = Recipe(job)
     if with_code:
-        # As a folder, whose content NVFlare copies; of a file below one of sys.path it would keep the folders between.
+        # NVFlare copies the content of a folder as it is. The copy of a file would lie below the folders that lead to
+        # it from an entry of sys.path.
         folder = tempfile.TemporaryDirectory()
         weakref.finalize(recipe, folder.cleanup)
-        Path(folder.name, _SCRIPT).write_text(_SOURCE)
+        Path(folder.name, _CLIENT_FILE).write_text(_CLIENT_SOURCE)
         job.to_clients(folder.name)
     add_experiment_tracking(recipe, "tensorboard")
     return recipe

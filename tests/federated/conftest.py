@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dinomix_monai.data import split_dataset
-from dinomix_monai.federated import RunPlan, Site, SiteSettings, bundle_network, find_bundle
+from dinomix_monai.federated.protocol import RunPlan, bundle_network, find_bundle
+from dinomix_monai.federated.site import Site, SiteSettings
 from tests.toys import TOY, make_toy_phantom
 
 SETTINGS = {

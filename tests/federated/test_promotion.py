@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from dinomix_monai.federated import bundle_network, find_bundle, promote_checkpoint, read_checkpoint
+from dinomix_monai.federated import promote_checkpoint, read_checkpoint
+from dinomix_monai.federated.protocol import bundle_network, find_bundle
 
 CONFIG = find_bundle() / "configs" / "train.json"
 NAMES = ["background", "liver", "spleen"]
@@ -52,15 +53,3 @@ def test_what_is_no_global_model_is_refused(tmp_path):
     (tmp_path / "text.pt").write_text("no tensors")
     with pytest.raises(ValueError, match=r"checkpoint must be a global model, got .*text\.pt, which is damaged"):
         read_checkpoint(tmp_path / "text.pt")
-
-
-def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alone():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    one, other = bundle_network(3, seed=1).state_dict(), bundle_network(3, seed=1).state_dict()
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    first = next(iter(one))
-    assert not torch.equal(one[first], bundle_network(3, seed=2).state_dict()[first])
-    with pytest.raises(FileNotFoundError, match=r"overlays must name configs of the bundle, got .*nothing"):
-        bundle_network(3, overlays=["nothing"])

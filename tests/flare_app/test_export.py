@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
 
@@ -40,7 +45,7 @@ def test_the_folder_is_what_the_recipe_exports(export) -> None:
 def test_the_job_carries_three_lines_of_code_and_no_path_of_a_machine(export) -> None:
     exported = export()
     assert [name for name in exported if name.endswith(".py")] == ["app/custom/client.py"]
-    assert "dinomix_monai.federated.client import main" in exported["app/custom/client.py"]
+    assert "dinomix_monai.federated.site.client import main" in exported["app/custom/client.py"]
     assert not any(word in json.dumps(exported) for word in ('"/', "home", "tmp"))
 
 
@@ -61,9 +66,52 @@ def test_without_code_the_installed_package_runs_in_a_process_of_its_own(export)
     assert not any(name.startswith("app/custom") for name in exported)
     found = executor(exported)
     assert found["execution_mode"] == "external_process"
-    assert found["command"][:4] == ["python3", "-u", "-m", "dinomix_monai.federated.client"]
+    assert found["command"][:4] == ["python3", "-u", "-m", "dinomix_monai.federated.site.client"]
     assert found["command"][-2:] == ["--settings_file", "/etc/dinomix/{SITE_NAME}.json"]
     assert found["launch_once"] is False
+
+
+def components(value: object) -> Iterator[dict]:
+    """All parts of a configuration that name a class."""
+    if isinstance(value, dict):
+        if "path" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from components(item)
+
+
+def test_the_list_of_classes_in_the_docs_permits_a_job_without_code_and_nvflares_own_list_does_not(
+    export, tmp_path: Path
+) -> None:
+    page = (APP.parent / "docs" / "federation_sites.md").read_text()
+    listed = json.loads(f"[{re.search(r'```json(.*?)```', page, re.DOTALL)[1]}]")
+    found = [
+        part for name, config in export(with_code=False).items() if "app/config" in name for part in components(config)
+    ]
+    privacy = re.search(r'"path": "(dinomix_monai[\w.]+)"', page)[1]
+    found.append({"path": privacy})
+
+    def refused(permitted: list[str]) -> set[str]:
+        file = tmp_path / f"resources_{len(permitted)}.json"
+        file.write_text(json.dumps({"class_allow_list": permitted}))
+        workspace = SimpleNamespace(get_resources_file_path=lambda: str(file))
+        names = set()
+        for part in found:
+            try:
+                ComponentPathAuthorizer().authorize_component_config(part, workspace=workspace)
+            except Exception:
+                names.add(part["path"])
+        return names
+
+    assert refused([*DEFAULT_CLASS_ALLOW_LIST, *listed]) == set()
+    own = {name for name in refused(list(DEFAULT_CLASS_ALLOW_LIST)) if name.startswith("dinomix_monai.")}
+    assert own == {
+        "dinomix_monai.federated.server.controller.FederatedController",
+        "dinomix_monai.federated.protocol.bundle_network.bundle_network",
+        "dinomix_monai.federated.site.privacy.GaussianPrivacy",
+    }
 
 
 def test_a_script_can_run_in_a_process_of_its_own(export) -> None:

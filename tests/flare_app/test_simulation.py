@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dinomix_monai.data import split_dataset
-from dinomix_monai.federated import bundle_network, promote_checkpoint, read_checkpoint
+from dinomix_monai.federated import promote_checkpoint, read_checkpoint
+from dinomix_monai.federated.protocol import bundle_network
 from tests.toys import TOY, make_toy_phantom
 
 pytestmark = pytest.mark.slow

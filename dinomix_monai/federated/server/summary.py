@@ -1,0 +1,64 @@
+"""The table at the end of a run: the Dice of each class, over all sites and at each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from dinomix_monai.core.text import number, text_table
+from dinomix_monai.federated.protocol import ClassScores
+
+__all__ = ["federation_table", "pool_case_scores"]
+
+
+def pool_case_scores(scores: Mapping[str, ClassScores]) -> dict[str, list[float]]:
+    """
+    Pools the scores of sites, so that each case counts alike and not each site.
+
+    Args:
+        scores: the scores of each site, by the site's name.
+
+    Returns:
+        For the name of each class the mean Dice over the cases of all sites, and the number of those cases.
+
+    Example:
+        >>> pool_case_scores({"site-1": {"liver": [0.9, 3]}, "site-2": {"liver": [0.5, 1]}})
+        {'liver': [0.8, 4.0]}
+    """
+    total: dict[str, list[float]] = {}
+    for of_site in scores.values():
+        for name, (mean, cases) in of_site.items():
+            found = total.setdefault(name, [0.0, 0.0])
+            found[0] += mean * cases
+            found[1] += cases
+    return {name: [found[0] / found[1], found[1]] for name, found in total.items()}
+
+
+def federation_table(class_names: Sequence[str], scores: Mapping[str, Mapping[str, ClassScores]]) -> str:
+    """
+    Shows the scores of several models as text.
+
+    Args:
+        class_names: names of the classes by label value, background first.
+        scores: for the name of each model (``before``, ``after``, ``alone``) the scores of each site, by the site's
+            name.
+
+    Returns:
+        A line for each class, one for their mean and one for the number of cases; for all sites together and for each
+        site a column for each model.
+    """
+    sites = list(dict.fromkeys(site for by_site in scores.values() for site in by_site))
+    columns = [["class", *class_names[1:], "mean", "cases"]]
+    for model, by_site in scores.items():
+        columns.append(_column(f"all {model}", class_names, pool_case_scores(by_site)))
+    for site in sites:
+        columns += [_column(f"{site} {model}", class_names, by_site.get(site, {})) for model, by_site in scores.items()]
+    return "\n".join(text_table(list(zip(*columns))))
+
+
+def _column(heading: str, class_names: Sequence[str], scores: ClassScores) -> list[str]:
+    values = [scores[name][0] if name in scores else math.nan for name in class_names[1:]]
+    counted = [value for value in values if not math.isnan(value)]
+    mean = sum(counted) / len(counted) if counted else math.nan
+    cases = max((int(scores[name][1]) for name in class_names[1:] if name in scores), default=0)
+    return [heading, *(number(value, 3) for value in [*values, mean]), str(cases)]

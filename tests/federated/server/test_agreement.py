@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dinomix_monai.federated.server.agreement import check_agreement, version_differences
+
+NAMES = ["background", "liver", "spleen"]
+
+
+def answers(**changes):
+    """Of three sites, the last without labels; ``site_2=...`` changes what the second says."""
+    found = {}
+    for number, voxels in enumerate(([10, 2, 0], [5, 0, 1], [0, 0, 0]), start=1):
+        site = {"teacher": "aaaa", "class_names": NAMES, "labeled_voxels": voxels, "versions": {"monai": "1.6.1"}}
+        site["patch_voxels"] = [count / 4 for count in voxels]
+        site["network"] = {"stem.weight": [16, 1, 3], "stem.bias": [16]}
+        found[f"site-{number}"] = {**site, **changes.get(f"site_{number}", {})}
+    return found
+
+
+def test_voxels_of_all_sites_are_summed_by_class():
+    assert check_agreement(answers(), NAMES) == {"labeled_voxels": [15, 2, 1], "patch_voxels": [3.75, 0.5, 0.25]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "teacher", "message"),
+    [
+        ({"site_2": {"teacher": "bbbb"}}, "", "got bbbb at site-2 and aaaa at site-1."),
+        ({}, "cccc", "got aaaa at site-1 and cccc in the job."),
+        (
+            {"site_3": {"class_names": ["background", "spleen", "liver"]}},
+            "",
+            f"`labels` must be the same everywhere, got ['background', 'spleen', 'liver'] at site-3 and {NAMES} in the",
+        ),
+        (
+            {"site_3": {"network": {"stem.weight": [32, 1, 3], "stem.bias": [32]}}},
+            "",
+            "Networks must be the same everywhere, got stem.weight of shape [32, 1, 3] at site-3 and [16, 1, 3] at",
+        ),
+        (
+            {"site_2": {"network": {"stem.weight": [16, 1, 3]}}},
+            "",
+            "got stem.bias of shape None at site-2 and [16] at site-1. Settings of the network belong in the job",
+        ),
+        (
+            {"site_2": {"network": {"stem.weight": [16, 1, 3], "stem.bias": [16], "norm.weight": [16]}}},
+            "",
+            "got norm.weight of shape [16] at site-2 and None at site-1.",
+        ),
+        ({"site_1": {"labeled_voxels": [1, 2]}}, "", "labeled_voxels must have 3 numbers, got 2 at site-1."),
+        ({"site_3": {"patch_voxels": []}}, "", "patch_voxels must have 3 numbers, got 0 at site-3."),
+        (
+            {"site_1": {"labeled_voxels": [9, 0, 0]}, "site_2": {"labeled_voxels": [9, 0, 0]}},
+            "",
+            "Some site must have labels, got none at site-1, site-2, site-3.",
+        ),
+    ],
+)
+def test_a_mismatch_is_one_sentence_with_the_site_and_both_values(changes, teacher, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_agreement(answers(**changes), NAMES, teacher)
+
+
+def test_versions_that_differ_are_named_with_their_sites():
+    assert version_differences(answers()) == []
+    sentence = "monai: 1.6.1 at site-1, 1.6.0 at site-2, 1.6.1 at site-3"
+    assert version_differences(answers(site_2={"versions": {"monai": "1.6.0"}})) == [sentence]

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.fedavg import FedAvg
+
+from dinomix_monai.federated.server.controller import FederatedController
+
+NAMES = ["background", "liver"]
+
+
+class Hospital:
+    """Adds ``shift`` to the weights in each round; its validation likes a weight of 1 best."""
+
+    def __init__(self, shift=1.0, steps=1, labels=True, **description):
+        self.shift, self.steps, self.labels = shift, steps, labels
+        self.description = {
+            "teacher": "aaaa",
+            "class_names": NAMES,
+            "labeled_voxels": [10, 1] if labels else [0, 0],
+            "patch_voxels": [4.5, 0.5] if labels else [0, 0],
+            "network": {"w": [2]},
+            "versions": {},
+            **description,
+        }
+        self.asked = []
+
+    def __call__(self, task, message):
+        self.asked.append((task, message.current_round, message.meta))
+        if task == "handshake":
+            return FLModel(params={}, meta={"answer": self.description})
+        weight = message.params["w"]
+        metrics = {"val_mean_dice": float(1 - abs(weight.mean() - 1))} if self.labels else {}
+        if task == "train":
+            full = message.meta["plan"]["transfer"] == "full"
+            update = {"w": np.full(2, self.shift, np.float32) + (weight if full else 0)} if self.steps else {}
+            kind = ParamsType.FULL if full else ParamsType.DIFF
+            meta = {FLMetaKey.NUM_STEPS_CURRENT_ROUND: self.steps}
+            return FLModel(params=update, params_type=kind, metrics=metrics, meta=meta)
+        scores = {"liver": [float(weight.mean()), 1]} if self.labels else {}
+        return FLModel(params={}, meta={"answer": metrics if task == "validate" else scores})
+
+
+class Federation(FederatedController):
+    """The controller with sites that are called directly, and nothing of NVFlare's network beneath it."""
+
+    def __init__(self, folder, sites, **kwargs):
+        super().__init__(class_names=NAMES, num_clients=len(sites), **kwargs)
+        self.folder, self.sites = folder, sites
+        self.fl_ctx, self.abort_signal, self.engine = FLContext(), Signal(), None
+        self.logged, self.panics, self.saved, self.best, self.sent = [], [], [], [], []
+
+    def sample_clients(self, num_clients=None):
+        return list(self.sites)
+
+    def broadcast_model(self, task_name, data, targets, callback=None, blocking=True, **limits):
+        self.sent.append((task_name, limits))
+        results = []
+        for site in targets:
+            result = self.sites[site](task_name, data)
+            if result is not None:
+                result.meta["client_name"] = site
+                results.append(result)
+                if callback is not None:
+                    callback(result)
+        return results
+
+    def get_num_standing_tasks(self):
+        return 0
+
+    def get_run_dir(self):
+        return str(self.folder)
+
+    def event(self, event_type):
+        if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
+            self.best.append(float(self._global_weights["w"].mean()))
+
+    def fire_event_with_data(self, *args, **kwargs):
+        pass
+
+    def info(self, message):
+        self.logged.append(message)
+
+    warning = error = info
+
+    def panic(self, reason):
+        self.panics.append(reason)
+
+    @property
+    def persistor(self):
+        return self
+
+    @persistor.setter
+    def persistor(self, value):
+        pass
+
+    def load(self, context):
+        from nvflare.app_common.abstract.model import make_model_learnable
+
+        return make_model_learnable({"w": np.zeros(2, np.float32)}, {})
+
+    def save(self, learnable, context):
+        self.saved.append((float(learnable["weights"]["w"].mean()), learnable["meta"]))
+
+
+@pytest.fixture
+def federate(tmp_path):
+    def build_and_run(*hospitals, **kwargs):
+        sites = {f"site-{number}": hospital for number, hospital in enumerate(hospitals, start=1)}
+        federation = Federation(tmp_path, sites, **{"num_rounds": 2, **kwargs})
+        federation.run()
+        return federation
+
+    return build_and_run
+
+
+def saved(federation):
+    return [value for value, _ in federation.saved]
+
+
+@pytest.mark.parametrize("transfer", ["full", "difference"])
+def test_updates_are_averaged_by_their_steps(federate, transfer):
+    federation = federate(Hospital(1.0, steps=3), Hospital(-1.0, steps=1), transfer=transfer)
+    assert saved(federation) == [0.5, 1.0]
+
+
+def test_the_plan_of_a_round_has_the_voxels_of_all_sites(federate):
+    hospital = Hospital()
+    federate(
+        hospital,
+        Hospital(labeled_voxels=[5, 2], patch_voxels=[3, 2]),
+        epochs_per_round=3,
+        settings={"steps_per_epoch": 7},
+    )
+    plans = [meta["plan"] for task, _, meta in hospital.asked if task == "train"]
+    assert len(plans) == 2
+    assert plans[1]["labeled_voxels"] == [15, 3]
+    assert plans[1]["patch_voxels"] == [7.5, 2.5]
+    assert (plans[1]["rounds"], plans[1]["epochs_per_round"]) == (2, 3)
+    assert plans[1]["settings"] == {"steps_per_epoch": 7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": "bbbb"}, "Handshake: Frozen teachers must be the same everywhere, got bbbb at site-2 and aaaa"),
+        ({"class_names": ["background", "spleen"]}, "Handshake: `labels` must be the same everywhere, got"),
+    ],
+)
+def test_a_mismatch_ends_the_run_before_any_weights_are_sent(federate, changes, message):
+    first, second = Hospital(), Hospital(**changes)
+    federation = federate(first, second)
+    assert [text[: len(message)] for text in federation.panics] == [message]
+    assert [task for task, *_ in first.asked] == ["handshake"]
+    assert not federation.saved
+    assert "site-2" in json.loads((federation.folder / "handshake.json").read_text())["sites"]
+
+
+def test_a_site_that_is_not_ready_or_silent_ends_the_run(federate):
+    def broken(task, message):
+        return FLModel(params={}, meta={"error": "FileNotFoundError"})
+
+    expected = "Handshake: site-2 is not ready (FileNotFoundError); its log says what is wrong."
+    assert federate(Hospital(), broken).panics == [expected]
+    expected = "Handshake: site-2 must answer the handshake in 5 s, got nothing."
+    assert federate(Hospital(), lambda *_: None, handshake_timeout=5).panics == [expected]
+
+
+@pytest.mark.parametrize(
+    ("shift", "bound", "reason"),
+    [
+        (np.nan, 0.0, "w has values that are not finite"),
+        (np.inf, 0.0, "w has values that are not finite"),
+        (100.0, 5.0, "the norm of its change must be at most 5, got 141.4"),
+    ],
+)
+def test_a_bad_update_is_refused_with_the_name_of_its_site_and_the_round_goes_on(federate, shift, bound, reason):
+    federation = federate(Hospital(1.0), Hospital(shift), norm_bound=bound)
+    assert saved(federation) == [1.0, 2.0]
+    assert f"The update of site-2 is refused in round 0: {reason}." in federation.logged
+    refused = json.loads((federation.folder / "refused.json").read_text())
+    assert refused == [{"round": number, "site": "site-2", "reason": reason} for number in (0, 1)]
+    assert not federation.panics
+
+
+def test_a_shape_that_the_model_has_not_is_refused(federate):
+    class Wrong(Hospital):
+        def __call__(self, task, message):
+            result = super().__call__(task, message)
+            if task == "train":
+                result.params = {"w": np.zeros(3, np.float32)}
+            return result
+
+    federation = federate(Hospital(), Wrong())
+    assert saved(federation) == [1.0, 2.0]
+    assert "The update of site-2 is refused in round 0: w must have shape (2,), got (3,)." in federation.logged
+
+
+def test_without_a_single_good_update_the_model_stays_what_it_is(federate):
+    federation = federate(Hospital(np.nan), Hospital(steps=0))
+    assert saved(federation) == [0.0, 0.0]
+    assert not federation.panics
+
+
+def test_the_best_model_is_kept_and_the_last_one_has_its_chance(federate):
+    # Weights 0, 1, 2, 3 arrive; 1 is best. With half of that, 0, 0.5 and 1 at last.
+    assert federate(Hospital(1.0), num_rounds=3).best == [0.0, 1.0]
+    assert federate(Hospital(0.5), num_rounds=2).best == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("weight", "models", "best"), [(1.0, [0.5, 1.0], 1.0), (0.25, [0.8, 1.6], 0.8)])
+def test_a_site_without_labels_has_its_say_in_the_weights_and_none_in_the_choice(federate, weight, models, best):
+    sites = Hospital(1.0), Hospital(0.0, labels=False)
+    federation = federate(*sites, num_rounds=2, unlabeled_site_weight=weight)
+    assert saved(federation) == pytest.approx(models)
+    assert federation.best[-1] == pytest.approx(best)
+    summary = json.loads((federation.folder / "summary.json").read_text())
+    assert summary["scores"]["after"] == {"site-1": {"liver": [pytest.approx(best), 1]}}
+
+
+def test_what_a_site_without_labels_counts_can_be_given_site_by_site(federate):
+    sites = Hospital(1.0), Hospital(0.0, labels=False)
+    federation = federate(*sites, num_rounds=1, aggregation_weights={"site-2": 3.0})
+    assert saved(federation) == [0.25]
+
+
+def test_a_site_without_labels_must_count_for_something():
+    with pytest.raises(ValueError, match="unlabeled_site_weight must be > 0, got 0"):
+        FederatedController(class_names=NAMES, unlabeled_site_weight=0)
+
+
+def test_the_run_ends_with_a_table_of_the_model_before_after_and_alone(federate, capsys):
+    federation = federate(Hospital(1.0), num_rounds=1)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    models = ["before", "after", "alone"]
+    assert ["class", *(word for of in ("all", "site-1") for model in models for word in (of, model))] in lines
+    assert ["liver", "0.000", "1.000", "0.000", "0.000", "1.000", "0.000"] in lines
+    tasks = ["handshake", "train", "validate", "score", "score", "alone"]
+    assert [task for task, _ in federation.sent] == tasks
+    shorter = federate(Hospital(1.0), num_rounds=1, compare_alone=False)
+    assert "alone" not in [task for task, _ in shorter.sent]
+
+
+def test_enough_answers_and_time_outs_are_nvflares_to_enforce(federate):
+    federation = federate(Hospital(), min_responses=1, grace_period=3, round_timeout=7, handshake_timeout=11)
+    limits = {"timeout": 7, "min_responses": 1, "wait_time_after_min_received": 3}
+    assert federation.sent[0] == ("handshake", {"timeout": 11})
+    assert all(found == limits for task, found in federation.sent[1:] if task != "alone")
+    # As long as all rounds together.
+    rounds = [task for task, _ in federation.sent].count("train")
+    assert rounds > 1
+    longer = {"timeout": 7 * rounds, "min_responses": 1, "wait_time_after_min_received": 3 * rounds}
+    assert federation.sent[-1] == ("alone", longer)
+    everyone = federate(Hospital(), round_timeout=7)
+    expected = {"timeout": 7, "min_responses": None, "wait_time_after_min_received": 0}
+    assert everyone.sent[1] == ("train", expected)
+
+
+def test_what_a_round_tells_a_site_of_the_others_is_what_the_docs_list(federate):
+    hospital = Hospital(steps=3)
+    federate(hospital, Hospital(steps=2, labels=False), unlabeled_site_weight=0.5)
+    first, second = (meta for task, _, meta in hospital.asked if task == "train")
+    assert set(first) == {"plan", "class_names", "teacher", "rounds", "next_round"}
+    assert set(second) - set(first) == {"nr_aggregated", "current_round", "metrics_aggregation_info"}
+    weights = {site["name"]: site["weight"] for site in second["metrics_aggregation_info"]["site_weights"]}
+    assert weights == {"site-1": 3.0, "site-2": 1.0}
+    others = [meta for task, _, meta in hospital.asked if task not in ("train", "handshake")]
+    assert {frozenset(meta) for meta in others} == {frozenset(("plan", "name"))}
+
+
+def test_a_run_goes_on_where_the_checkpoint_says(federate):
+    hospital = Hospital()
+    federation = federate(hospital, num_rounds=2, start_round=3)
+    rounds = [number for task, number, _ in hospital.asked if task == "train"]
+    assert rounds == [3, 4]
+    assert hospital.asked[-1][2]["plan"]["rounds"] == 5
+    assert [meta["next_round"] for _, meta in federation.saved] == [4, 5]
+    assert {(tuple(meta["class_names"]), meta["teacher"], meta["rounds"]) for _, meta in federation.saved} == {
+        (tuple(NAMES), "aaaa", 5)
+    }
+
+
+def test_server_momentum_is_that_of_the_optimizer(federate):
+    # 1, then 0.5 * 1 + 1 more.
+    assert saved(federate(Hospital(1.0), server_momentum=0.5)) == [1.0, 2.5]
+    assert saved(federate(Hospital(1.0), server_learning_rate=0.25)) == [0.25, 0.5]
+
+
+def test_half_precision_is_summed_up_in_single(federate):
+    class Half(Hospital):
+        def __call__(self, task, message):
+            result = super().__call__(task, message)
+            if task == "train":
+                result.params = {"w": np.full(2, 1000, np.float16)}
+            return result
+
+    # 1000 * 100 is beyond half precision.
+    federation = federate(Half(steps=100), Half(steps=100), transfer="half_difference", num_rounds=1)
+    assert saved(federation) == [1000.0]
+
+
+def test_all_connected_sites_take_part():
+    class Engine:
+        def get_clients(self):
+            return [type("Client", (), {"name": name}) for name in "abc"]
+
+    controller = FederatedController(class_names=NAMES, num_clients=2)
+    controller.engine, controller.info = Engine(), lambda _: None
+    assert controller.sample_clients(2) == list("abc")
+    assert isinstance(controller, FedAvg)
