@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple_rep
 from dinomix_monai.core.keys import BatchKeys
 from dinomix_monai.transforms.pic_cutmix import PICCutMix
 
-__all__ = ["PICCutMixD", "PICCutMixDict", "PICCutMixd"]
+__all__ = ["PICCutMixd"]
 
 
 class PICCutMixd(Randomizable, MapTransform):
@@ -90,6 +90,3 @@ class PICCutMixd(Randomizable, MapTransform):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`PICCutMix.load_state_dict`."""
         self.mixer.load_state_dict(state)
-
-
-PICCutMixD = PICCutMixDict = PICCutMixd

@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import RandAffineGrid
 
-from dinomix_monai.transforms import PICCutMix, PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms import PICCutMix, PICCutMixd
 
 SETTINGS = {"labeled_counts": [100, 10, 3], "blind_share": 0.4, "num_boxes": 3}
 LABELED = [True, False, True, False]
@@ -151,7 +151,3 @@ def test_positions_may_be_missing_unless_placement_is_anatomical():
     assert PICCutMixd("image", **SETTINGS)(batch)
     with pytest.raises(ValueError, match=r"positions must be given for placement='anatomical'"):
         PICCutMixd("image", **SETTINGS, placement="anatomical")(batch)
-
-
-def test_it_has_the_names_of_monai():
-    assert PICCutMixD is PICCutMixDict is PICCutMixd
