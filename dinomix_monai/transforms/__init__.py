@@ -9,8 +9,11 @@ from dinomix_monai.transforms.invert_to_label import InvertToLabeld, interpolate
 from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
 from dinomix_monai.transforms.memory_map import MemoryMapd
 from dinomix_monai.transforms.patch_position import PatchPositiond
-from dinomix_monai.transforms.pic_cutmix import DIRECTIONS, PICCutMix, class_probabilities, imbalance
+from dinomix_monai.transforms.pic_curriculum import ClassCurriculum, class_probabilities, imbalance
+from dinomix_monai.transforms.pic_cutmix import PICCutMix
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixd
+from dinomix_monai.transforms.pic_recipe import MixRecipe, Paste, apply_recipes
+from dinomix_monai.transforms.pic_sampler import DIRECTIONS, RecipeSampler, Recipient
 from dinomix_monai.transforms.rand_tensor_noise import RandTensorNoised
 from dinomix_monai.transforms.safe_spacing import SafeSpacingd
 from dinomix_monai.transforms.save_label import SaveLabeld
@@ -19,19 +22,25 @@ from dinomix_monai.transforms.source_coordinates import SourceCoordinatesd
 __all__ = [
     "DIRECTIONS",
     "AddToTokenCached",
+    "ClassCurriculum",
     "DonorBank",
     "FiniteVoxelsd",
     "InvertToLabeld",
     "LabelOnGridd",
     "LoadVolumed",
     "MemoryMapd",
+    "MixRecipe",
     "PICCutMix",
     "PICCutMixd",
+    "Paste",
     "PatchPositiond",
     "RandTensorNoised",
+    "RecipeSampler",
+    "Recipient",
     "SafeSpacingd",
     "SaveLabeld",
     "SourceCoordinatesd",
+    "apply_recipes",
     "class_probabilities",
     "imbalance",
     "interpolated_argmax",
