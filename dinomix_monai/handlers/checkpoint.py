@@ -229,7 +229,7 @@ class RunStateLoader:
         Raises:
             ValueError: When the file is damaged or lacks a part, or the run had another teacher or other settings.
         """
-        # On the CPU, whatever the device: a part moves what it needs, and step counts and random states stay there.
+        # On the CPU, whatever the device: a part moves what it needs, and step counts stay there.
         state = read_tensor_file(self.path, "path", "the state of a run")
         if state.get("teacher") != _fingerprint(engine):
             raise ValueError(

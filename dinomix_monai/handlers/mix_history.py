@@ -27,7 +27,7 @@ class MixHistoryHandler:
 
     def __init__(self, path: str | Path, mix: PICCutMixd, class_names: Sequence[str]) -> None:
         self.table = EpochTable(path, ("epoch", "origin", "class", "probability", "voxels"))
-        self.mixer = mix.mixer
+        self.class_curriculum = mix.mixer.class_curriculum
         self.class_names = list(class_names)
 
     def attach(self, engine: Engine) -> None:
@@ -37,8 +37,9 @@ class MixHistoryHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Writes the rows of the epoch."""
-        for origin, counts in (("labeled", self.mixer.labeled_counts), ("unlabeled", self.mixer.unlabeled_counts)):
-            values = zip(self.class_names[1:], self.mixer.probabilities(origin == "labeled"), counts[1:])
+        curriculum = self.class_curriculum
+        for origin, counts in (("labeled", curriculum.labeled_counts), ("unlabeled", curriculum.unlabeled_counts)):
+            values = zip(self.class_names[1:], curriculum.probabilities(origin == "labeled"), counts[1:])
             self.table.add(
                 {
                     **{"epoch": engine.state.epoch, "origin": origin, "class": name},

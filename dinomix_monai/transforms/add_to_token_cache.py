@@ -10,7 +10,7 @@ from monai.transforms import MapTransform
 
 from dinomix_monai.core.keys import BatchKeys
 
-__all__ = ["AddToTokenCacheD", "AddToTokenCacheDict", "AddToTokenCached"]
+__all__ = ["AddToTokenCached"]
 
 
 class AddToTokenCached(MapTransform):
@@ -48,6 +48,3 @@ class AddToTokenCached(MapTransform):
         for key in self.key_iterator(result):
             result[self.volume_key] = self.token_cache.add(result[key])
         return result
-
-
-AddToTokenCacheD = AddToTokenCacheDict = AddToTokenCached

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
 
-__all__ = ["FiniteVoxelsD", "FiniteVoxelsDict", "FiniteVoxelsd"]
+__all__ = ["FiniteVoxelsd"]
 
 
 class FiniteVoxelsd(MapTransform):
@@ -55,6 +55,3 @@ class FiniteVoxelsd(MapTransform):
             )
             result[key] = image.where(is_finite, torch.full_like(image, least))
         return result
-
-
-FiniteVoxelsD = FiniteVoxelsDict = FiniteVoxelsd

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 from torch.nn import functional as F
 
-__all__ = ["InvertToLabelD", "InvertToLabelDict", "InvertToLabeld", "interpolated_argmax"]
+__all__ = ["InvertToLabeld", "interpolated_argmax"]
 
 # How far, in voxels of the logits over a whole axis, a grid may lean against the other and still count as aligned.
 _LEAN = 0.05
@@ -175,6 +175,3 @@ def _runs(values: Sequence[int]) -> Iterator[tuple[int, slice]]:
         if end == len(values) or values[end] != values[start]:
             yield values[start], slice(start, end)
             start = end
-
-
-InvertToLabelD = InvertToLabelDict = InvertToLabeld

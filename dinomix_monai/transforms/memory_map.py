@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_numpy, convert_to_tensor
 
-__all__ = ["MemoryMapD", "MemoryMapDict", "MemoryMapd"]
+__all__ = ["MemoryMapd"]
 
 
 class MemoryMapd(MapTransform):
@@ -69,6 +69,3 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-MemoryMapD = MemoryMapDict = MemoryMapd

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 
 from dinomix_monai.core.keys import BatchKeys
 
-__all__ = ["PatchPositionD", "PatchPositionDict", "PatchPositiond"]
+__all__ = ["PatchPositiond"]
 
 
 class PatchPositiond(MapTransform):
@@ -65,6 +65,3 @@ class PatchPositiond(MapTransform):
 def _apply(affine: np.ndarray, point: np.ndarray) -> np.ndarray:
     dims = len(point)
     return affine[:dims, :dims] @ point + affine[:dims, -1]
-
-
-PatchPositionD = PatchPositionDict = PatchPositiond

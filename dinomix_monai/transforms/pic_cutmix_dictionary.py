@@ -1,8 +1,8 @@
-"""PIC: progressive imbalance-aware CutMix, dictionary form."""
+"""PIC: progressive imbalance-aware CutMix of a batch, on dictionaries."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from monai.utils import ensure_tuple_rep
 
 from dinomix_monai.core.keys import BatchKeys
 from dinomix_monai.transforms.pic_cutmix import PICCutMix
+from dinomix_monai.transforms.pic_recipe import MixRecipe, apply_recipes
 
-__all__ = ["PICCutMixD", "PICCutMixDict", "PICCutMixd"]
+__all__ = ["PICCutMixd"]
 
 
 class PICCutMixd(Randomizable, MapTransform):
@@ -33,6 +34,9 @@ class PICCutMixd(Randomizable, MapTransform):
         mode: ``"bilinear"`` or ``"nearest"``, how a deformation interpolates each key; one for all or a sequence.
         allow_missing_keys: whether a key may be missing from the batch.
         **kwargs: see :class:`PICCutMix`.
+
+    Attributes:
+        mixer: the array transform, which holds the state.
     """
 
     def __init__(
@@ -56,32 +60,68 @@ class PICCutMixd(Randomizable, MapTransform):
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PICCutMixd:
         """See :meth:`monai.transforms.Randomizable.set_random_state`."""
         super().set_random_state(seed, state)
-        self.mixer.set_random_state(seed, state)
+        self.mixer.set_random_state(state=self.R)
         return self
 
     @property
     def progress(self) -> float:
-        """Progress of training in [0, 1]."""
+        """Progress of the training in [0, 1]; see :attr:`PICCutMix.progress`."""
         return self.mixer.progress
 
     @progress.setter
     def progress(self, value: float) -> None:
         self.mixer.progress = value
 
+    @property
+    def recipes(self) -> tuple[MixRecipe, ...]:
+        """What the last call drew, one recipe for each mixed patch."""
+        return self.mixer.recipes
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, torch.Tensor]:
         """
+        Draws recipes for a batch and applies them.
+
         Args:
             data: batch with label, weight and ``keys`` of shape (B, C, H, W[, D]), and the labeled flags.
+
+        Returns:
+            The mixed batch, with entries of shape (M, C, H, W[, D]).
         """
-        images = dict(self.key_iterator(data, self.mode))
-        keys = [self.label_key, self.weight_key, *images]
+        images = self._images(data)
         mixed = self.mixer(
-            *(data[key] for key in keys),
+            *self._tensors(data, images),
             labeled=data[self.labeled_key],
             positions=data.get(self.position_key),
             modes=list(images.values()),
         )
-        return dict(zip(keys, mixed))
+        return self._mixed_batch(images, mixed)
+
+    def replay(self, data: Mapping[Hashable, Any], recipes: Sequence[MixRecipe]) -> dict[Hashable, torch.Tensor]:
+        """
+        Applies recipes to a batch; nothing is drawn, and the state of the transform neither matters nor changes.
+
+        Args:
+            data: batch with label, weight and ``keys`` of shape (B, C, H, W[, D]).
+            recipes: such as those that :attr:`recipes` gave after a call.
+
+        Returns:
+            The mixed batch, bitwise equal each time.
+
+        Raises:
+            ValueError: Where :func:`apply_recipes` raises it.
+        """
+        images = self._images(data)
+        return self._mixed_batch(images, apply_recipes(self._tensors(data, images), recipes, list(images.values())))
+
+    def _images(self, data: Mapping[Hashable, Any]) -> dict[Hashable, str]:
+        """Keys of the images that the batch has, and for each how a deformation interpolates it."""
+        return dict(self.key_iterator(data, self.mode))
+
+    def _tensors(self, data: Mapping[Hashable, Any], images: Iterable[Hashable]) -> list[torch.Tensor]:
+        return [data[key] for key in (self.label_key, self.weight_key, *images)]
+
+    def _mixed_batch(self, images: Iterable[Hashable], mixed: Iterable[torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        return dict(zip((self.label_key, self.weight_key, *images), mixed))
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`PICCutMix.state_dict`."""
@@ -90,6 +130,3 @@ class PICCutMixd(Randomizable, MapTransform):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`PICCutMix.load_state_dict`."""
         self.mixer.load_state_dict(state)
-
-
-PICCutMixD = PICCutMixDict = PICCutMixd

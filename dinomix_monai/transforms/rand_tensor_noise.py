@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import MAX_SEED, convert_to_tensor
 
-__all__ = ["RandTensorNoiseD", "RandTensorNoiseDict", "RandTensorNoised"]
+__all__ = ["RandTensorNoised"]
 
 
 class RandTensorNoised(RandomizableTransform, MapTransform):
@@ -65,6 +65,3 @@ class RandTensorNoised(RandomizableTransform, MapTransform):
                 noise = torch.randn(image.shape, generator=generator, device=image.device)
                 result[key] = image + noise.mul_(self._present_std)
         return result
-
-
-RandTensorNoiseD = RandTensorNoiseDict = RandTensorNoised

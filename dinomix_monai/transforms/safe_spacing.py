@@ -13,7 +13,7 @@ from monai.utils import ImageMetaKey
 from dinomix_monai.core.text import by
 from dinomix_monai.volumes import MOST_VOXELS, resampled_shape
 
-__all__ = ["SafeSpacingD", "SafeSpacingDict", "SafeSpacingd"]
+__all__ = ["SafeSpacingd"]
 
 
 class SafeSpacingd(Spacingd):
@@ -57,6 +57,3 @@ class SafeSpacingd(Spacingd):
                 f"Images must have at most 2^31 voxels when resampled, got {file} with {by(shape.round())}. Correct "
                 "the voxel size in its header, or set a coarser spacing_mm."
             )
-
-
-SafeSpacingD = SafeSpacingDict = SafeSpacingd

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 
 from dinomix_monai.core.keys import BatchKeys
 
-__all__ = ["SourceCoordinatesD", "SourceCoordinatesDict", "SourceCoordinatesd"]
+__all__ = ["SourceCoordinatesd"]
 
 
 class SourceCoordinatesd(MapTransform):
@@ -65,6 +65,3 @@ class SourceCoordinatesd(MapTransform):
             torch.add(along[0][:, :, None, None], plane[:, None], out=source[1:])
             result[self.source_key] = source
         return result
-
-
-SourceCoordinatesD = SourceCoordinatesDict = SourceCoordinatesd

@@ -383,7 +383,7 @@ def test_volumes_and_the_grids_that_deform_them_are_on_the_device(device: str, p
     parser = ConfigParser()
     parser.read_config(CONFIGS / "train.json")
     parser.update({"device": device, "dataset_dir": str(phantom)})
-    assert str(parser.get_parsed_content("mix").mixer.affine_grid.device) == device
+    assert str(parser.get_parsed_content("mix").mixer.sampler.affine_grid.device) == device
     assert str(parser.get_parsed_content("volume_transforms")[-1].converter.device) == device
 
 

@@ -102,7 +102,7 @@ def pic_counts(rank, world_size):
         label = batch["label"]
         patches = list(zip(label, torch.ones_like(label), torch.zeros(len(label), 3), batch["image"]))
         mix.add_donors(patches, [False] * len(label))
-    return torch.from_numpy(mix.unlabeled_counts)
+    return torch.from_numpy(mix.class_curriculum.unlabeled_counts)
 
 
 def gradients(rank, world_size):

@@ -21,7 +21,7 @@ def run(path, mix, epochs, start=0):
 
 def test_each_epoch_has_the_probability_of_each_class_and_origin(tmp_path):
     mix = PICCutMixd("image", [900, 99, 0], beta=1.0)
-    mix.mixer.unlabeled_counts = np.array([50.0, 30.0, 7.0])
+    mix.mixer.class_curriculum.unlabeled_counts = np.array([50.0, 30.0, 7.0])
     rows = run(tmp_path / "new" / "mix.csv", mix, epochs=4)
     assert [(row["epoch"], row["origin"], row["class"]) for row in rows[:4]] == [
         ("1", "labeled", "liver"),

@@ -29,13 +29,13 @@ def test_a_patch_is_listed_under_each_of_its_classes():
     bank = DonorBank(4, size=2)
     bank.add(patch(7), [1, 3], labeled=True)
     assert [values(bank.donors(True, c)) for c in (1, 2, 3)] == [[7], [], [7]]
-    assert bank.available(True).tolist() == [True, False, True]
+    assert bank.has_donor(True).tolist() == [True, False, True]
 
 
 def test_background_is_never_listed():
     bank = DonorBank(3, size=2)
     bank.add(patch(7), [0], labeled=True)
-    assert not bank.available(True).any()
+    assert not bank.has_donor(True).any()
     assert values(bank.donors(True)) == values(bank.donors(True, 0)) == []
 
 
@@ -44,10 +44,10 @@ def test_one_patch_can_be_left_out():
     own = bank.add(patch(7), [1, 3], labeled=True)
     bank.add(patch(8), [3], labeled=True)
     assert values([own]) == [7]
-    assert [values(bank.donors(True, c, but=own)) for c in (None, 1, 2, 3)] == [[8], [], [], [8]]
-    assert bank.available(True, but=own).tolist() == [False, False, True]
+    assert [values(bank.donors(True, c, excluded=own)) for c in (None, 1, 2, 3)] == [[8], [], [], [8]]
+    assert bank.has_donor(True, excluded=own).tolist() == [False, False, True]
     assert bank.add(patch(9), [0], labeled=True) is None
-    assert values(bank.donors(True, but=None)) == [7, 8]
+    assert values(bank.donors(True, excluded=None)) == [7, 8]
 
 
 def test_ground_truth_and_pseudo_labels_are_apart():

@@ -7,7 +7,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import RandAffineGrid
 
-from dinomix_monai.transforms import PICCutMix, PICCutMixD, PICCutMixd, PICCutMixDict
+from dinomix_monai.transforms import PICCutMix, PICCutMixd
+from tests.transforms.pic_batches import next_numbers
 
 SETTINGS = {"labeled_counts": [100, 10, 3], "blind_share": 0.4, "num_boxes": 3}
 LABELED = [True, False, True, False]
@@ -106,11 +107,33 @@ def test_the_same_seed_gives_the_same_result():
     assert not equal(first, other)
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
+def test_replayed_recipes_give_the_same_bitwise_and_leave_the_transform_as_it_is(kind):
+    affine_grid = RandAffineGrid(rotate_range=(0, 0, 1), scale_range=(0.3, 0.3, 0.3))
+    settings = {**SETTINGS, "mode": ["bilinear", "nearest"], "affine_grid": affine_grid, "placement": "anatomical"}
+    mixer = PICCutMixd(["image", "content"], **settings).set_random_state(0)
+    batches = [
+        {key: kind(v) if isinstance(v, torch.Tensor) else v for key, v in make_batch(seed).items()} for seed in (0, 1)
+    ]
+    calls = [(mixer(batch), mixer.recipes) for batch in batches]
+    state, numbers = io.BytesIO(), next_numbers(mixer.R)
+    torch.save(mixer.state_dict(), state)
+    for batch, (mixed, recipes) in zip(batches, calls):
+        replayed = mixer.replay(batch, recipes)
+        assert equal(replayed, mixed)
+        assert {key: type(value) for key, value in replayed.items()} == {key: type(v) for key, v in mixed.items()}
+    again = io.BytesIO()
+    torch.save(mixer.state_dict(), again)
+    assert again.getvalue() == state.getvalue()
+    assert next_numbers(mixer.R) == numbers
+    assert mixer.recipes is calls[-1][1]
+
+
 def test_progress_is_that_of_the_array_transform():
     mixer = PICCutMixd("image", **SETTINGS)
     assert mixer.progress == 0
     mixer.progress = 1
-    assert mixer.mixer.probabilities(labeled=True).tolist() == pytest.approx([0.5, 0.5])
+    assert mixer.mixer.class_curriculum.probabilities(labeled=True).tolist() == pytest.approx([0.5, 0.5])
     assert mixer.progress == 1
 
 
@@ -122,7 +145,7 @@ def saved_and_loaded(state):
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
-def test_a_saved_state_goes_on_exactly_as_the_uninterrupted_run(kind):
+def test_a_saved_state_that_is_seeded_anew_goes_on_exactly_as_the_uninterrupted_run(kind):
     def step(mixer, seed):
         return mixer({key: kind(v) if isinstance(v, torch.Tensor) else v for key, v in make_batch(seed).items()})
 
@@ -133,6 +156,8 @@ def test_a_saved_state_goes_on_exactly_as_the_uninterrupted_run(kind):
     mixer.progress = 0.5
     resumed.load_state_dict(saved_and_loaded(mixer.state_dict()))
     assert resumed.progress == 0.5
+    for each in (mixer, resumed):
+        each.set_random_state(7)
     for seed in range(3, 6):
         assert equal(step(mixer, seed), step(resumed, seed))
 
@@ -151,7 +176,3 @@ def test_positions_may_be_missing_unless_placement_is_anatomical():
     assert PICCutMixd("image", **SETTINGS)(batch)
     with pytest.raises(ValueError, match=r"positions must be given for placement='anatomical'"):
         PICCutMixd("image", **SETTINGS, placement="anatomical")(batch)
-
-
-def test_it_has_the_names_of_monai():
-    assert PICCutMixD is PICCutMixDict is PICCutMixd

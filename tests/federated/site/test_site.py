@@ -89,7 +89,7 @@ def test_the_voxels_of_all_sites_steer_mixing_alignment_and_class_weights(make_s
     voxels = tuple(float(100 * 2**value) for value in range(14))
     site = make_site(plan=make_plan(labeled_voxels=voxels, patch_voxels=voxels[::-1]))
     site.train(weights, 0)
-    assert tuple(parsed(site, "mix").mixer.labeled_counts) == voxels
+    assert tuple(parsed(site, "mix").mixer.class_curriculum.labeled_counts) == voxels
     shares = parsed(site, "pseudo_labeler").labeled_shares
     assert shares[0] / shares[-1] == pytest.approx((voxels[-1] + 1) / 101)
     power = parsed(site, "loss#class_weight#power")
