@@ -15,6 +15,7 @@ from monai.engines.utils import IterationEvents
 from monai.metrics import DiceMetric
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.core.tensor_file import load_tensors
 from dinomix_monai.federated.bundle_network import config_files
@@ -22,7 +23,6 @@ from dinomix_monai.federated.plan import RunPlan
 from dinomix_monai.federated.site_settings import SiteSettings
 from dinomix_monai.federated.update import State, make_update, norm_names
 from dinomix_monai.handlers import fast_forward_scheduler
-from dinomix_monai.handlers.epoch_table import read_table
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.run.versions import package_version
 
