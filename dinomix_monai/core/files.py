@@ -1,16 +1,17 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and what an earlier run left in their place."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "write_json"]
+__all__ = ["atomic_write", "set_aside", "write_json"]
 
 
 @contextlib.contextmanager
@@ -57,3 +58,18 @@ def write_json(path: str | Path, content: Any, is_shared: bool = False) -> Path:
     with atomic_write(path, is_shared) as file:
         file.write((json.dumps(content, indent=1, default=str) + "\n").encode())
     return Path(path)
+
+
+def set_aside(path: Path) -> None:
+    """
+    Renames a file of an earlier run to ``*.previous.*``: whoever forgot to resume that run should not have lost it.
+
+    Nothing happens where there is no such file. The log says what was renamed.
+
+    Args:
+        path: file that the present run is about to write.
+    """
+    if path.is_file():
+        kept = path.with_name(f"{path.stem}.previous{path.suffix}")
+        path.replace(kept)
+        logging.getLogger(__name__).warning("%s was there from an earlier run and is now %s.", path, kept.name)

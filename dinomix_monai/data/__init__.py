@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dinomix_monai.data.case_check import CaseCheck, CaseReport
+from dinomix_monai.data.case_check import CaseCheck
 from dinomix_monai.data.datalist import (
     Datalist,
     class_weights,
@@ -24,7 +24,6 @@ from dinomix_monai.data.streams import PatchStream, cases_of_rank, patch_stream
 
 __all__ = [
     "CaseCheck",
-    "CaseReport",
     "Datalist",
     "Finding",
     "OriginalScans",

@@ -1,4 +1,4 @@
-"""The EMA teacher follows the student."""
+"""The step of the EMA teacher towards the student."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class EMAUpdateHandler:
     """
     Updates the trainer's ``ema_teacher`` from its ``network`` after each step.
 
-    Ignite's ``EMAHandler`` is not used because its copied buffers are the student's own and its warm-up drives another
-    average than the one it is given.
+    Ignite's ``EMAHandler`` is not used, because the buffers that it copies are the student's own and its warm-up
+    changes another average than the one it is given.
     """
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the end of each iteration."""
+        """Attaches the handler to the end of each iteration."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Takes one step."""
+        """Takes one step of the average."""
         engine.ema_teacher.update(engine.network)

@@ -1,4 +1,4 @@
-"""Gradients are bounded before the optimizer sees them, and those that are not finite do not come that far."""
+"""Clipping of the gradient, and the steps that are left out because their gradient is not finite."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from dinomix_monai.handlers.bad_step import BadStep
 __all__ = ["ClipGradientHandler"]
 
 
-# As many batches are saved, and as many steps are left out in a row before the run is taken to be lost.
-_MANY = 10
+_MAX_SAVED_BATCHES = 10
+# The run is taken to be lost after this number of bad steps in a row.
+_MAX_BAD_STEPS_IN_A_ROW = 10
 
 
 class ClipGradientHandler:
     """
-    Scales the gradient of the optimizer's parameters to a largest norm, and sorts out steps that are not finite.
+    Scales the gradient of the optimizer's parameters to a largest norm, and leaves out steps that are not finite.
 
-    A loss that is NaN or infinite has a gradient that is, so the norm shows both; looking at it waits for a GPU once in
-    each step, as the gradient scaler of ``float16`` does anyway. Such a step changes no parameter and no running
-    mean. Its terms of the loss and its cases are named, and its batch is saved. In ``float16`` the gradient alone
-    overflows now and then, because the scaler finds its scale that way: it leaves that step out by itself, without a
-    warning.
+    Where the loss is NaN or infinite, so is its gradient; the norm of the gradient therefore shows both. Reading the
+    norm waits for a GPU once in each step, as the gradient scaler of ``float16`` does anyway.
+
+    A step that is not finite changes no parameter and no running mean. A warning names its terms of the loss and its
+    cases, and its batch is saved. In ``float16`` the gradient alone overflows now and then, because the scaler finds
+    its scale that way. The scaler leaves such a step out by itself, without a warning.
 
     Args:
         max_norm: largest norm over all parameters.
-        on_bad_loss: {``"skip"``, ``"stop"``} go on with the next step, or end the run. Ten bad steps in a row end it,
-            too.
+        on_bad_loss: {``"skip"``, ``"stop"``} go on with the next step, or end the run. Ten bad steps in a row end the
+            run in any case.
         folder: folder for the batches of bad steps, of which the first ten are kept; ``None`` to keep none.
 
     Raises:
@@ -49,11 +51,11 @@ class ClipGradientHandler:
             raise ValueError(f"on_bad_loss must be 'skip' or 'stop', got {on_bad_loss!r}.")
         self.max_norm, self.on_bad_loss, self.folder = max_norm, on_bad_loss, folder
         self.logger = logging.getLogger(__name__)
-        self._saved = 0
-        self._in_a_row = 0
+        self._saved_batches = 0
+        self._bad_steps_in_a_row = 0
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the end of the backward pass."""
+        """Attaches the handler to the end of the backward pass."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
@@ -61,35 +63,37 @@ class ClipGradientHandler:
         Clips the gradients.
 
         Raises:
-            FloatingPointError: When the step is bad, and ``on_bad_loss`` says stop or so were those before it.
+            FloatingPointError: When the step is not finite, and ``on_bad_loss`` is ``"stop"`` or the steps before it
+                were not finite either.
         """
-        # Where there is no CUDA there is a scaler with mixed precision, too, but it is disabled.
+        # Without CUDA, mixed precision may have a scaler that is disabled.
         scaler = engine.scaler if engine.amp and engine.scaler is not None and engine.scaler.is_enabled() else None
         if scaler is not None:
             scaler.unscale_(engine.optimizer)
         parameters = [p for group in engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
         if torch.isfinite(norm):
-            self._in_a_row = 0
+            self._bad_steps_in_a_row = 0
             return
         step = BadStep(engine)
         if scaler is None:
             engine.optimizer.zero_grad(set_to_none=True)
-        elif not step.bad_terms:
+        elif not step.non_finite_terms:
             return
         self._leave_out(engine, step)
 
     def _leave_out(self, engine: SupervisedTrainer, step: BadStep) -> None:
         _restore_buffers(engine)
-        self._in_a_row += 1
+        self._bad_steps_in_a_row += 1
         text = f"Step {step.iteration} is left out: {step.describe()}."
-        if self.folder is not None and self._saved < _MANY:
-            self._saved += 1
+        if self.folder is not None and self._saved_batches < _MAX_SAVED_BATCHES:
+            self._saved_batches += 1
             text += f" Its batch is in {step.save(self.folder)}."
         if self.on_bad_loss == "stop":
             raise FloatingPointError(f"{text} With on_bad_loss 'skip', training goes on.")
-        if self._in_a_row == _MANY:
-            raise FloatingPointError(f"{text} So were the {_MANY - 1} before it: try a lower learning_rate.")
+        if self._bad_steps_in_a_row == _MAX_BAD_STEPS_IN_A_ROW:
+            before = _MAX_BAD_STEPS_IN_A_ROW - 1
+            raise FloatingPointError(f"{text} So were the {before} before it: try a lower learning_rate.")
         self.logger.warning(text)
 
 

@@ -1,4 +1,4 @@
-"""What PIC pastes in each epoch."""
+"""The history of what PIC pastes in each epoch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from dinomix_monai.handlers.epoch_table import EpochTable
+from dinomix_monai.core.epoch_table import EpochTable
 from dinomix_monai.transforms import PICCutMixd
 
 __all__ = ["MixHistoryHandler"]
@@ -17,11 +17,12 @@ class MixHistoryHandler:
     """
     Writes ``mix.csv``: for each epoch, origin of donors and class, the probability to be pasted and the voxels.
 
-    Voxels are those of the ground truth of all labeled cases, and the moving average of confident pseudo-labels.
+    The voxels of a class are those that PIC counts: in labeled donors those of the ground truth of all labeled cases,
+    in unlabeled donors the moving average of those of confident pseudo-labels.
 
     Args:
         path: file to write.
-        mix: PIC.
+        mix: the transform that pastes.
         class_names: names by label value, background first.
     """
 
@@ -31,7 +32,7 @@ class MixHistoryHandler:
         self.class_names = list(class_names)
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the start of a run and to the end of each epoch."""
+        """Attaches the handler to the start of a run and to the end of each epoch."""
         engine.add_event_handler(Events.STARTED, lambda engine: self.table.start(engine.state.epoch))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 

@@ -1,25 +1,25 @@
-"""The end of a training that brings nothing new."""
+"""The early end of a training whose validation finds no better model."""
 
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
 
-from dinomix_monai.handlers.checkpoint import BestModelHandler
+from dinomix_monai.handlers.best_model import BestModelHandler
 
 __all__ = ["PatienceHandler"]
 
 
 class PatienceHandler:
     """
-    Ends the training when validation has found no better model for some times in a row.
+    Ends the training when validation has found no better model for a number of times in a row.
 
-    How often that is, the handler of the best model knows, whose state a resumed run goes on with; this one has none.
-    MONAI's ``EarlyStopHandler`` is attached to the validator and given the trainer, which no configuration can do,
-    since the trainer is given the validator.
+    This handler has no state. The handler of the best model counts the validations, and a resumed run goes on with its
+    count. MONAI's ``EarlyStopHandler`` does not fit into a configuration: it is attached to the validator and takes the
+    trainer, while the trainer takes the validator.
 
     Args:
         best_model: the handler that writes the best model.
-        patience: validations to wait for a better one; ``None`` for ever.
+        patience: number of validations to wait for a better model; ``None`` to wait for ever.
 
     Raises:
         ValueError: When ``patience`` is less than 1.
@@ -32,11 +32,11 @@ class PatienceHandler:
         self.patience = patience
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to each end of an epoch and to the start of the training; attach it after loader and validation."""
+        """Attaches the handler to start and epochs of the training; attach it after the loader and the validation."""
         if self.patience is not None:
             engine.add_event_handler(Events.STARTED | Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Ends the run, also one that is resumed after its patience was over."""
+        """Ends the training, also when it was resumed after its patience was over."""
         if self.patience is not None and self.best_model.waited >= self.patience:
             engine.terminate()

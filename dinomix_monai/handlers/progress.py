@@ -1,4 +1,4 @@
-"""One live line of progress, and a history of the run."""
+"""The progress of a training: one live line on the terminal, and a file with the means of each epoch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from monai.engines import Workflow
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
+from dinomix_monai.core.epoch_table import EpochTable
 from dinomix_monai.core.keys import LossKeys, MetricKeys, StepKeys
-from dinomix_monai.handlers.epoch_table import EpochTable
 
 __all__ = ["HistoryHandler", "ProgressLineHandler"]
 
-_TERMS = (Keys.LOSS, *LossKeys)
+_LOSS_TERMS = (Keys.LOSS, *LossKeys)
 
 
 class _EpochMeans:
-    """Means of what the steps of an epoch tell, each over the steps in which it was a finite number."""
+    """Means over the steps of an epoch, of each term over the steps in which it was a finite number."""
 
     def __init__(self) -> None:
         self.clear()
@@ -48,46 +48,47 @@ class ProgressLineHandler:
     """
     A progress bar over the whole run with epoch, losses by name, the latest key metric and the time left.
 
-    It is one live line on a terminal. Where stderr is none, as in a log file, it writes a line for each epoch instead.
+    On a terminal the bar is one live line. Where stderr is no terminal, as in a log file, the handler writes a line for
+    each epoch instead.
 
     Args:
-        validator: evaluator whose key metric is shown, or ``None``.
-        interval: the losses are refreshed in every ``interval``-th step, since reading them waits for a GPU.
+        validator: evaluator whose key metric is shown; ``None`` for no metric.
+        interval: number of steps from one refreshment of the losses to the next, since reading them waits for a GPU.
     """
 
     def __init__(self, validator: Engine | None = None, interval: int = 5) -> None:
         self.validator = validator
         self.interval = interval
         self._bar: tqdm | None = None
-        self._losses: dict[str, str] = {}
-        self._metric: dict[str, str] = {}
+        self._loss_texts: dict[str, str] = {}
+        self._metric_text: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to start, end and steps of the run."""
+        """Attaches the handler to start, end and steps of the run."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._show_losses)
-        # Not at the end of the epoch, when its validation may still be to come.
-        engine.add_event_handler(Events.EPOCH_STARTED | Events.COMPLETED, self._log)
-        engine.add_event_handler(Events.COMPLETED | Events.INTERRUPT, self._stop)
+        # The line of an epoch is not written at its end, when its validation may still be to come.
+        engine.add_event_handler(Events.EPOCH_STARTED | Events.COMPLETED, self._write_epoch_line)
+        engine.add_event_handler(Events.COMPLETED | Events.INTERRUPT, self._close)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._show_metric)
 
     def _start(self, engine: Workflow) -> None:
         length = engine.state.epoch_length
-        self._live = sys.stderr.isatty()
+        self._is_on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=engine.state.max_epochs * length if length else None,
             initial=engine.state.iteration,
             unit="step",
             dynamic_ncols=True,
-            # On this line, also where a bar of a training that failed was left open.
+            # The bar is on this line, also where a training that failed has left its bar open.
             position=0,
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
             # The time left follows from the mean of all steps, which includes the time for validation.
             smoothing=0,
-            # Without a terminal it only keeps the time.
-            delay=0 if self._live else math.inf,
+            # Without a terminal the bar is not shown and only keeps the time.
+            delay=0 if self._is_on_terminal else math.inf,
         )
 
     def __call__(self, engine: Workflow) -> None:
@@ -100,22 +101,24 @@ class ProgressLineHandler:
 
     def _show_losses(self, engine: Workflow) -> None:
         if self._bar is not None:
-            self._losses.update({term: f"{float(value):.3f}" for term, value in _told(engine, _TERMS).items()})
+            self._loss_texts.update(
+                {term: f"{float(value):.3f}" for term, value in _latest_values(engine, _LOSS_TERMS).items()}
+            )
             self._bar.set_description_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
-            self._bar.set_postfix({**self._losses, **self._metric}, refresh=False)
+            self._bar.set_postfix({**self._loss_texts, **self._metric_text}, refresh=False)
 
     def _show_metric(self, validator: Workflow) -> None:
         if MetricKeys.KEY in validator.state.metrics:
             value = validator.state.metrics[MetricKeys.KEY]
-            self._metric = {str(MetricKeys.KEY): "none" if math.isnan(value) else f"{value:.3f}"}
+            self._metric_text = {str(MetricKeys.KEY): "none" if math.isnan(value) else f"{value:.3f}"}
             if self._bar is not None:
-                self._bar.set_postfix({**self._losses, **self._metric}, refresh=self._live)
+                self._bar.set_postfix({**self._loss_texts, **self._metric_text}, refresh=self._is_on_terminal)
 
-    def _log(self) -> None:
-        if self._bar is not None and not self._live and self._bar.n > self._bar.initial:
+    def _write_epoch_line(self) -> None:
+        if self._bar is not None and not self._is_on_terminal and self._bar.n > self._bar.initial:
             print(self._bar, file=sys.stderr, flush=True)
 
-    def _stop(self) -> None:
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -124,15 +127,15 @@ class ProgressLineHandler:
 class HistoryHandler:
     """
     Writes ``history.csv``: a row for each epoch with the mean of each loss, the share of the unlabeled voxels whose
-    pseudo-label counts and, where it validated, the key metric.
+    pseudo-label counts and, where the epoch ended with a validation, the key metric.
 
     Args:
-        path: file to write; when a run starts, only its rows of epochs before that are kept, so a run that starts at
-            its first epoch begins it anew.
-        validator: evaluator whose key metric is written, or ``None``.
+        path: file to write. When a run starts, the file keeps the rows of the epochs that the run has behind it, so a
+            run that starts at its first epoch begins the file anew.
+        validator: evaluator whose key metric is written; ``None`` for no metric.
     """
 
-    columns: Sequence[str] = ("epoch", *(str(term) for term in (*_TERMS, *StepKeys)), str(MetricKeys.KEY))
+    columns: Sequence[str] = ("epoch", *(str(term) for term in (*_LOSS_TERMS, *StepKeys)), str(MetricKeys.KEY))
 
     def __init__(self, path: str | Path, validator: Workflow | None = None) -> None:
         self.table = EpochTable(path, self.columns)
@@ -140,7 +143,7 @@ class HistoryHandler:
         self._means = _EpochMeans()
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the steps and the end of each epoch; attach it after the validation."""
+        """Attaches the handler to the steps and the end of each epoch; attach it after the validation."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -150,7 +153,7 @@ class HistoryHandler:
         self.table.start(engine.state.epoch)
 
     def _step(self, engine: Workflow) -> None:
-        self._means.add(_told(engine, (*_TERMS, *StepKeys)))
+        self._means.add(_latest_values(engine, (*_LOSS_TERMS, *StepKeys)))
 
     def __call__(self, engine: Workflow) -> None:
         """Writes the row of the epoch."""
@@ -164,8 +167,8 @@ class HistoryHandler:
         self._means.clear()
 
 
-def _told(engine: Workflow, names: Sequence[str]) -> dict[str, Any]:
-    """What the output of the last step, which is a list after decollation, has of these."""
+def _latest_values(engine: Workflow, names: Sequence[str]) -> dict[str, Any]:
+    """The values of these names that the output of the last step has; after decollation the output is a list."""
     output = engine.state.output
     output = output[0] if isinstance(output, list) else output
     return {str(name): output[name] for name in names if name in output}

@@ -17,13 +17,13 @@ class EpochSeedHandler:
     """
     Seeds torch and the given transforms anew at the start of each epoch, from the seed of the run and the epoch.
 
-    An epoch then draws the same whether the run came to it in one go or was resumed before it.
+    So an epoch draws the same numbers whether the run came to it in one go or was resumed before it.
 
     Args:
         seed: seed of the run.
-        randomizables: transforms and others with ``set_random_state``.
-        streams: others that are given the same seed in each of several processes, because they see to it themselves
-            that processes draw differently, such as :class:`dinomix_monai.data.PatchStream`.
+        randomizables: transforms and other objects with ``set_random_state``; ``None`` entries are skipped.
+        streams: objects that get the same seed in each of several processes, because they make processes draw
+            differently by themselves, such as :class:`dinomix_monai.data.PatchStream`; ``None`` entries are skipped.
         rank: number of this process.
     """
 
@@ -35,11 +35,11 @@ class EpochSeedHandler:
         self.randomizables = [item for item in randomizables if item is not None]
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the start of each epoch."""
+        """Attaches the handler to the start of each epoch."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Seeds torch, which the samplers draw from, and the transforms."""
+        """Seeds torch, which the samplers draw from, the streams and the transforms."""
         seed = (self.seed * 1_000_003 + engine.state.epoch) % 2**32
         torch.manual_seed(rank_seed(seed, self.rank))
         for number, item in enumerate([*self.streams, *self.randomizables]):

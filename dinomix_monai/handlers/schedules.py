@@ -1,4 +1,4 @@
-"""Schedules: what the trainer's attributes are at each step."""
+"""Schedules: the values of the trainer's attributes at each step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class CurriculumHandler:
     """
     Sets ``engine.progress`` and the progress of PIC before each step: steps done / steps planned, at most 1.
 
-    The plan is given here and not read from ``engine.state.max_epochs``, which is the length of one round in a
-    federation.
+    The number of planned epochs is an argument and is not read from ``engine.state.max_epochs``, which in a federation
+    is the end of the present round.
 
     Args:
         total_epochs: epochs of the whole run.
@@ -35,7 +35,7 @@ class CurriculumHandler:
         self.transform = transform
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the start of each iteration."""
+        """Attaches the handler to the start of each iteration."""
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Any) -> None:
@@ -60,11 +60,11 @@ class RampUpHandler:
         attribute: name of the trainer's attribute.
         value: weight after the ramp.
         warm_up: share of the run at weight 0.
-        ramp_up: share of the run that the ramp takes after that; 0 for a step.
+        ramp_up: share of the run that the ramp takes after the warm-up; 0 to set the full weight at once.
 
     Raises:
-        ValueError: When ``warm_up`` or ``ramp_up`` is not in [0, 1], or when it is attached to an engine without the
-            attribute.
+        ValueError: When ``warm_up`` or ``ramp_up`` is not in [0, 1], or when the handler is attached to an engine
+            without the attribute.
     """
 
     def __init__(self, attribute: str, value: float, warm_up: float = 0.0, ramp_up: float = 0.0) -> None:
@@ -76,7 +76,7 @@ class RampUpHandler:
         self.ramp_up = ramp_up
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the start of each iteration."""
+        """Attaches the handler to the start of each iteration."""
         if not hasattr(engine, self.attribute):
             raise ValueError(f"attribute must name an attribute of {type(engine).__name__}, got {self.attribute!r}.")
         engine.add_event_handler(Events.ITERATION_STARTED, self)
@@ -95,17 +95,17 @@ class RampUpHandler:
 
 def fast_forward_scheduler(scheduler: LRScheduler, steps: int) -> None:
     """
-    Brings learning rates to what a schedule gives after so many steps, whatever they are now.
+    Sets the learning rates to those that a schedule gives after a number of steps, whatever they are now.
 
     Args:
-        scheduler: a schedule by steps alone, as it was made; one that follows a metric has no such rates.
-        steps: steps from the beginning.
+        scheduler: a schedule whose rates follow from the step alone, and not from a metric.
+        steps: number of steps since the beginning of the run.
     """
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs):
         group["lr"] = rate
     scheduler.last_epoch = 0
     with warnings.catch_warnings():
-        # That the optimizer has made no step before, which is the point.
+        # PyTorch warns that the optimizer has made no step before the scheduler, which is the point here.
         warnings.simplefilter("ignore")
         for _ in range(steps):
             scheduler.step()

@@ -1,4 +1,4 @@
-"""The score that chooses the best model."""
+"""The validation score that chooses the best model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class ValidationDice(MeanDice):
     """
     ``monai.handlers.MeanDice`` that is NaN where there is nothing to score.
 
-    Where no case has any of the classes, MONAI's gives 0, the score of a model that misses everything; as a number it
-    would be compared with others.
+    Where no case has any of the classes, MONAI's metric is 0. That is the score of a model that misses everything, and
+    it would be compared with the scores of other models.
 
     Args:
         **kwargs: see ``monai.handlers.MeanDice``; its ``reduction`` must stay the mean.
     """
 
     def compute(self) -> Any:
-        """The mean over classes and then over cases, each over those that have one; NaN without any."""
+        """The mean over classes and then over cases, each over those that have a score; NaN where none has one."""
         scores = self.metric_fn.get_buffer()
         if isinstance(scores, torch.Tensor) and not scores.isfinite().any():
             self._is_reduced = True

@@ -16,10 +16,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.writer import Writer
 
-from dinomix_monai.handlers.pictures import class_colors
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.models import load_model
+from dinomix_monai.report import class_colors
 from dinomix_monai.volumes import VolumeError, is_nifti_name, label_volume, open_volume, read_geometry, write_label
 
 __all__ = ["DinoMixInferTask"]

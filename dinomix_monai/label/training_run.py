@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 from monai.engines import SupervisedEvaluator
 
+from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.data import Finding, check_dataset, findings_table, scaling_window
 from dinomix_monai.handlers import BestModelHandler
@@ -244,9 +244,9 @@ def latest_progress(folder: AppFolder) -> dict[str, Any]:
     progress: dict[str, Any] = {"run": runs[-1].name}
     history = runs[-1] / "history.csv"
     if history.is_file():
-        with history.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        progress["epochs"] = [{name: float(value) for name, value in row.items() if value} for row in rows]
+        progress["epochs"] = [
+            {name: float(value) for name, value in row.items() if value} for row in read_table(history)
+        ]
         scored = [row for row in progress["epochs"] if str(MetricKeys.KEY) in row]
         progress["best_metric"] = max((row[str(MetricKeys.KEY)] for row in scored), default=None)
     result = runs[-1] / "result.json"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dinomix_monai.metrics.case_scores import CaseScores
 from dinomix_monai.metrics.paired_statistics import holm, paired_interval, signed_rank_p
-from dinomix_monai.metrics.run_comparison import ComparedClass, RunComparison, compare_runs
+from dinomix_monai.metrics.run_comparison import compare_runs
 from dinomix_monai.metrics.score_file import read_scores, write_scores
 from dinomix_monai.metrics.score_rules import (
     GALossRule,
-    Metric,
     Outcome,
     PublishedRule,
-    ScoreRule,
     SoundRule,
     chosen_rules,
     score_rule,
@@ -19,13 +17,9 @@ from dinomix_monai.metrics.score_rules import (
 
 __all__ = [
     "CaseScores",
-    "ComparedClass",
     "GALossRule",
-    "Metric",
     "Outcome",
     "PublishedRule",
-    "RunComparison",
-    "ScoreRule",
     "SoundRule",
     "chosen_rules",
     "compare_runs",

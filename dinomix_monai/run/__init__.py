@@ -5,7 +5,6 @@ from __future__ import annotations
 from dinomix_monai.run.configuration import (
     bundle_root,
     check_paths,
-    check_settings,
     open_configuration,
     prepare_volumes,
     present_parser,
@@ -13,19 +12,17 @@ from dinomix_monai.run.configuration import (
     token_cache_of,
     unused_settings,
 )
-from dinomix_monai.run.failure import Terminated, failure_text, report_failures, stop_on_sigterm
+from dinomix_monai.run.failure import failure_text, report_failures, stop_on_sigterm
 from dinomix_monai.run.output_lock import acquire_lock
 from dinomix_monai.run.record import start_run
 from dinomix_monai.run.settings import check_counts, check_device
 
 __all__ = [
-    "Terminated",
     "acquire_lock",
     "bundle_root",
     "check_counts",
     "check_device",
     "check_paths",
-    "check_settings",
     "failure_text",
     "open_configuration",
     "prepare_volumes",

@@ -14,10 +14,11 @@ from types import FrameType, TracebackType
 __all__ = ["Terminated", "failure_text", "report_failures", "stop_on_sigterm"]
 
 _PACKAGE = Path(__file__).parents[1]
-# How MONAI begins when it wraps an error of a component, an expression or a transform.
+# These are internals of MONAI 1.6.1, which tests/run/test_monai_internals.py looks for in the installed one: the first
+# words of an error that MONAI wraps around that of a component, an expression or a transform ...
 _WRAPPERS = ("Failed to instantiate component", "Failed to evaluate", "applying transform")
-# Where MONAI resolves an item of a configuration, whose name is in this variable there.
-_RESOLVING, _ID = "_resolve_one_item", "id"
+# ... and the function that resolves an item of a configuration, with its variable for the item's name.
+_RESOLVER, _ITEM = "_resolve_one_item", "id"
 # What a bundle runs as a whole: no place that says more than the message.
 _COMMANDS = ("initialize", "run", "training", "evaluating", "inferring", "finalize")
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -107,8 +108,8 @@ def _is_mistake(error: BaseException) -> bool:
 
 def _place(error: BaseException) -> str:
     """The innermost item of the configuration that was being made when the error was raised."""
-    resolving = (frame.tb_frame for frame in _frames(error) if frame.tb_frame.f_code.co_name == _RESOLVING)
-    items = [str(frame.f_locals[_ID]) for frame in resolving]
+    resolving = (frame.tb_frame for frame in _frames(error) if frame.tb_frame.f_code.co_name == _RESOLVER)
+    items = [str(frame.f_locals[_ITEM]) for frame in resolving]
     items = [item for item in items if item.partition("::")[0] not in _COMMANDS]
     return items[-1] if items else ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dinomix_monai.teacher.dinov3 import DINOv3Teacher
 from dinomix_monai.teacher.fingerprint import fingerprint
 from dinomix_monai.teacher.principal_components import PrincipalComponents
-from dinomix_monai.teacher.slices import SliceTeacher, SliceTokens
+from dinomix_monai.teacher.slices import SliceTokens
 from dinomix_monai.teacher.token_cache import TokenCache
 
-__all__ = ["DINOv3Teacher", "PrincipalComponents", "SliceTeacher", "SliceTokens", "TokenCache", "fingerprint"]
+__all__ = ["DINOv3Teacher", "PrincipalComponents", "SliceTokens", "TokenCache", "fingerprint"]

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dinomix_monai.volumes.geometry import (
     Geometry,
-    distances_mm,
     geometry_of_meta,
-    header_of_meta,
     label_orientation,
     read_geometry,
     resampled_shape,
     write_placement,
 )
 from dinomix_monai.volumes.nifti_file import (
-    LABEL_INTENT,
     MOST_VOXELS,
-    ImageValues,
     LabelValues,
     image_values,
     is_class,
@@ -31,16 +27,12 @@ from dinomix_monai.volumes.volume_error import VolumeError
 from dinomix_monai.volumes.writer import label_path, label_volume, write_label
 
 __all__ = [
-    "LABEL_INTENT",
     "MOST_VOXELS",
     "Geometry",
-    "ImageValues",
     "LabelValues",
     "VolumeError",
     "VolumeReader",
-    "distances_mm",
     "geometry_of_meta",
-    "header_of_meta",
     "image_values",
     "is_class",
     "is_label_map",

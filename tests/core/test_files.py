@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dinomix_monai.core.files import atomic_write, write_json
+from dinomix_monai.core.files import atomic_write, set_aside, write_json
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
@@ -37,3 +37,13 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
 
 def test_what_json_does_not_know_is_written_as_text(tmp_path):
     assert json.loads(write_json(tmp_path / "a.json", {"path": tmp_path}).read_text()) == {"path": str(tmp_path)}
+
+
+def test_a_file_of_an_earlier_run_is_renamed_and_the_log_says_so(tmp_path, caplog):
+    path = tmp_path / "model.pt"
+    set_aside(path)
+    assert caplog.text == ""
+    path.write_text("earlier")
+    set_aside(path)
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("model.previous.pt", "earlier")]
+    assert f"{path} was there from an earlier run and is now model.previous.pt." in caplog.text

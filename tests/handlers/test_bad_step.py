@@ -26,7 +26,7 @@ def step(output, labeled, unlabeled=None, iteration=7):
 def test_the_term_that_is_not_finite_is_named_and_not_the_sum():
     output = {"loss": torch.tensor(math.nan), "supervised": torch.tensor(0.5), "unsupervised": torch.tensor(math.nan)}
     found = step(output, batch("a.nii"))
-    assert found.bad_terms.keys() == {"unsupervised"}
+    assert found.non_finite_terms.keys() == {"unsupervised"}
     assert found.describe() == "its unsupervised loss is nan (cases: a.nii)"
 
 

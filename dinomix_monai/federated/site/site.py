@@ -15,13 +15,13 @@ from monai.engines.utils import IterationEvents
 from monai.metrics import DiceMetric
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.core.tensor_file import load_tensors
 from dinomix_monai.federated.protocol import RunPlan, SiteDescription, config_files
 from dinomix_monai.federated.site.site_settings import SiteSettings
 from dinomix_monai.federated.site.update import Weights, make_update, normalization_names
 from dinomix_monai.handlers import fast_forward_scheduler
-from dinomix_monai.handlers.epoch_table import read_table
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.run.versions import package_version
 

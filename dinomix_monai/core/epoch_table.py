@@ -12,11 +12,11 @@ __all__ = ["EpochTable", "read_table"]
 
 class EpochTable:
     """
-    Rows by epoch, of which one is the column ``epoch``; a resumed run goes on with those that it had.
+    Rows of values, each of an epoch, which stands in the column ``epoch``; a resumed run goes on with its rows.
 
     Args:
         path: file to write.
-        columns: names of the columns.
+        columns: names of the columns, ``epoch`` among them.
     """
 
     def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ class EpochTable:
         self.columns = columns
 
     def start(self, epoch: int) -> None:
-        """Writes the header and keeps the rows up to an epoch; those after it the run will write again."""
+        """Writes the header and keeps the rows up to an epoch; the run will write those after it again."""
         rows = [row for row in read_table(self.path) if int(row["epoch"]) <= epoch] if self.path.is_file() else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="", encoding="utf-8") as file:
@@ -33,12 +33,12 @@ class EpochTable:
             writer.writerows(rows)
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds rows; what they lack is left empty."""
+        """Adds rows; a column that a row lacks is left empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="").writerows(rows)
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """All rows of a file."""
+    """All rows of a CSV file, each as the texts of its cells by column."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

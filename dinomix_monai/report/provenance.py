@@ -1,4 +1,4 @@
-"""What a result came from: command, versions and machine."""
+"""Where a result comes from: command, versions and machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import torch
 
 from dinomix_monai.run.versions import package_version
 
-__all__ = ["FILE_NAME", "provenance", "read_run"]
+__all__ = ["RUN_FILE", "provenance", "read_run"]
 
-FILE_NAME = "run.json"
+# What a report writes down of its run, for programs; it lies beside the scores.
+RUN_FILE = "run.json"
 
 _PACKAGES = ("dinomix-monai", "monai", "torch", "pytorch-ignite", "timm", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Command, versions, machine and time of this process, by name."""
+    """Command, versions and machine of this process and the present time, by name."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads{gpu}"
     versions = [
@@ -38,5 +39,5 @@ def provenance() -> dict[str, str]:
 
 
 def read_run(path: str | Path) -> dict[str, Any] | None:
-    """What a report has written down of its run, ``None`` where there was none."""
+    """What a report has written to ``run.json`` about its run; ``None`` where there is no such file."""
     return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None

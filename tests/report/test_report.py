@@ -15,10 +15,10 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Orientation
 from torch import nn
 
-from dinomix_monai.handlers import ReportHandler, charts, read_run
-from dinomix_monai.handlers import report as report_module
-from dinomix_monai.handlers.case_views import draw_case
 from dinomix_monai.metrics import CaseScores, SoundRule
+from dinomix_monai.report import ReportHandler, charts, read_run
+from dinomix_monai.report import report as report_module
+from dinomix_monai.report.case_views import draw_case
 
 NAMES = ["background", "spleen", "left kidney", "gland"]
 SPACING = (1.0, 2.0, 3.0)

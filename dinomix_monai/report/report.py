@@ -1,8 +1,7 @@
-"""What an evaluation leaves behind: a table, a CSV file, pictures and a page."""
+"""The report of an evaluation: tables, a file of scores, pictures and a page."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,39 +15,47 @@ from monai.engines import Workflow
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import CommonKeys as Keys
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.data import OriginalScans, dataset_root, relative_name
-from dinomix_monai.handlers.case_views import View, draw_case, orthogonal_views
-from dinomix_monai.handlers.charts import draw_class_scores, draw_losses, draw_mix
-from dinomix_monai.handlers.page import write_page
-from dinomix_monai.handlers.provenance import FILE_NAME, provenance
 from dinomix_monai.metrics import CaseScores, chosen_rules, compare_runs, read_scores, write_scores
+from dinomix_monai.report.case_views import SliceView, draw_case, orthogonal_views
+from dinomix_monai.report.charts import draw_class_scores, draw_losses, draw_mix
+from dinomix_monai.report.page import write_page
+from dinomix_monai.report.provenance import RUN_FILE, provenance
 
 __all__ = ["ReportHandler"]
 
 
 class ReportHandler:
     """
-    Scores each case of an evaluator, prints a table for each rule, and writes what it found.
+    Scores each case of an evaluation, prints a table for each rule, and writes the report.
 
-    ``metrics.csv`` has the scores, ``run.json`` what was run. ``report/index.html`` is one file with the failures, the
-    tables, the Dice of each class, the training curves and what PIC pasted if there are ``history.csv`` and
-    ``mix.csv``, three orthogonal slices of the worst and the median case, and what was run; the pictures lie beside it
-    as well. Predictions and labels must be label maps when the iteration has completed, that is, ``postprocessing`` has
-    taken the argmax. Pictures go by the first rule.
+    ``metrics.csv`` has the scores, and ``run.json`` what was run. ``report/index.html`` is one file with
+
+    - the failures,
+    - the tables of scores and the Dice of each class,
+    - the training curves and what PIC pasted, if there are ``history.csv`` and ``mix.csv``,
+    - three orthogonal slices of the worst and of the median case,
+    - what was run.
+
+    The pictures of the page lie beside it as well. Worst and median are those by the first rule. When an iteration has
+    completed, predictions and labels must be label maps: ``postprocessing`` has taken the argmax.
 
     Args:
         class_names: names by label value, background first.
         output_dir: folder for all of it.
-        dataset_dir: folder of the data set, to name each case by the path of its image from there, which no other case
-            has; ``None`` to name it by the image's name alone.
+        dataset_dir: folder of the data set. A case is then named by the path of its image from there, which no other
+            case has; with ``None``, by the name of its image alone.
         rules: names of the rules to score by, as ``score_rule`` knows them.
-        originals: the scans that the data set was made of, for rules that score there; ``None`` for the files' grids.
+        originals: the scans that the data set was made of, for rules that score on their grids; ``None`` to score all
+            rules on the grids of the data set's files.
         title: what was evaluated, for the headings.
-        notes: sentences for the report, such as which teacher it was.
-        facts: what was run beside command, versions and machine, by name, such as the seed.
-        baselines: folders of other evaluations of the same cases, each with a ``metrics.csv``, by what to call them.
-        written: other files of the run to list with these, by what they are; those that do not exist are left out.
-        pictures: files in ``report/`` that others draw, to show on the page; those that do not exist are left out.
+        notes: sentences for the report, such as which teacher the run had.
+        facts: what was run, by name, such as the seed; command, versions and machine are added.
+        baselines: folders of other evaluations of the same cases, each with a ``metrics.csv``, by the names that the
+            report calls them.
+        written: other files of the run to list with these, by what they are; a file that does not exist is left out.
+        pictures: files in ``report/`` that others draw, to show on the page; a file that does not exist is left out.
 
     Raises:
         TypeError: When an image is not a ``MetaTensor`` and so has no spacing.
@@ -78,15 +85,15 @@ class ReportHandler:
         self.title = title
         self.notes = ensure_tuple(notes)
         self.facts = dict(facts or {})
-        # Now, so that a folder that is not there is known before the evaluation.
+        # Read now, so that a folder that is not there is known before the evaluation.
         self.baselines = {name: read_scores(folder, self.rules[0].name) for name, folder in (baselines or {}).items()}
         self.written = dict(written or {})
         self.pictures = tuple(pictures)
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to start, cases and end of an evaluation."""
+        """Attaches the handler to start, cases and end of an evaluation."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score_cases)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _start(self) -> None:
@@ -94,9 +101,9 @@ class ReportHandler:
             CaseScores(self.class_names, rule, grid="scan" if self.originals and rule.on_scans else "file")
             for rule in self.rules
         ]
-        self._views: list[list[View]] = []
+        self._views: list[list[SliceView]] = []
 
-    def _score(self, engine: Workflow) -> None:
+    def _score_cases(self, engine: Workflow) -> None:
         for output in engine.state.output:
             image = output[Keys.IMAGE]
             if not isinstance(image, MetaTensor):
@@ -107,11 +114,11 @@ class ReportHandler:
             name = file.name if self.root is None else relative_name(file, self.root)
             prediction, label = (convert_to_tensor(output[key], track_meta=False) for key in (Keys.PRED, Keys.LABEL))
             spacing_mm = affine_to_spacing(image.affine, r=label.ndim - 1).tolist()
-            maps: dict[str, Any] = {"file": (prediction, label, spacing_mm)}
+            label_maps: dict[str, Any] = {"file": (prediction, label, spacing_mm)}
             if self.originals is not None:
-                maps["scan"] = self.originals(file, prediction)
+                label_maps["scan"] = self.originals(file, prediction)
             for scores in self.scores:
-                scores.add(name, *maps[scores.grid])
+                scores.add(name, *label_maps[scores.grid])
             self._views.append(orthogonal_views(image, prediction, label))
 
     def __call__(self, engine: Engine) -> None:
@@ -123,7 +130,7 @@ class ReportHandler:
         written: dict[str, str | Path] = {"scores per case and class": write_scores(self.output_dir, self.scores)}
         comparisons = self._comparisons()
         facts = {**self.facts, **provenance()}
-        (self.output_dir / FILE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(self.output_dir / RUN_FILE, facts)
         page = write_page(
             folder / "index.html",
             title=self.title,
@@ -131,12 +138,12 @@ class ReportHandler:
             facts=facts,
             scores=self.scores,
             comparisons=comparisons,
-            pictures=self._draw(folder),
+            pictures=self._draw_pictures(folder),
         )
         written["report"] = page
         print(f"\n{self.title}")
-        for one in self.scores:
-            print(f"{one.table()}\n")
+        for scores in self.scores:
+            print(f"{scores.table()}\n")
         for sentence in (*comparisons, *self.notes):
             print(sentence)
         print("Written:")
@@ -144,39 +151,41 @@ class ReportHandler:
             if Path(path).exists():
                 print(f"  {path}  ({what})")
 
-    def _draw(self, folder: Path) -> dict[Path, str]:
-        """Draws the pictures; captions by file."""
+    def _draw_pictures(self, folder: Path) -> dict[Path, str]:
+        """Draws the pictures of the page; returns captions by file."""
         scores, metric = self.scores[0], self.rules[0].metrics[0]
-        dice = [np.nanmean(case[0]) if np.isfinite(case[0]).any() else math.nan for case in scores.scores]
-        # A case without any class has no score and stands for nothing, unless there is no other.
-        order = [i for i in np.argsort(dice) if not math.isnan(dice[i])] or [0]
-        chosen = {"worst": order[0], "median": order[len(order) // 2]}
-        made = {draw_class_scores(folder / "dice.png", scores, self.baselines): f"{metric.heading} of each class"}
+        captions = {draw_class_scores(folder / "dice.png", scores, self.baselines): f"{metric.heading} of each class"}
         for file, draw, caption in (
             ("history.csv", draw_losses, "Losses and validation"),
             ("mix.csv", draw_mix, "Classes: how frequent they are, and how probable PIC was to paste them"),
         ):
             if (self.output_dir / file).is_file():
-                made[draw(folder / f"{draw.__name__.removeprefix('draw_')}.png", self.output_dir / file)] = caption
-        for kind, index in chosen.items():
-            value = f"mean {metric.heading} {dice[index]:.{metric.decimals}f}"
-            caption = f"{kind.capitalize()} case, {scores.cases[index]}: {value}"
-            path = folder / f"{kind}_case.png"
-            made[draw_case(path, self._views[index], self.class_names, caption)] = caption
+                picture = folder / f"{draw.__name__.removeprefix('draw_')}.png"
+                captions[draw(picture, self.output_dir / file)] = caption
+        mean_dice = [np.nanmean(case[0]) if np.isfinite(case[0]).any() else math.nan for case in scores.scores]
+        # A case without any class has no score and stands for nothing, unless there is no other.
+        ranking = [i for i in np.argsort(mean_dice) if not math.isnan(mean_dice[i])] or [0]
+        for kind, index in {"worst": ranking[0], "median": ranking[len(ranking) // 2]}.items():
+            score = f"mean {metric.heading} {mean_dice[index]:.{metric.decimals}f}"
+            caption = f"{kind.capitalize()} case, {scores.cases[index]}: {score}"
+            picture = folder / f"{kind}_case.png"
+            captions[draw_case(picture, self._views[index], self.class_names, caption)] = caption
         others = [folder / name for name in self.pictures if (folder / name).is_file()]
-        return made | {path: path.stem.capitalize() for path in others}
+        return captions | {path: path.stem.capitalize() for path in others}
 
     def _comparisons(self) -> list[str]:
-        """What the numbers support about this evaluation (A) and each baseline (B)."""
+        """Sentences on what the numbers support about this evaluation (A) and each baseline (B)."""
         sentences = []
         for name, baseline in self.baselines.items():
             if len(baseline.cases) > 1:
-                row = (found := compare_runs({self.title: self.scores[0]}, {name: baseline})).mean
+                comparison = compare_runs({self.title: self.scores[0]}, {name: baseline})
+                mean = comparison.mean
                 verdict = {"A": "higher than", "B": "lower than"}.get(
-                    row.higher(1 - found.confidence) or "", "not shown to differ from"
+                    mean.higher(1 - comparison.confidence) or "", "not shown to differ from"
                 )
                 sentences.append(
-                    f"Mean {found.metric.heading} {row.mean_a:.3f}, {verdict} {name} with {row.mean_b:.3f}: difference "
-                    f"{row.difference:+.3f}, {found.confidence:.0%} interval {row.low:+.3f} to {row.high:+.3f}."
+                    f"Mean {comparison.metric.heading} {mean.mean_a:.3f}, {verdict} {name} with {mean.mean_b:.3f}: "
+                    f"difference {mean.difference:+.3f}, {comparison.confidence:.0%} interval {mean.low:+.3f} to "
+                    f"{mean.high:+.3f}."
                 )
         return sentences

@@ -1,4 +1,4 @@
-"""Charts of a report."""
+"""The charts of a report: scores of the classes, losses by epoch, and what PIC pasted."""
 
 from __future__ import annotations
 
@@ -8,29 +8,36 @@ from pathlib import Path
 
 import numpy as np
 
+from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.handlers.epoch_table import read_table
-from dinomix_monai.handlers.pictures import new_figure, save_figure
 from dinomix_monai.metrics import CaseScores
+from dinomix_monai.report.pictures import new_figure, save_figure
 
 __all__ = ["draw_class_scores", "draw_losses", "draw_mix"]
 
-# Of one palette for color-blind readers; each has a shape of its own, for print.
-_MARKS = [("#cc3311", "D"), ("#ee7733", "s"), ("#009988", "^"), ("#33bbee", "v"), ("#ee3377", "P"), ("#bbbbbb", "X")]
+# The colors are of one palette for color-blind readers; each marker has a shape of its own, for print.
+_BASELINE_MARKERS = [
+    ("#cc3311", "D"),
+    ("#ee7733", "s"),
+    ("#009988", "^"),
+    ("#33bbee", "v"),
+    ("#ee3377", "P"),
+    ("#bbbbbb", "X"),
+]
 
 
 def draw_class_scores(path: Path, scores: CaseScores, baselines: Mapping[str, CaseScores]) -> Path:
-    """Dice of each class: a bar for the mean, a point for each case, a mark for each baseline's mean."""
+    """Draws the Dice of each class: a bar for the mean, a point for each case, a marker for the mean of a baseline."""
     names, rule = scores.class_names[1:], scores.rule
     figure, axes = new_figure(7, 0.3 * len(names) + 1 + 0.2 * len(baselines))
     axes.barh(names, np.nan_to_num(scores.mean()[0]), color="#4477aa", label="mean")
     rows = np.arange(len(names))
     for number, values in enumerate(np.stack(scores.scores)[:, 0]):
         axes.plot(values, rows, ".", color="black", markersize=3, label="" if number else "a case")
-    for (color, mark), (name, baseline) in zip(_MARKS * len(baselines), baselines.items()):
+    for (color, marker), (name, baseline) in zip(_BASELINE_MARKERS * len(baselines), baselines.items()):
         means = dict(zip(baseline.class_names[1:], baseline.mean()[0]))
         values = [means.get(name, math.nan) for name in names]
-        axes.plot(values, rows, mark, color=color, markersize=5, markeredgecolor="white", label=name)
+        axes.plot(values, rows, marker, color=color, markersize=5, markeredgecolor="white", label=name)
     axes.invert_yaxis()
     axes.set(xlim=(0, rule.full_dice), xlabel=f"{rule.metrics[0].heading} by the {rule.name} rule")
     figure.legend(loc="outside lower center", ncols=4, fontsize="x-small", frameon=False)
@@ -38,7 +45,7 @@ def draw_class_scores(path: Path, scores: CaseScores, baselines: Mapping[str, Ca
 
 
 def draw_losses(path: Path, history: Path) -> Path:
-    """Each loss over the epochs, and the key metric on an axis of its own."""
+    """Draws each loss over the epochs, and the key metric on an axis of its own."""
     rows = read_table(history)
     figure, axes = new_figure(7, 3.5)
     right = axes.twinx()
@@ -56,7 +63,7 @@ def draw_losses(path: Path, history: Path) -> Path:
 
 
 def draw_mix(path: Path, history: Path) -> Path:
-    """How frequent each class is, and beside it how probable it was to be pasted in each epoch."""
+    """Draws how frequent each class is, and beside it how probable PIC was to paste it in each epoch."""
     rows = read_table(history)
     names = list(dict.fromkeys(row["class"] for row in rows))
     epochs = sorted({int(row["epoch"]) for row in rows})
@@ -68,9 +75,9 @@ def draw_mix(path: Path, history: Path) -> Path:
         for key in ("probability", "voxels")
     }
     for row in rows:
-        place = names.index(row["class"]), epochs.index(int(row["epoch"]))
+        cell = names.index(row["class"]), epochs.index(int(row["epoch"]))
         for key in ("probability", "voxels"):
-            tables[row["origin"], key][place] = float(row[key])
+            tables[row["origin"], key][cell] = float(row[key])
     for offset, (origin, color) in zip((-0.2, 0.2), zip(origins, ("#4477aa", "#ee7733"))):
         voxels = tables[origin, "voxels"][:, -1]
         share = 100 * voxels / max(voxels.sum(), 1e-9)

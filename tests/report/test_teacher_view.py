@@ -6,8 +6,8 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from dinomix_monai.handlers import TeacherViewHandler, teacher_view
 from dinomix_monai.losses import FeatureDistillationLoss, semantic_rarity, semantic_uniqueness
+from dinomix_monai.report import TeacherViewHandler, teacher_view
 
 NAMES = ("background", "left", "right")
 
@@ -105,7 +105,7 @@ def test_cells_of_one_kind_have_one_color_and_cells_without_a_token_none(figure)
 
 @pytest.mark.parametrize(
     ("weighting", "weights"),
-    [("uniqueness", semantic_uniqueness), ("rarity", semantic_rarity), ("plain", lambda tokens: tokens.any(1).float())],
+    [("uniqueness", semantic_uniqueness), ("rarity", semantic_rarity), ("plain", lambda tokens, mask: mask.float())],
 )
 def test_the_weights_are_those_of_the_loss(draw, weighting, weights):
     figure = draw(weighting)
