@@ -25,16 +25,9 @@ def open_workflow(*configs: str, workflow_type: str = "train", **settings: Any) 
         A ``monai.bundle.ConfigWorkflow``.
     """
     # Imported here: the process that only starts others needs none of it.
-    from monai.bundle import ConfigWorkflow
+    from dinomix_monai.bundle import Bundle
 
     sys.path.insert(0, str(ROOT))
-    workflow = ConfigWorkflow(
-        config_file=[name if name.endswith(".json") else str(CONFIGS / f"{name}.json") for name in configs],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type=workflow_type,
-        bundle_root=str(ROOT / "bundle"),
-        **settings,
-    )
+    workflow = Bundle(ROOT / "bundle").workflow(*configs, workflow_type=workflow_type, **settings)
     workflow.initialize()
     return workflow

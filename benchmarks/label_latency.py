@@ -49,7 +49,7 @@ def main(port: int = 8123, repeats: int = 2) -> None:
             studies / "large.nii.gz",
         )
         folder = prepare_app_folder(root / "app", ROOT / "bundle")
-        network = folder.parser("inference").get_parsed_content("network_def")
+        network = folder.bundle.parser("inference").get_parsed_content("network_def")
         torch.save(network.state_dict(), folder.model_file)
         command = [sys.executable, "-m", "dinomix_monai", "label", "--studies", str(studies), "--app", str(folder.root)]
         command += ["--bundle", str(ROOT / "bundle"), "--port", str(port)]

@@ -92,7 +92,7 @@ def _chosen(app: Any, strategy: str, pool: list[Path], labeled: list[int], seed:
     if strategy == "random":
         return np.random.RandomState([seed, len(labeled)]).permutation(rest)[:2].tolist()
     assessor = ScanAssessor.of_app(app)
-    preprocessing = app.parser("inference", device="cpu").get_parsed_content("preprocessing")
+    preprocessing = app.bundle.parser("inference", device="cpu").get_parsed_content("preprocessing")
     found = [assessor(preprocessing({"image": str(path)})["image"].as_tensor()) for path in pool]
     if strategy == "entropy":
         return sorted(rest, key=lambda i: -found[i].entropy)[:2]
@@ -107,7 +107,7 @@ def _test_dice(app: Any, images: list[Path]) -> dict[str, float]:
     """Mean Dice of each class over the test patients that have it, on the grid of the files."""
     from dinomix_monai.models import load_model
 
-    parser = app.parser("inference", device="cpu")
+    parser = app.bundle.parser("inference", device="cpu")
     network = load_model(parser.get_parsed_content("network_def"), app.model_file).eval()
     preprocessing, inferer = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer"))
     # All but what writes the file.

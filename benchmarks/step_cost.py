@@ -149,8 +149,8 @@ def steps_of(trainer: Any) -> Iterator[None]:
 
 def open_trainer(form: str, folder: str, teacher: str = SMALLEST) -> Any:
     """The trainer of one of ``FORMS``; makes the phantom and the token cache in the folder if they are not there."""
+    from dinomix_monai.bundle import prepare_volumes
     from dinomix_monai.data import make_phantom
-    from dinomix_monai.run import prepare_volumes
 
     data = Path(folder) / "phantom"
     if not data.is_dir():

@@ -44,7 +44,7 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
 
     A run that was stopped goes on where its last epoch ended; its wall time is then that of the last piece.
     """
-    from dinomix_monai.run import prepare_volumes
+    from dinomix_monai.bundle import prepare_volumes
 
     folder = Path(output_dir)
     settings = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8), **settings}
@@ -81,7 +81,7 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     """Times the preparation, epochs with and without unlabeled patches, and a validation; writes ``pilot.json``."""
     from ignite.engine import Events
 
-    from dinomix_monai.run import prepare_volumes
+    from dinomix_monai.bundle import prepare_volumes
 
     epochs = 8
     folder = Path(output_dir) / "pilot"

@@ -11,12 +11,10 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
+from dinomix_monai.bundle import open_configuration, prepare_volumes, token_cache_of
 from dinomix_monai.run import (
-    open_configuration,
-    prepare_volumes,
     read_configuration,
     report_failures,
-    token_cache_of,
 )
 
 __all__ = ["cache_tokens", "check", "compare", "label", "phantom", "plan", "prepare", "promote", "split"]
@@ -153,7 +151,7 @@ def plan(
         repetitions: steps of each kind to time.
         **settings: ids of the configuration with other values, as training is given them.
     """
-    from dinomix_monai.engines import plan_training
+    from dinomix_monai.training_plan import plan_training
 
     parser = open_configuration(config_file, **settings)
     if dataset_dir:

@@ -185,7 +185,10 @@ def public_names(package: Path) -> set[str]:
 
 
 def packages() -> set[str]:
-    return {file.parent.name for file in (ROOT / "dinomix_monai").glob("*/__init__.py")}
+    """Rooms and the modules beside them."""
+    root = ROOT / "dinomix_monai"
+    modules = {file.stem for file in root.glob("*.py") if not file.stem.startswith("__")}
+    return modules | {file.parent.name for file in root.glob("*/__init__.py")}
 
 
 # Links.

@@ -1,4 +1,4 @@
-"""The packages of ``dinomix_monai`` import one another in the order of CONTRIBUTING's table."""
+"""The packages and modules of ``dinomix_monai`` import one another in the order of CONTRIBUTING's table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PACKAGE = ROOT / "dinomix_monai"
 
 
 def rows_by_room() -> dict[str, int]:
-    """The first row of each package in the table."""
+    """The row of each package and module in the table."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `dinomix_monai/(\w+|\{[\w,]+\})[/`]", text, re.MULTILINE)
+    rows = re.findall(r"^\| `dinomix_monai/(\w+|\{[\w,]+\})[/`.]", text, re.MULTILINE)
     found: dict[str, int] = {}
     for number, row in enumerate(rows):
         for room in row.strip("{}").split(","):
@@ -25,7 +25,7 @@ def rows_by_room() -> dict[str, int]:
 
 def imported_rooms(room: str) -> set[str]:
     found = set()
-    for file in (PACKAGE / room).rglob("*.py"):
+    for file in [*(PACKAGE / room).rglob("*.py"), *PACKAGE.glob(f"{room}.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -37,7 +37,8 @@ ROWS = rows_by_room()
 
 
 def test_every_package_is_in_the_table() -> None:
-    assert ROWS.keys() == {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    modules = {file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__")}
+    assert ROWS.keys() == modules | {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
 
 
 @pytest.mark.parametrize("room", ROWS)

@@ -7,7 +7,6 @@ from dinomix_monai.engines.patch_batch import PatchBatch
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.engines.trainer import DinoMixTrainer
-from dinomix_monai.engines.training_plan import TrainingPlan, plan_training
 from dinomix_monai.engines.window_inferer import WindowInferer
 
 __all__ = [
@@ -17,7 +16,5 @@ __all__ = [
     "PseudoLabeler",
     "SemiSupervisedTrainer",
     "TaughtStudent",
-    "TrainingPlan",
     "WindowInferer",
-    "plan_training",
 ]

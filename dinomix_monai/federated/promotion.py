@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dinomix_monai.bundle import open_configuration
 from dinomix_monai.core.tensor_file import read_tensor_file
 from dinomix_monai.models import write_model
-from dinomix_monai.run import open_configuration
 
 __all__ = ["promote_checkpoint", "read_checkpoint"]
 

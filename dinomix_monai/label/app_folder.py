@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
+from dinomix_monai.bundle import Bundle
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.models import read_class_names, read_model, write_class_names
 
@@ -76,22 +75,10 @@ class AppFolder:
         """The bundle's metadata, with the classes of the app."""
         return json.loads((self.root / "configs" / "metadata.json").read_text(encoding="utf-8"))
 
-    def config_files(self, *names: str) -> list[str]:
-        """Paths of configs by name, and of the app's patch after them."""
-        return [*(str(self.root / "configs" / f"{name}.json") for name in names), str(self.settings_file)]
-
-    def parser(self, *names: str, **overrides: Any) -> ConfigParser:
-        """
-        The bundle's configuration with the app's patch and the given ids.
-
-        Args:
-            *names: configs, such as ``inference``.
-            **overrides: ids with other values.
-        """
-        parser = ConfigParser()
-        parser.read_config(self.config_files(*names))
-        parser.update({"bundle_root": str(self.root), **overrides})
-        return parser
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that the folder is, with the app's own settings."""
+        return Bundle(self.root, self.settings_file)
 
 
 def prepare_app_folder(
@@ -122,12 +109,7 @@ def prepare_app_folder(
         ValueError: When ``labels`` are not those of the model, or its file or ``last/state.pt`` beside it is damaged.
     """
     folder = AppFolder(Path(root).expanduser().absolute())
-    source = Path(bundle).expanduser()
-    if missing := [name for name in _CONFIGS if not (source / "configs" / name).is_file()]:
-        raise FileNotFoundError(
-            f"bundle must be the folder of the bundle, with configs/{missing[0]}, got {source.absolute()}. "
-            "Give its path, or start from the root of the project."
-        )
+    source = Bundle.find(bundle, "bundle")
     is_new = not folder.model_file.with_name("labels.json").is_file()
     names = _class_names(folder, model, labels) if is_new else folder.class_names
     for name in ("configs", "models", "runs", "tmp"):
@@ -137,7 +119,7 @@ def prepare_app_folder(
             _copy_model(Path(model).expanduser(), folder)
         write_class_names(folder.model_file, names)
     for name in _CONFIGS:
-        shutil.copyfile(source / "configs" / name, folder.root / "configs" / name)
+        shutil.copyfile(source.configs / name, folder.root / "configs" / name)
     _name_classes(folder.root / "configs" / "metadata.json", folder.class_names)
     if not folder.settings_file.is_file():
         teacher: dict[str, Any] = {"teacher_weights": teacher_weights}

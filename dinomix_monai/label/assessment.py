@@ -67,10 +67,11 @@ class ScanAssessor:
         """
         files = [folder.student_file if folder.student_file.is_file() else folder.model_file, folder.model_file]
         student, teacher = (
-            load_model(folder.parser("inference", device=device).get_parsed_content("network"), file) for file in files
+            load_model(folder.bundle.parser("inference", device=device).get_parsed_content("network"), file)
+            for file in files
         )
-        inferer = folder.parser("inference").get_parsed_content("inferer")
-        module = folder.parser("train").get_parsed_content("distiller#modules")[0]
+        inferer = folder.bundle.parser("inference").get_parsed_content("inferer")
+        module = folder.bundle.parser("train").get_parsed_content("distiller#modules")[0]
         return cls(student, teacher, inferer, module)
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ class DinoMixInferTask(BasicInferTask):
         # One for each device, since what inverts the preprocessing must be the objects that preprocessed.
         device = str((data or {}).get("device", "cpu"))
         if device not in self._parsers:
-            self._parsers[device] = self.folder.parser("inference", device=device)
+            self._parsers[device] = self.folder.bundle.parser("inference", device=device)
         return self._parsers[device].get_parsed_content(name)
 
 

@@ -51,7 +51,7 @@ class DinoMixScoring(ScoringMethod):
         if not self.folder.model_stamp:
             raise Refusal("Assessing scans needs a model, and the app has none yet. Label scans and train one.", 409)
         device = name_to_device(request.get("device"))
-        preprocessing = self.folder.parser("inference", device=device).get_parsed_content("preprocessing")
+        preprocessing = self.folder.bundle.parser("inference", device=device).get_parsed_content("preprocessing")
         counts, stamp, assessed = self._counts(datastore), 0, set[str]()
         while missing := _missing(known := replace(Assessments.read(self.folder), counts=counts), datastore):
             if known.stamp != stamp:

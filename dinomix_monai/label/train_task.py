@@ -37,7 +37,7 @@ class DinoMixTrainTask(TrainTask):
     def __init__(self, folder: AppFolder) -> None:
         super().__init__(folder.metadata["description"])
         self.folder = folder
-        self._epochs = folder.parser("train").get_parsed_content("epochs")
+        self._epochs = folder.bundle.parser("train").get_parsed_content("epochs")
 
     def config(self) -> dict[str, Any]:
         """What a request may set, and the defaults."""

@@ -156,7 +156,7 @@ class TrainingRun:
         if not self.folder.model_file.is_file():
             return None
         try:
-            load_model(self.folder.parser("inference").get_parsed_content("network_def"), self.folder.model_file)
+            load_model(self.folder.bundle.parser("inference").get_parsed_content("network_def"), self.folder.model_file)
         except ValueError as error:
             if is_needed:
                 raise Refusal(
@@ -175,7 +175,7 @@ class TrainingRun:
             "validation": self.validation,
         }
         (self.path / "dataset.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        parser = self.folder.parser("train")
+        parser = self.folder.bundle.parser("train")
         findings = check_dataset(
             self.path,
             allow_outside=True,  # the list is ours, and scans stay where the annotator has them
@@ -192,25 +192,19 @@ class TrainingRun:
     def _workflow(self, epochs: int | None, pretrained: bool, device: str, seed: int) -> ConfigWorkflow:
         configs = ["train", *(["finetune"] if pretrained else [])]
         overrides: dict[str, Any] = {
-            "bundle_root": str(self.folder.root),
             "output_dir": str(self.path),
             "dataset_dir": str(self.path),
             "datalist#allow_outside": True,
             "token_cache#folder": str(self.folder.root / "tokens"),
-            "start_file": str(self.folder.model_file),
             "check_data": False,
             "device": device,
             "seed": seed,
         }
+        if pretrained:
+            overrides["start_file"] = str(self.folder.model_file)
         if epochs is not None:
             overrides["epochs"] = epochs
-        return ConfigWorkflow(
-            config_file=self.folder.config_files(*configs),
-            meta_file=str(self.folder.root / "configs" / "metadata.json"),
-            logging_file=False,
-            workflow_type="train",
-            **overrides,
-        )
+        return self.folder.bundle.workflow(*configs, **overrides)
 
     def _score_before(
         self, current: Path | None, evaluator: SupervisedEvaluator, best: BestModelHandler

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dinomix_monai.run.configuration import (
     bundle_root,
     check_paths,
-    open_configuration,
-    prepare_volumes,
+    check_settings,
+    folder_above_configs,
     present_parser,
     read_configuration,
-    token_cache_of,
     unused_settings,
 )
 from dinomix_monai.run.failure import failure_text, report_failures, stop_on_sigterm
@@ -23,14 +22,13 @@ __all__ = [
     "check_counts",
     "check_device",
     "check_paths",
+    "check_settings",
     "failure_text",
-    "open_configuration",
-    "prepare_volumes",
+    "folder_above_configs",
     "present_parser",
     "read_configuration",
     "report_failures",
     "start_run",
     "stop_on_sigterm",
-    "token_cache_of",
     "unused_settings",
 ]

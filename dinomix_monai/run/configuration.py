@@ -5,24 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-    from dinomix_monai.teacher import TokenCache
-
 __all__ = [
     "bundle_root",
     "check_paths",
     "check_settings",
-    "open_configuration",
-    "prepare_volumes",
+    "folder_above_configs",
     "present_parser",
     "read_configuration",
-    "token_cache_of",
     "unused_settings",
 ]
 
@@ -31,57 +27,6 @@ _Owner = TypeVar("_Owner")
 _REFERENCE = re.compile(r"[@%](\w+)")
 _TEXT_KEY = "_desc_"
 _RESERVED = ("imports", "_meta_", _TEXT_KEY)
-
-
-def open_configuration(config_file: str | Path | Sequence[str | Path], **settings: Any) -> ConfigParser:
-    """
-    Reads a configuration for a command of this package, as ``python -m monai.bundle`` does for its own.
-
-    Args:
-        config_file: a configuration and its overlays, in a list or, as MONAI has it, separated by commas.
-        **settings: ids with other values, as they were typed.
-
-    Raises:
-        FileNotFoundError: When there is no such file.
-        ValueError: When a file is no configuration, or nothing refers to one of the settings.
-    """
-    from monai.bundle import ConfigParser
-
-    files: list[str | Path] = [config_file] if isinstance(config_file, (str, Path)) else list(config_file)
-    if len(files) == 1 and not Path(files[0]).is_file():
-        files = [*str(files[0]).split(",")]
-    for file in files:
-        read_configuration(file)
-    parser = ConfigParser()
-    parser.read_config(files)
-    parser["bundle_root"] = _above_configs(Path(files[0]).parent)
-    parser.update(settings)
-    check_settings(parser.get(), settings)
-    check_paths(parser)
-    return parser
-
-
-def prepare_volumes(parser: ConfigParser) -> None:
-    """
-    Does all that a training does once for each of its volumes, a part of which it would leave to its first epochs.
-
-    Both data sets are preprocessed and cached, and where there is a token cache the frozen teacher sees their volumes.
-
-    Args:
-        parser: the bundle's training configuration.
-    """
-    for name in ("train#dataset", "train#unlabeled_dataset"):
-        parser.get_parsed_content(name)
-    if (token_cache := token_cache_of(parser)) is not None:
-        token_cache.complete()
-
-
-def token_cache_of(parser: ConfigParser) -> TokenCache | None:
-    """The token cache that a training distills from, or ``None`` where it distills nothing or asks the teacher."""
-    from dinomix_monai.teacher import TokenCache
-
-    teacher = getattr(parser.get_parsed_content("distiller"), "teacher", None)
-    return teacher if isinstance(teacher, TokenCache) else None
 
 
 def read_configuration(file: str | Path, name: str = "config_file") -> dict[str, Any]:
@@ -138,10 +83,11 @@ def bundle_root() -> str:
     from monai.bundle import ConfigWorkflow
 
     workflow = _present(ConfigWorkflow)
-    return _above_configs(workflow.config_root_path if workflow is not None else Path())
+    return folder_above_configs(workflow.config_root_path if workflow is not None else Path())
 
 
-def _above_configs(folder: Path) -> str:
+def folder_above_configs(folder: Path) -> str:
+    """The bundle of a folder of configs; elsewhere ``bundle`` in the project's root, or the present folder."""
     if folder.name == "configs":
         return str(folder.parent)
     return "bundle" if Path("bundle/configs").is_dir() else "."

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigWorkflow
 
+from dinomix_monai.bundle import Bundle
 from tests.toys import TOY, make_toy_phantom
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
@@ -64,14 +65,8 @@ def workflow(phantom: Path, token_dir: Path, tmp_path: Path) -> Callable[..., Co
         }
         if kind == "infer":
             defaults = {**TOY, "device": "cpu", "amp": False, "output_dir": str(tmp_path / "output")}
-        return ConfigWorkflow(
-            config_file=[str(CONFIGS / f"{name}.json") for name in configs],
-            meta_file=str(CONFIGS / "metadata.json"),
-            logging_file=False,
-            workflow_type=kind,
-            run_id=run_id,
-            **{**defaults, **overrides},
-        )
+        settings = {"run_id": run_id, **defaults, **overrides}
+        return Bundle(CONFIGS.parent).workflow(*configs, workflow_type=kind, **settings)
 
     return build
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinomix_monai.engines import plan_training
+from dinomix_monai.training_plan import plan_training
 
 
 def test_the_plan_of_a_training_knows_what_the_training_would_do_and_writes_nothing(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dinomix_monai.bundle import Bundle
 from dinomix_monai.data import split_dataset
-from dinomix_monai.federated.protocol import RunPlan, bundle_network, find_bundle
+from dinomix_monai.federated.protocol import RunPlan, bundle_network
 from dinomix_monai.federated.site import Site, SiteSettings
 from tests.toys import TOY, make_toy_phantom
 
@@ -58,7 +59,7 @@ def make_site(phantom: Path, token_dir: Path, tmp_path: Path, make_plan: Callabl
             "amp": False,
             **overrides,
         }
-        return Site(SiteSettings("site-1", tmp_path / folder, find_bundle(), settings), plan or make_plan())
+        return Site(SiteSettings("site-1", tmp_path / folder, Bundle.find(), settings), plan or make_plan())
 
     return make
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from dinomix_monai.bundle import Bundle
 from dinomix_monai.federated import promote_checkpoint, read_checkpoint
-from dinomix_monai.federated.protocol import bundle_network, find_bundle
+from dinomix_monai.federated.protocol import bundle_network
 
-CONFIG = find_bundle() / "configs" / "train.json"
+CONFIG = Bundle.find().configs / "train.json"
 NAMES = ["background", "liver", "spleen"]
 
 

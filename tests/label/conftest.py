@@ -57,7 +57,7 @@ def give_model() -> Callable[[AppFolder], None]:
 
     def give(folder: AppFolder, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        network = folder.parser("inference").get_parsed_content("network_def")
+        network = folder.bundle.parser("inference").get_parsed_content("network_def")
         torch.save(network.state_dict(), folder.model_file)
 
     return give

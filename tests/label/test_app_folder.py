@@ -41,7 +41,7 @@ def test_an_app_that_is_there_keeps_its_model_classes_and_settings(model: Path, 
     again = prepare_app_folder(tmp_path / "app", BUNDLE, model, None, {"spacing_mm": [2, 2, 2]})
     assert again.class_names == ["background", "tumor"]
     assert torch.load(again.model_file, weights_only=True) == {"weight": torch.full((1,), 7.0)}
-    assert again.parser("inference").get_parsed_content("spacing_mm") == [1, 1, 1]
+    assert again.bundle.parser("inference").get_parsed_content("spacing_mm") == [1, 1, 1]
     assert (again.root / "configs" / "train.json").read_bytes() == (BUNDLE / "configs" / "train.json").read_bytes()
 
 
@@ -50,7 +50,7 @@ def test_an_app_that_is_there_keeps_its_model_classes_and_settings(model: Path, 
     [("none", ("none", 0.0)), ("auto", ("auto", 0.05)), ("dino.pth", (str(Path("dino.pth").absolute()), 0.05))],
 )
 def test_features_are_distilled_only_from_a_teacher_with_weights(tmp_path: Path, weights: str, expected) -> None:
-    parser = prepare_app_folder(tmp_path / "app", BUNDLE, teacher_weights=weights).parser("train")
+    parser = prepare_app_folder(tmp_path / "app", BUNDLE, teacher_weights=weights).bundle.parser("train")
     found = tuple(parser.get_parsed_content(name) for name in ("teacher_weights", "distillation_weight"))
     assert found == expected
 
@@ -58,12 +58,12 @@ def test_features_are_distilled_only_from_a_teacher_with_weights(tmp_path: Path,
 def test_an_overlay_of_the_bundle_can_be_the_settings(tmp_path: Path) -> None:
     overlay = json.loads((BUNDLE / "configs" / "acdc.json").read_text())
     folder = prepare_app_folder(tmp_path / "app", BUNDLE, labels=["ventricle"], settings=overlay)
-    network: nn.Module = folder.parser("inference").get_parsed_content("network_def")
+    network: nn.Module = folder.bundle.parser("inference").get_parsed_content("network_def")
     assert network.stem[0].stride == (2, 2, 1)
 
 
 def test_what_is_missing_or_does_not_fit_is_named(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"bundle must be the folder of the bundle, .* got .*/nowhere\."):
+    with pytest.raises(FileNotFoundError, match=r"bundle must be the folder of the bundle, got .*/nowhere, which has"):
         prepare_app_folder(tmp_path / "app", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"model must be the weights of a trained model, got none\.pt"):
         prepare_app_folder(tmp_path / "app", BUNDLE, "none.pt")

@@ -185,7 +185,7 @@ def test_without_its_student_a_model_is_compared_with_itself(make_folder, give_m
     give_model(folder)
     assessor = ScanAssessor.of_app(folder)
     assert all(torch.equal(a, b) for a, b in zip(assessor.student.parameters(), assessor.teacher.parameters()))
-    student: nn.Module = folder.parser("inference").get_parsed_content("network_def")
+    student: nn.Module = folder.bundle.parser("inference").get_parsed_content("network_def")
     torch.save(student.state_dict(), folder.student_file)
     assessor = ScanAssessor.of_app(folder)
     assert all(torch.equal(a, b) for a, b in zip(assessor.student.parameters(), student.parameters()))

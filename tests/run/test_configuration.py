@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from dinomix_monai.run import bundle_root, check_paths, open_configuration, present_parser, unused_settings
+from dinomix_monai.run import bundle_root, check_paths, folder_above_configs, present_parser, unused_settings
 
 
 def test_the_parser_is_the_one_that_evaluates_the_caller():
@@ -39,44 +38,6 @@ def test_settings_are_idle_that_nothing_refers_to():
     assert unused_settings(config) == ["idle", "idle_list", "nothing", "described"]
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A configuration and an overlay."""
-    contents = {"train": {"epochs": 3, "trainer": {"max_epochs": "@epochs"}}, "overlay": {"trainer#device": "cpu"}}
-    for name, content in contents.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    return [str(tmp_path / f"{name}.json") for name in contents]
-
-
-@pytest.mark.parametrize("join", [list, tuple, ",".join])
-def test_overlays_and_settings_are_applied_in_their_order(files, join):
-    parser = open_configuration(join(files), epochs=5, **{"trainer#device": "cuda"})
-    assert parser.get_parsed_content("trainer") == {"max_epochs": 5, "device": "cuda"}
-    assert open_configuration(files).get_parsed_content("trainer#device") == "cpu"
-    assert open_configuration(files[0]).get("trainer") == {"max_epochs": "@epochs"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"config_file must be a configuration of the bundle, got .*a\.json, which does not exist\. Start from"),
-        ("{", r"config_file must be JSON or YAML, got .*a\.json: Expecting property name"),
-        ("[1]", r"config_file must have settings by name, got .*a\.json with a list\."),
-    ],
-    ids=["missing", "no JSON", "a list"],
-)
-def test_what_is_no_configuration_is_named(files, tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "a.json").write_text(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        open_configuration([*files, tmp_path / "a.json"])
-
-
-def test_a_setting_that_does_nothing_is_refused(files):
-    with pytest.raises(ValueError, match=r"--epoch must be a setting, .* Did you mean epochs\?"):
-        open_configuration(files, epoch=5)
-
-
 @pytest.mark.parametrize("value", [2024, 202401, 1e5, True])
 def test_a_path_that_came_as_a_number_is_refused(value):
     message = rf"dataset_dir must be a path, got {re.escape(str(value))}, which the command line takes for a number"
@@ -107,14 +68,7 @@ def test_the_bundle_is_that_of_the_configs_wherever_the_run_begins(tmp_path, mon
     workflow = ConfigWorkflow(str(configs / "a.json"), logging_file=False, workflow_type="train")
     workflow.initialize()
     assert workflow.bundle_root == str(tmp_path / "elsewhere")
-    assert open_configuration(configs / "a.json")["bundle_root"] == str(tmp_path / "elsewhere")
+    assert folder_above_configs(configs) == str(tmp_path / "elsewhere")
     (tmp_path / "bundle" / "configs").mkdir(parents=True)
     assert bundle_root() == "bundle"
-    assert open_configuration(configs / "a.json")["bundle_root"] == str(tmp_path / "elsewhere")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_byte_order_mark_in_an_overlay_is_named(tmp_path, encoding):
-    (tmp_path / "a.json").write_text('{"epochs": 3}', encoding=encoding)
-    with pytest.raises(ValueError, match=r"config_file must be in UTF-8 without a byte order mark, .* got .*a\.json"):
-        open_configuration(tmp_path / "a.json")
+    assert folder_above_configs(configs) == str(tmp_path / "elsewhere")

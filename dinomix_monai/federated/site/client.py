@@ -118,8 +118,8 @@ def _read_settings(options: argparse.Namespace) -> SiteSettings:
         raise ValueError(f"settings_file must give the dataset_dir of the site, got none in {options.settings_file}.")
     # All sites run on one machine. If each had as many threads as there are cores, they would slow each other down.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.phantom_sites))
-    share = phantom_site(name, settings.bundle_root, options.phantom_sites, options.unlabeled_sites)
-    return SiteSettings(name, settings.folder, settings.bundle_root, {**share, **settings.overrides})
+    share = phantom_site(name, settings.bundle.root, options.phantom_sites, options.unlabeled_sites)
+    return SiteSettings(name, settings.folder, settings.bundle, {**share, **settings.overrides})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from monai.utils.enums import CommonKeys as Keys
 from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.core.tensor_file import load_tensors
-from dinomix_monai.federated.protocol import RunPlan, SiteDescription, config_files
+from dinomix_monai.federated.protocol import RunPlan, SiteDescription
 from dinomix_monai.federated.site.site_settings import SiteSettings
 from dinomix_monai.federated.site.update import Weights, make_update, normalization_names
 from dinomix_monai.handlers import fast_forward_scheduler
@@ -243,22 +243,14 @@ class Site:
         return workflow
 
     def _build_workflow(self, *overlays: str, **changes: Any) -> ConfigWorkflow:
-        root = self.settings.bundle_root
         settings = {
-            "bundle_root": str(root),
             "output_dir": str(self.settings.folder),
             **self.plan.settings,
             "epochs": self.plan.epochs,
             **self.settings.overrides,
             **changes,
         }
-        workflow = ConfigWorkflow(
-            config_file=config_files(root, (*self.plan.overlays, *overlays)),
-            meta_file=str(root / "configs" / "metadata.json"),
-            logging_file=False,
-            workflow_type="train",
-            **settings,
-        )
+        workflow = self.settings.bundle.workflow("train", *self.plan.overlays, *overlays, **settings)
         workflow.initialize()
         return workflow
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dinomix_monai.bundle import Bundle
 from dinomix_monai.data import split_dataset
-from dinomix_monai.federated.protocol import find_bundle
 
 __all__ = ["SiteSettings", "phantom_site"]
 
@@ -23,14 +23,14 @@ class SiteSettings:
     Args:
         name: the site's name.
         folder: where the site keeps its state, models and token cache.
-        bundle_root: folder of the bundle.
+        bundle: the bundle.
         overrides: the site's own values for ids of ``train.json``, such as ``dataset_dir``, ``device`` or
             ``teacher_weights``. They have the last word over the settings that the server sends.
     """
 
     name: str
     folder: Path
-    bundle_root: Path
+    bundle: Bundle
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -64,8 +64,8 @@ class SiteSettings:
                 raise ValueError(f"{path} must hold an object of settings by id, got a {type(overrides).__name__}.")
         if dataset_dir is not None:
             overrides.setdefault("dataset_dir", str(Path(dataset_dir).expanduser()))
-        bundle_root = find_bundle(overrides.pop("bundle_root", None))
-        return cls(name, Path(overrides.pop("folder", folder)).expanduser().absolute(), bundle_root, overrides)
+        bundle = Bundle.find(overrides.pop("bundle_root", None))
+        return cls(name, Path(overrides.pop("folder", folder)).expanduser().absolute(), bundle, overrides)
 
 
 def phantom_site(name: str, bundle_root: Path, sites: int, unlabeled_sites: int = 0) -> dict[str, Any]:

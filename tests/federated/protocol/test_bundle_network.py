@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinomix_monai.federated.protocol import bundle_network, find_bundle
+from dinomix_monai.federated.protocol import bundle_network
 
 
 def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alone():
@@ -14,10 +14,7 @@ def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alo
     assert all(torch.equal(one[name], other[name]) for name in one)
     first = next(iter(one))
     assert not torch.equal(one[first], bundle_network(3, seed=2).state_dict()[first])
-    with pytest.raises(FileNotFoundError, match=r"overlays must name configs of the bundle, got .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"A config must be one of the bundle .*, got .*nothing"):
         bundle_network(3, overlays=["nothing"])
-
-
-def test_a_folder_without_a_bundle_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="bundle_root must be the bundle's folder, got"):
-        find_bundle(tmp_path)
+    with pytest.raises(ValueError, match=r"--epoch must be a setting, .* Did you mean epochs"):
+        bundle_network(3, settings={"epoch": 3})

@@ -18,8 +18,9 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
+from dinomix_monai.bundle import prepare_volumes, token_cache_of
 from dinomix_monai.core.text import by
-from dinomix_monai.run import check_counts, prepare_volumes, token_cache_of
+from dinomix_monai.run import check_counts
 from dinomix_monai.transforms import MemoryMapd
 from dinomix_monai.volumes import open_volume, read_geometry
 

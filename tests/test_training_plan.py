@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from monai.bundle import ConfigParser
 
-from dinomix_monai.engines import TrainingPlan, plan_training
+from dinomix_monai.training_plan import TrainingPlan, plan_training
 
 
 def test_the_duration_is_the_sum_of_its_parts_by_hand():
