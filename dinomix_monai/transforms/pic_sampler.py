@@ -44,10 +44,12 @@ class RecipeSampler(Randomizable):
     """
     Draws the recipes of mixed patches from the donors of a bank; all of its draws come from ``self.R``.
 
+    :class:`PICCutMix` says at more length what its arguments mean.
+
     Args:
         bank: donors. The patches of the batch must be among them before recipes are drawn.
         curriculum: gives the probability of each class.
-        directions: see :class:`PICCutMix`, as for all that follow.
+        directions: relative frequency of each of :data:`DIRECTIONS`; ``None`` for all of them, equally frequent.
         prob: probability that a mixed patch gets boxes at all.
         num_boxes: number of boxes of each mixed patch that gets any.
         box_fraction: least and greatest side of a box as a fraction of the patch.

@@ -282,12 +282,13 @@ SETTINGS = {
     "patience of 0": ({"patience": 0}, "Error at train::handlers::7: patience must be >= 1 or None, got 0."),
     "boxes larger than the patch": (
         {"mix#box_fraction": [0.5, 2]},
-        "Error at mix: box_fraction must be two numbers 0 < least <= greatest <= 1, got (0.5, 2).",
+        "Error at mix: box_fraction must be two numbers 0 < least <= greatest <= 1, got (0.5, 2). Pass the same "
+        "number twice for boxes of one size.",
     ),
     "unknown direction": (
         {"mix#directions": {"up": 1}},
         "Error at mix: directions must map some of labeled_to_unlabeled, unlabeled_to_labeled, labeled_to_labeled, "
-        "unlabeled_to_unlabeled to frequencies >= 0, got {'up': 1}.",
+        "unlabeled_to_unlabeled to frequencies >= 0, got {'up': 1}. Pass None for all of them, equally frequent.",
     ),
     "unknown module": (
         {"distiller#modules": ["decoder.99"]},
@@ -385,8 +386,8 @@ FILES = {
         ("train", "finetune"),
         {"start_file": "OUT/a.pt"},
         {"a.pt": of_tensors(network={"a": torch.zeros(1)})},
-        "Error at started_network: start_file must be the weights of the configured network, got OUT/a.pt, of "
-        "which decoder.0.convs.0.bias has the shape None and not (",
+        "Error at started_network: start_file must be the weights of a trained model, got OUT/a.pt with something else "
+        "than tensors. The model of a training is models/model.pt in its output_dir.",
     ),
     "missing teacher": (
         ("train",),

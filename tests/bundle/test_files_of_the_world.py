@@ -17,7 +17,7 @@ import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from dinomix_monai.models import write_class_names
+from dinomix_monai.models import write_model
 
 IMAGE, LABEL = "images/phantom_001.nii", "labels/phantom_001.nii"
 TESTED = "labels/phantom_006.nii"
@@ -76,10 +76,9 @@ def model_file(workflow, tmp_path: Path) -> Path:
     """A model with random weights, as a training leaves it."""
     path = tmp_path / "models" / "model.pt"
     built = workflow("train")
-    write_class_names(path, built.parser.get_parsed_content("class_names"))
     torch.manual_seed(0)
-    torch.save(built.parser.get_parsed_content("network_def").state_dict(), path)
-    return path
+    network, datalist = (built.parser.get_parsed_content(name) for name in ("network_def", "datalist"))
+    return write_model(network, path, datalist.class_names)
 
 
 @pytest.fixture

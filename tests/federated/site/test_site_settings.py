@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dinomix_monai.bundle import Bundle
 from dinomix_monai.federated.site.site_settings import SiteSettings, phantom_site
 
 ROOT = Path(__file__).parents[3]
@@ -20,12 +21,12 @@ def test_a_file_of_the_site_sets_ids_folder_and_bundle(tmp_path):
     }
     file.write_text(json.dumps(content))
     settings = SiteSettings.read("north", tmp_path / "other", file, dataset_dir="/not/this")
-    assert settings == SiteSettings("north", tmp_path / "own", ROOT / "bundle", {"dataset_dir": "/data", "amp": False})
+    assert settings == SiteSettings("north", tmp_path / "own", Bundle.find(), {"dataset_dir": "/data", "amp": False})
 
 
 def test_without_a_file_the_bundle_is_the_one_beside_the_package(tmp_path):
     settings = SiteSettings.read("north", tmp_path, dataset_dir="/data")
-    assert settings == SiteSettings("north", tmp_path, ROOT / "bundle", {"dataset_dir": "/data"})
+    assert settings == SiteSettings("north", tmp_path, Bundle.find(), {"dataset_dir": "/data"})
 
 
 def test_what_is_not_there_is_refused(tmp_path):
