@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
-from torch.nn import functional as F
 
 from dinomix_monai.core.keys import BatchKeys
 from dinomix_monai.losses import FeatureDistillationLoss
-from dinomix_monai.report.pictures import class_colors, new_figure, save_figure, slice_with_most_classes
+from dinomix_monai.report.pictures import (
+    class_colors,
+    new_figure,
+    principal_component_colors,
+    radiological,
+    save_figure,
+    slice_with_most_classes,
+)
 
 __all__ = ["TeacherViewHandler"]
 
@@ -82,7 +87,7 @@ class TeacherViewHandler:
         tokens = tokens[..., layer]
         has_token = tokens.any(dim=1)
         maps = {
-            "teacher's tokens": _principal_component_colors(tokens[0]),
+            "teacher's tokens": principal_component_colors(tokens[0]),
             f"weight ({self.loss.weighting})": self.loss.weights(tokens, has_token)[0],
             self._title_before: self._cosine_before[0, ..., layer],
             "cosine after": cosine_after[0, ..., layer],
@@ -97,7 +102,7 @@ class TeacherViewHandler:
         for ax, (title, values) in zip(axes[1:], maps.items()):
             is_cosine = title.startswith("cosine")
             limits = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"} if is_cosine else {"cmap": "magma"}
-            shown = ax.imshow(_radiological(values.cpu().numpy()), aspect=aspect, **limits)
+            shown = ax.imshow(radiological(values.cpu().numpy()), aspect=aspect, **limits)
             if values.ndim == 2:
                 figure.colorbar(shown, ax=ax, fraction=0.05)
             ax.set_title(title + (f", mean {float(values.nanmean()):.2f}" if is_cosine else ""), fontsize="small")
@@ -112,35 +117,7 @@ class TeacherViewHandler:
 
     def _draw_slice(self, ax: Any, z: int) -> None:
         image, label = (self._volumes[key][0, 0, ..., z].cpu().numpy() for key in (Keys.IMAGE, Keys.LABEL))
-        ax.imshow(_radiological(image), cmap="gray")
-        ax.imshow(_radiological(class_colors(len(self.class_names))[label.astype(int)]), interpolation="nearest")
+        ax.imshow(radiological(image), cmap="gray")
+        ax.imshow(radiological(class_colors(len(self.class_names))[label.astype(int)]), interpolation="nearest")
         ax.set_title("slice and ground truth", fontsize="small")
         ax.set_axis_off()
-
-
-def _principal_component_colors(tokens: torch.Tensor) -> torch.Tensor:
-    """
-    The first three principal components of the cells' tokens, scaled to [0, 1].
-
-    Args:
-        tokens: shape (C, h, w); a cell without a token is 0 in all channels.
-
-    Returns:
-        Shape (h, w, 3).
-    """
-    cells = F.normalize(tokens.flatten(1).T.float(), dim=1)
-    has_token = cells.any(dim=1)
-    components = torch.zeros(len(cells), 3, device=cells.device)
-    if not has_token.any():
-        return components.unflatten(0, tokens.shape[1:])
-    centered = cells[has_token] - cells[has_token].mean(dim=0)
-    directions = torch.linalg.svd(centered, full_matrices=False)[2][:3]
-    components[has_token, : len(directions)] = centered @ directions.T
-    low, high = components[has_token].quantile(torch.tensor([0.02, 0.98], device=cells.device), dim=0)
-    colors = ((components - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-    return colors.unflatten(0, tokens.shape[1:])
-
-
-def _radiological(plane: np.ndarray) -> np.ndarray:
-    """A plane (R, A, ...) in radiological convention: the patient's right on the left, front on top."""
-    return np.swapaxes(plane[::-1], 0, 1)[::-1]
