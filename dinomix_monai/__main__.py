@@ -112,7 +112,7 @@ def cache_tokens(
 
     Args:
         dataset_dir: folder of the data set.
-        teacher: name of a DINOv3 of timm, instead of the configuration's ``teacher#model_name``.
+        teacher: name of a ViT or ConvNeXt of timm, instead of the configuration's ``teacher#model_name``.
         weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them, such as
@@ -265,7 +265,7 @@ def label(
         app: folder of the app, made if missing; an app that is there goes on with its own model and settings.
         labels: names of the classes of a new app, separated by commas, without background.
         settings: JSON file with other values of the bundle's ids for a new app, such as configs/acdc.json.
-        teacher_weights: weights of DINOv3 for a new app: none (no FKD), auto or a file.
+        teacher_weights: weights of the frozen teacher for a new app: none (no FKD), auto or a file.
         bundle: folder of the bundle.
         host: address to listen on; another than this machine's own needs authentication.
         port: port to listen on.

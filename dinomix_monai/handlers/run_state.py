@@ -124,7 +124,7 @@ class RunStateLoader:
         if state.get("teacher") != _teacher_fingerprint(engine):
             raise ValueError(
                 f"The run in {self.path} had the teacher {state.get('teacher')}, and now it is "
-                f"{_teacher_fingerprint(engine)}. Pass the same teacher_weights."
+                f"{_teacher_fingerprint(engine)}. Pass the same teacher_weights and settings of teacher."
             )
         parts = _parts_with_state(engine, self.objects)
         if "scaler" not in state:

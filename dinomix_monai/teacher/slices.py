@@ -39,7 +39,7 @@ class SliceTokens(nn.Module):
     learned, so keep this module outside the network, like the teacher.
 
     Args:
-        teacher: such as :class:`~dinomix_monai.teacher.DINOv3Teacher`; see :class:`SliceTeacher`.
+        teacher: such as :class:`~dinomix_monai.teacher.FoundationTeacher`; see :class:`SliceTeacher`.
         channels: {``"neighbors"``, ``"repeat"``} the three channels are the slices one voxel below, at and one voxel
             above the center, the outermost slice repeated at the ends, or three times the one at the center.
             Defaults to ``"neighbors"``.
@@ -52,8 +52,8 @@ class SliceTokens(nn.Module):
 
     Example:
         >>> import torch
-        >>> from dinomix_monai.teacher import DINOv3Teacher, SliceTokens
-        >>> slice_tokens = SliceTokens(DINOv3Teacher(weights="none"))
+        >>> from dinomix_monai.teacher import FoundationTeacher, SliceTokens
+        >>> slice_tokens = SliceTokens(FoundationTeacher(weights="none"))
         >>> slice_tokens(torch.rand(1, 1, 16, 24, 8), grid=(2, 3, 1)).shape
         torch.Size([1, 384, 2, 3, 1])
     """

@@ -1,7 +1,8 @@
-"""DINOv3 weight files: reading them, and bringing them to the names that timm's models use."""
+"""Weight files of foundation models: opening them with distrust, and loading all that they hold."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dinomix_monai.core.tensor_file import load_tensors
+from dinomix_monai.teacher.weight_names import timm_names
 
 __all__ = ["load_strictly", "matching_variant", "read_weights"]
 
@@ -22,39 +24,8 @@ _WRAPPERS = ("teacher", "model_ema", "model", "state_dict")
 _PREFIXES = ("module.", "teacher.", "model.", "backbone.")
 _TRAINING_HEADS = ("dino_head.", "ibot_head.")
 
-# What no patch token depends on. Everything else that a model does not ask for is an error.
-_VIT_DROPPED = (
-    "mask_token",  # stands in for masked patches, in pre-training only
-    # A constant of the architecture, which timm computes anew; rounded to bfloat16 in Meta's files, it moves tokens by
-    # about a thousandth.
-    "rope_embed.periods",
-    "local_cls_norm.",  # normalizes class tokens of local crops, in pre-training only (ViT-7B and satellite ViT-L)
-    "projectors.",  # heads that some distilled models were trained with
-)
-_CONVNEXT_DROPPED = (
-    "norms.",  # the same tensors as "norm.", listed a second time
-    "projectors.",
-)
-
-# From Meta's names to timm's, applied in this order.
-_VIT_RENAMED = (
-    (r"^storage_tokens$", "reg_token"),
-    (r"\.ls([12])\.gamma$", r".gamma_\1"),
-    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
-    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
-    (r"\.mlp\.w3\.", ".mlp.fc2."),
-)
-_CONVNEXT_RENAMED = (
-    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"^downsample_layers\.0\.", "stem."),
-    (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
-    (r"\.dwconv\.", ".conv_dw."),
-    (r"\.pwconv([12])\.", r".mlp.fc\1."),
-    (r"^norm\.", "head.norm."),
-)
-
 # (channels, blocks, gated MLP) of a ViT, and (channels, blocks of the third stage) of a ConvNeXt.
-_ARCHITECTURES = {
+_DINOV3 = {
     (192, 12, False): "vit_tiny_patch16_dinov3_qkvb",
     (384, 12, False): "vit_small_patch16_dinov3",
     (384, 12, True): "vit_small_plus_patch16_dinov3",
@@ -67,34 +38,40 @@ _ARCHITECTURES = {
     (128, 27): "convnext_base.dinov3_lvd1689m",
     (192, 27): "convnext_large.dinov3_lvd1689m",
 }
+# (channels, blocks)
+_DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Tensors of a DINOv3 file, on the CPU and under timm's names.
+    Tensors of a ViT or a ConvNeXt, on the CPU and under timm's names.
 
-    Takes Meta's published names and timm's, bare or inside a training checkpoint (``{"model": ...}``,
-    ``{"state_dict": ...}``, ``{"teacher": ...}``, with ``backbone.``, ``module.`` or ``model.`` before each name).
-    Pickled objects other than tensors and plain containers are refused.
+    Takes the names that Meta has published DINOv3 and DINOv2 under, those of the transformers library for DINOv2, and
+    timm's for any model, bare or inside a training checkpoint (``{"model": ...}``, ``{"state_dict": ...}``,
+    ``{"teacher": ...}``, with ``backbone.``, ``module.`` or ``model.`` before each name). Pickled objects other than
+    tensors and plain containers are refused.
 
     Args:
         path: ``.pth``, ``.pt``, ``.bin`` or ``.safetensors``.
 
     Raises:
-        ValueError: When the file is of another kind, is damaged, or does not hold a DINOv3.
+        ValueError: When the file is of another kind, is damaged, or does not hold such a model.
     """
     path = Path(path)
     state = _unwrap(_read(path), path)
-    if "storage_tokens" in state:
-        return _split_qkv_bias(_rename(state, _VIT_DROPPED, _VIT_RENAMED), path)
-    if "downsample_layers.0.0.weight" in state:
-        return _rename(state, _CONVNEXT_DROPPED, _CONVNEXT_RENAMED)
-    if "reg_token" in state or "stem.0.weight" in state:
-        return state
-    raise ValueError(
-        f"weights must be a DINOv3 under Meta's or timm's names, got {path} with {_some(list(state))}. "
-        "Files of the transformers library (embeddings..., layer...) have other names: take timm's or Meta's."
-    )
+    try:
+        named = timm_names(state, str(path))
+    except (IndexError, KeyError, RuntimeError) as error:  # of tensors that others go with
+        raise ValueError(
+            f"weights must be those of a whole model, got {path}, where tensors are missing or of another shape "
+            f"({type(error).__name__}: {error}). Fetch the file anew."
+        ) from error
+    if named is None:
+        raise ValueError(
+            "weights must be a ViT or a ConvNeXt under timm's names, DINOv3 or DINOv2 under Meta's, or DINOv2 under "
+            f"those of transformers, got {path} with {_some(list(state))}. Take a file from one of these."
+        )
+    return named
 
 
 def matching_variant(model_name: str, state: Mapping[str, torch.Tensor]) -> str:
@@ -124,6 +101,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], model_nam
     """
     Load weights of which none is missing, none is left over and each has the right shape.
 
+    Position embeddings may be those of a square grid of any size: the model then takes on this grid, and nothing is
+    resized before it sees an image.
+
     Args:
         model: timm's model.
         state: tensors under timm's names.
@@ -133,6 +113,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], model_nam
     Raises:
         ValueError: When the weights are those of another architecture or are incomplete.
     """
+    _take_grid(model, state)
     expected = model.state_dict()
     differences = {
         "missing": [name for name in expected if name not in state],
@@ -142,9 +123,14 @@ def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], model_nam
     if any(differences.values()):
         found = _architecture(state)
         same = found is not None and _plain(found) == _plain(model_name)
-        looks = "is incomplete or altered" if same else f"looks like {found or 'no architecture that timm lists'}"
+        looks = "is incomplete or altered" if same else f"looks like {found or 'neither a DINOv2 nor a DINOv3 of timm'}"
         counts = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in differences.items() if names)
-        remedy = "Fetch the file anew." if same or found is None else f"Pass model_name={found!r}, or another file."
+        if same:
+            remedy = "Fetch the file anew."
+        elif found is None:
+            remedy = "Pass the model_name of what the file holds, or fetch it anew."
+        else:
+            remedy = f"Pass model_name={found!r}, or another file."
         raise ValueError(f"weights must be those of {model_name}, got {source}, which {looks} ({counts}). {remedy}")
     model.load_state_dict(state)
 
@@ -176,39 +162,33 @@ def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
         content = {name.removeprefix(prefix): value for name, value in content.items()}
 
 
-def _rename(
-    state: Mapping[str, torch.Tensor], dropped: tuple[str, ...], rules: Sequence[tuple[str, str]]
-) -> dict[str, torch.Tensor]:
-    renamed = {}
-    for name, tensor in state.items():
-        if not name.startswith(dropped):
-            for pattern, replacement in rules:
-                name = re.sub(pattern, replacement, name)
-            renamed[name] = tensor
-    return renamed
-
-
-def _split_qkv_bias(state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    for name in [name for name in state if name.endswith("attn.qkv.bias")]:
-        bias = state.pop(name)
-        # Meta multiplies the bias by a mask in every forward pass: ones, and zeros for the key.
-        query, key, value = (bias * state.pop(f"{name}_mask", torch.ones(()))).chunk(3)
-        if key.any():
-            raise ValueError(f"weights must have no key bias, as timm's DINOv3 has none, got {path} with {name}.")
-        stem = name.removesuffix("qkv.bias")
-        state[f"{stem}q_bias"], state[f"{stem}v_bias"] = query, value
-    return state
+def _take_grid(model: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Gives the model the grid that the position embeddings of these weights are for."""
+    own, found = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if own is None or found is None or found.ndim != 3 or found.shape[1] == own.shape[1]:
+        return
+    prefix = own.shape[1] - model.patch_embed.num_patches
+    side = math.isqrt(max(found.shape[1] - prefix, 0))
+    if side > 0 and side**2 == found.shape[1] - prefix:
+        model.set_input_size(img_size=tuple(side * pixels for pixels in model.patch_embed.patch_size))
 
 
 def _architecture(state: Mapping[str, torch.Tensor]) -> str | None:
-    if "patch_embed.proj.weight" in state:
-        blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-        gated = any(".mlp.fc1_g." in name for name in state)
-        return _ARCHITECTURES.get((state["patch_embed.proj.weight"].shape[0], len(blocks), gated))
-    if "stem.0.weight" in state:
-        blocks = {name.split(".")[3] for name in state if name.startswith("stages.2.blocks.")}
-        return _ARCHITECTURES.get((state["stem.0.weight"].shape[0], len(blocks)))
+    patches, stem = state.get("patch_embed.proj.weight"), state.get("stem.0.weight")
+    if patches is not None and patches.ndim == 4:
+        channels, patch, blocks = patches.shape[0], patches.shape[3], _count(state, r"blocks\.(\d+)\.")
+        if "pos_embed" not in state:
+            gated = any(".mlp.fc1_g." in name for name in state)
+            return _DINOV3.get((channels, blocks, gated)) if patch == 16 else None
+        size = _DINOV2.get((channels, blocks)) if patch == 14 and "blocks.0.ls1.gamma" in state else None
+        return size and f"vit_{size}_patch14_{'reg4_' if 'reg_token' in state else ''}dinov2"
+    if stem is not None and stem.ndim == 4:
+        return _DINOV3.get((stem.shape[0], _count(state, r"stages\.2\.blocks\.(\d+)\.")))
     return None
+
+
+def _count(state: Mapping[str, torch.Tensor], pattern: str) -> int:
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
 def _plain(model_name: str) -> str:

@@ -300,7 +300,17 @@ SETTINGS = {
     ),
     "unknown teacher": (
         {"teacher#model_name": "vit_small"},
-        "Error at teacher: model_name must be one of convnext_base.dinov3_lvd1689m, ",
+        "Error at teacher: model_name must be a ViT or ConvNeXt of timm, with or without the tag of its weights, got "
+        "'vit_small'. ",
+    ),
+    "layer that the teacher lacks": (
+        {"teacher#layer": 12},
+        "Error at teacher: layer must be an index from 0 to 11 of vit_small_patch16_dinov3, or None for the last one, "
+        "got 12.",
+    ),
+    "deviation of 0": (
+        {"teacher#image_std": [0, 1, 1]},
+        "Error at teacher: image_std must be three finite numbers > 0 or None, got [0, 1, 1].",
     ),
     "cells of two axes": (
         {"token_cell": [4, 4]},
@@ -393,8 +403,8 @@ FILES = {
         ("train",),
         {"teacher_weights": "OUT/no.pth"},
         {},
-        "Error at teacher: weights must be 'auto', 'none' or an existing file, got OUT/no.pth. Meta's own files "
-        "come from ",
+        "Error at teacher: weights must be 'auto', 'none' or an existing file, got OUT/no.pth. Weights of "
+        "vit_small_patch16_dinov3 come from https://huggingface.co/timm/vit_small_patch16_dinov3.lvd1689m and, ",
     ),
     "teacher of another kind": (
         ("train",),
@@ -414,11 +424,12 @@ FILES = {
         {"a.pth": with_code},
         f"Error at teacher: weights must be a file of tensors, got OUT/a.pth, {DAMAGED}UnpicklingError).",
     ),
-    "teacher that is no DINOv3": (
+    "teacher that is no ViT": (
         ("train",),
         {"teacher_weights": "OUT/a.pth"},
         {"a.pth": of_tensors(fc=torch.zeros(1))},
-        "Error at teacher: weights must be a DINOv3 under Meta's or timm's names, got OUT/a.pth with fc.",
+        "Error at teacher: weights must be a ViT or a ConvNeXt under timm's names, DINOv3 or DINOv2 under Meta's, or "
+        "DINOv2 under those of transformers, got OUT/a.pth with fc.",
     ),
     "evaluating nothing": (
         ("train", "evaluate"),

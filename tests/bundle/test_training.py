@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch._dynamo.backends.debugging import aot_eager
 
-from dinomix_monai.teacher import dinov3
+from dinomix_monai.teacher import foundation_teacher
 
 
 def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -194,7 +194,7 @@ def test_where_no_teacher_is_used_none_is_looked_for(run, edited_phantom, tmp_pa
     del datalist["phantom_seed"]
     (folder / "dataset.json").write_text(json.dumps(datalist))
     asked = []
-    monkeypatch.setattr(dinov3, "hub_file", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(foundation_teacher, "hub_file", lambda *arguments: asked.append(arguments))
     trained = run("train", overlay, dataset_dir=str(folder), teacher_weights="auto", epochs=1)
     assert asked == []
     assert trained.parser.get_parsed_content("teacher") is None

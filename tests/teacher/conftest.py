@@ -1,4 +1,4 @@
-"""DINOv3 written down plainly, on random weights under the names of Meta's published files: an oracle without timm."""
+"""DINOv3 and DINOv2 written down plainly, on random weights under Meta's names: an oracle without timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-DIM, DEPTH, HEADS, PATCH = 384, 12, 6, 16  # ViT-S/16
+DIM, DEPTH, HEADS = 384, 12, 6  # ViT-S
 DEPTHS, DIMS = (3, 3, 9, 3), (96, 192, 384, 768)  # ConvNeXt tiny
 
 
@@ -24,6 +24,16 @@ def vit(request, tmp_path_factory):
     return SimpleNamespace(state=state, path=path, has_bias=request.param == "qkv bias", tokens=_vit_tokens)
 
 
+@pytest.fixture(scope="session", params=["registers", "no registers"])
+def dinov2(request, tmp_path_factory):
+    """Meta's ViT-S/14 with random weights, and a file of it."""
+    state = _random_dinov2(registers=4 if request.param == "registers" else 0)
+    path = tmp_path_factory.mktemp("meta") / "dinov2_vits14.pth"
+    torch.save(state, path)
+    name = f"vit_small_patch14_{'reg4_' if request.param == 'registers' else ''}dinov2"
+    return SimpleNamespace(state=state, path=path, name=name, tokens=_dinov2_tokens)
+
+
 @pytest.fixture(scope="session")
 def convnext(tmp_path_factory):
     """Meta's ConvNeXt tiny with random weights, and a file of it."""
@@ -33,31 +43,59 @@ def convnext(tmp_path_factory):
     return SimpleNamespace(state=state, path=path, tokens=_convnext_tokens)
 
 
-def _vit_tokens(state, images):
-    """Patch tokens (N, C, h, w) of images (N, 3, H, W) in [0, 1]."""
+def _vit_tokens(state, images, layer=DEPTH - 1):
+    """Patch tokens (N, C, h, w) of images (N, 3, H, W) in [0, 1], of a DINOv3."""
     x = (images - MEAN) / STD
-    rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
-    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=PATCH)
-    x = x.flatten(2).transpose(1, 2)
-    prefix = torch.cat([state["cls_token"], state["storage_tokens"]], dim=1).expand(len(x), -1, -1)
-    x = torch.cat([prefix, x], dim=1)
-    rotation = _rotation(rows, columns)
-    for i in range(DEPTH):
+    rows, columns = x.shape[2] // 16, x.shape[3] // 16
+    x = torch.cat([_prefix(state, "storage_tokens", len(x)), _patches(state, x)], dim=1)
+    x = _blocks(state, x, layer, eps=1e-5, rotation=_rotation(rows, columns))
+    return x[:, -rows * columns :].transpose(1, 2).reshape(len(x), DIM, rows, columns)
+
+
+def _dinov2_tokens(state, images, layer=DEPTH - 1, mean=MEAN, std=STD):
+    """The same of a DINOv2."""
+    x = (images - mean) / std
+    rows, columns = x.shape[2] // 14, x.shape[3] // 14
+    place = state["pos_embed"][:, 1:]
+    side = math.isqrt(place.shape[1])
+    if (side, side) != (rows, columns):
+        place = place.transpose(1, 2).reshape(1, DIM, side, side)
+        place = F.interpolate(place, (rows, columns), mode="bicubic", align_corners=False, antialias=True)
+        place = place.flatten(2).transpose(1, 2)
+    prefix = _prefix(state, "register_tokens", len(x))
+    # The class token has a position, the registers have none.
+    prefix = torch.cat([prefix[:, :1] + state["pos_embed"][:, :1], prefix[:, 1:]], dim=1)
+    x = _blocks(state, torch.cat([prefix, _patches(state, x) + place], dim=1), layer, eps=1e-6)
+    return x[:, -rows * columns :].transpose(1, 2).reshape(len(x), DIM, rows, columns)
+
+
+def _patches(state, x):
+    weight = state["patch_embed.proj.weight"]
+    return F.conv2d(x, weight, state["patch_embed.proj.bias"], stride=weight.shape[2:]).flatten(2).transpose(1, 2)
+
+
+def _prefix(state, registers, number):
+    tokens = [state["cls_token"], *([state[registers]] if registers in state else [])]
+    return torch.cat(tokens, dim=1).expand(number, -1, -1)
+
+
+def _blocks(state, x, layer, eps, rotation=None):
+    for i in range(layer + 1):
         block = {name.removeprefix(f"blocks.{i}."): t for name, t in state.items() if name.startswith(f"blocks.{i}.")}
-        x = x + block["ls1.gamma"] * _attention(block, _norm(x, block, "norm1"), rotation)
-        hidden = F.gelu(F.linear(_norm(x, block, "norm2"), block["mlp.fc1.weight"], block["mlp.fc1.bias"]))
+        x = x + block["ls1.gamma"] * _attention(block, _norm(x, block, "norm1", eps), rotation)
+        hidden = F.gelu(F.linear(_norm(x, block, "norm2", eps), block["mlp.fc1.weight"], block["mlp.fc1.bias"]))
         x = x + block["ls2.gamma"] * F.linear(hidden, block["mlp.fc2.weight"], block["mlp.fc2.bias"])
-    patches = _norm(x, state, "norm")[:, prefix.shape[1] :]
-    return patches.transpose(1, 2).reshape(len(x), DIM, rows, columns)
+    return _norm(x, state, "norm", eps)
 
 
 def _attention(block, x, rotation):
-    bias = block["attn.qkv.bias"] * block["attn.qkv.bias_mask"] if "attn.qkv.bias" in block else None
+    bias = block["attn.qkv.bias"] * block.get("attn.qkv.bias_mask", 1) if "attn.qkv.bias" in block else None
     qkv = F.linear(x, block["attn.qkv.weight"], bias)
     # (N, tokens, 3 * C) -> 3 of (N, heads, tokens, C / heads)
     query, key, value = qkv.unflatten(2, (3, HEADS, DIM // HEADS)).permute(2, 0, 3, 1, 4)
-    prefix = x.shape[1] - len(rotation)
-    query, key = (torch.cat([t[:, :, :prefix], _rotate(t[:, :, prefix:], rotation)], dim=2) for t in (query, key))
+    if rotation is not None:
+        prefix = x.shape[1] - len(rotation)
+        query, key = (torch.cat([t[:, :, :prefix], _rotate(t[:, :, prefix:], rotation)], dim=2) for t in (query, key))
     weights = (query @ key.transpose(2, 3) / math.sqrt(DIM // HEADS)).softmax(dim=3)
     out = (weights @ value).transpose(1, 2).flatten(2)
     return F.linear(out, block["attn.proj.weight"], block["attn.proj.bias"])
@@ -85,14 +123,14 @@ def _rotate(x, rotation):
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def _norm(x, state, name, eps=1e-5):
+def _norm(x, state, name, eps):
     x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
     return x * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
-def _convnext_tokens(state, images):
+def _convnext_tokens(state, images, stages=4):
     x = (images - MEAN) / STD
-    for stage in range(4):
+    for stage in range(stages):
         down = f"downsample_layers.{stage}"
         if stage == 0:
             x = F.conv2d(x, state[f"{down}.0.weight"], state[f"{down}.0.bias"], stride=4)
@@ -107,7 +145,7 @@ def _convnext_tokens(state, images):
             y = F.gelu(F.linear(y, state[f"{at}.pwconv1.weight"], state[f"{at}.pwconv1.bias"]))
             y = F.linear(y, state[f"{at}.pwconv2.weight"], state[f"{at}.pwconv2.bias"]) * state[f"{at}.gamma"]
             x = x + y.permute(0, 3, 1, 2)
-    return _channel_norm(x, state, "norm")
+    return _channel_norm(x, state, "norm") if stages == 4 else x
 
 
 def _channel_norm(x, state, name):
@@ -133,6 +171,19 @@ class _Random(dict):
         self.draw(f"{name}.weight", dim, std=0.2, mean=1)
         self.draw(f"{name}.bias", dim)
 
+    def blocks(self, has_bias):
+        for i in range(DEPTH):
+            at = f"blocks.{i}"
+            self.norm(f"{at}.norm1", DIM)
+            self.linear(f"{at}.attn.qkv", 3 * DIM, DIM, bias=has_bias)
+            self.linear(f"{at}.attn.proj", DIM, DIM)
+            self.draw(f"{at}.ls1.gamma", DIM)
+            self.norm(f"{at}.norm2", DIM)
+            self.linear(f"{at}.mlp.fc1", 4 * DIM, DIM)
+            self.linear(f"{at}.mlp.fc2", DIM, 4 * DIM)
+            self.draw(f"{at}.ls2.gamma", DIM)
+        self.norm("norm", DIM)
+
 
 def _random_vit(has_bias):
     state = _Random(seed=1)
@@ -140,20 +191,23 @@ def _random_vit(has_bias):
     state.draw("storage_tokens", 1, 4, DIM)
     state.draw("mask_token", 1, DIM)
     state["rope_embed.periods"] = 100 ** (torch.arange(16) / 16)
-    state.linear("patch_embed.proj", DIM, 3, PATCH, PATCH)
-    for i in range(DEPTH):
-        at = f"blocks.{i}"
-        state.norm(f"{at}.norm1", DIM)
-        state.linear(f"{at}.attn.qkv", 3 * DIM, DIM, bias=has_bias)
-        if has_bias:
-            state[f"{at}.attn.qkv.bias_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(DIM)
-        state.linear(f"{at}.attn.proj", DIM, DIM)
-        state.draw(f"{at}.ls1.gamma", DIM)
-        state.norm(f"{at}.norm2", DIM)
-        state.linear(f"{at}.mlp.fc1", 4 * DIM, DIM)
-        state.linear(f"{at}.mlp.fc2", DIM, 4 * DIM)
-        state.draw(f"{at}.ls2.gamma", DIM)
-    state.norm("norm", DIM)
+    state.linear("patch_embed.proj", DIM, 3, 16, 16)
+    state.blocks(has_bias)
+    if has_bias:
+        mask = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(DIM)
+        state.update({f"blocks.{i}.attn.qkv.bias_mask": mask for i in range(DEPTH)})
+    return dict(state)
+
+
+def _random_dinov2(registers):
+    state = _Random(seed=3)
+    state.draw("cls_token", 1, 1, DIM)
+    state.draw("mask_token", 1, DIM)
+    state.draw("pos_embed", 1, 1 + 37 * 37, DIM)
+    if registers:
+        state.draw("register_tokens", 1, registers, DIM)
+    state.linear("patch_embed.proj", DIM, 3, 14, 14)
+    state.blocks(has_bias=True)
     return dict(state)
 
 

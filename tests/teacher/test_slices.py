@@ -5,7 +5,7 @@ import torch
 from monai.data import MetaTensor
 from torch.nn import functional as F
 
-from dinomix_monai.teacher import DINOv3Teacher, SliceTokens
+from dinomix_monai.teacher import FoundationTeacher, SliceTokens
 
 
 class MeanTeacher:
@@ -151,7 +151,7 @@ def test_a_meta_tensor_in_half_precision_gives_a_plain_tensor_without_gradient()
 
 
 def test_without_resizing_the_tokens_are_those_of_the_slices_themselves():
-    teacher = DINOv3Teacher("vit_tiny_patch16_dinov3_qkvb", weights="none")
+    teacher = FoundationTeacher("vit_tiny_patch16_dinov3_qkvb", weights="none")
     slice_tokens = SliceTokens(teacher, channels="repeat").train()
     volume = torch.rand(1, 1, 32, 48, 3)
     tokens = slice_tokens(volume, (2, 3, 3))

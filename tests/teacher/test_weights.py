@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 from timm.models import convnext as timm_convnext
 from timm.models import eva as timm_eva
+from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from dinomix_monai.teacher.weights import load_strictly, matching_variant, read_weights
 
-TIMM_VIT = {"reg_token": torch.ones(1, 4, 2), "norm.weight": torch.ones(2)}
+TIMM_VIT = {"patch_embed.proj.weight": torch.ones(2, 3, 16, 16), "norm.weight": torch.ones(2)}
 
 
 def empty_model(name):
@@ -50,6 +51,43 @@ def test_gated_mlp_and_pre_training_leftovers_are_as_in_timms_own_filter(tmp_pat
     read = read_weights(tmp_path / "vit.pth")
     assert_same(read, timm_eva.checkpoint_filter_fn(state, empty_model("vit_small_plus_patch16_dinov3")))
     assert "blocks.10.mlp.fc1_g.bias" in read
+
+
+def test_dinov2_names_and_values_are_those_of_timms_own_filter(dinov2):
+    assert_same(read_weights(dinov2.path), timm_vit.checkpoint_filter_fn(dict(dinov2.state), empty_model(dinov2.name)))
+
+
+def test_the_gated_mlp_of_dinov2_is_as_in_timms_own_filter(tmp_path):
+    state = {
+        "patch_embed.proj.weight": torch.rand(8, 3, 14, 14),
+        "mask_token": torch.rand(1, 8),
+        **{f"blocks.10.mlp.{w}.{kind}": torch.rand(8) for w in ("w12", "w3") for kind in ("weight", "bias")},
+    }
+    torch.save(state, tmp_path / "vit.pth")
+    read = read_weights(tmp_path / "vit.pth")
+    assert_same(read, timm_vit.checkpoint_filter_fn(state, empty_model("vit_small_patch14_dinov2")))
+    assert "blocks.10.mlp.fc1.bias" in read
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"patch_embed.proj.weight": torch.ones(2, 3, 14, 14), "register_tokens": torch.ones(1, 4, 2)},
+        {
+            "embeddings.patch_embeddings.projection.weight": torch.ones(2, 3, 14, 14),
+            "encoder.layer.0.attention.attention.query.weight": torch.ones(2, 2),
+        },
+        {
+            "embeddings.patch_embeddings.projection.weight": torch.ones(2, 3, 14, 14),
+            **{f"encoder.layer.0.attention.attention.{p}.weight": torch.tensor(1) for p in ("query", "key", "value")},
+        },
+    ],
+    ids=["registers without a class token", "query without a key", "numbers"],
+)
+def test_tensors_that_belong_together_are_not_guessed(state, tmp_path):
+    torch.save(state, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"weights must be those of a whole model, got .*vit\.pth, where tensors"):
+        read_weights(tmp_path / "vit.pth")
 
 
 def test_convnext_names_and_values_are_those_of_timms_own_filter(convnext):
@@ -138,15 +176,18 @@ def test_something_else_among_the_tensors_is_refused(content, tmp_path):
 @pytest.mark.parametrize(
     ("names", "shown"),
     [
-        (["pos_embed", "register_tokens", "cls_token", "mask_token"], r"pos_embed, register_tokens, cls_token, \.\.\."),
-        (["embeddings.cls_token", "layer.0.norm1.weight"], r"embeddings\.cls_token.*transformers library"),
+        (
+            ["pos_embed", "cls_token", "conv_proj.weight", "norm.weight"],
+            r"pos_embed, cls_token, conv_proj\.weight, \.\.\.",
+        ),
+        (["embeddings.cls_token", "layer.0.norm1.weight"], r"embeddings\.cls_token, layer\.0\.norm1\.weight\. Take a"),
         ([], "no tensors"),
     ],
-    ids=["DINOv2", "transformers", "nothing"],
+    ids=["torchvision", "DINOv3 of transformers", "nothing"],
 )
-def test_a_file_without_a_dinov3_is_refused(names, shown, tmp_path):
+def test_a_file_under_other_names_is_refused(names, shown, tmp_path):
     torch.save({name: torch.ones(1) for name in names}, tmp_path / "vit.pth")
-    with pytest.raises(ValueError, match=rf"weights must be a DINOv3 .*got .*vit\.pth with {shown}"):
+    with pytest.raises(ValueError, match=rf"weights must be a ViT or a ConvNeXt .*got .*vit\.pth with {shown}"):
         read_weights(tmp_path / "vit.pth")
 
 
@@ -163,6 +204,7 @@ def test_a_file_without_a_dinov3_is_refused(names, shown, tmp_path):
         ("vit_base_patch16_dinov3_qkvb.eupe_lvd1689m", "vit_base_patch16_dinov3_qkvb.eupe_lvd1689m", None),
         ("vit_7b_patch16_dinov3", "vit_7b_patch16_dinov3", "vit_7b_patch16_dinov3"),
         ("convnext_tiny.dinov3_lvd1689m", "convnext_tiny.dinov3_lvd1689m", "convnext_tiny.dinov3_lvd1689m"),
+        ("vit_small_patch14_dinov2", "vit_small_patch14_dinov2", "vit_small_patch14_dinov2"),
     ],
 )
 def test_the_weights_choose_the_variant(asked, with_bias, without):
@@ -173,7 +215,7 @@ def test_the_weights_choose_the_variant(asked, with_bias, without):
 
 @pytest.mark.parametrize(
     "name",
-    [*timm.list_models("*dinov3", pretrained=False), *timm.list_models("*.dinov3*", pretrained=True)],
+    [*timm.list_models(["*dinov3", "*dinov2"], pretrained=False), *timm.list_models("*.dinov3*", pretrained=True)],
 )
 def test_a_file_of_any_other_architecture_is_recognized(name):
     other = "vit_tiny_patch16_dinov3_qkvb"
@@ -196,9 +238,9 @@ def test_the_message_counts_and_names_some_differences():
 
 def test_an_architecture_that_timm_does_not_list_is_refused():
     state = {name: value for name, value in blank("vit_small_patch16_dinov3").items() if "blocks.11" not in name}
-    with pytest.raises(ValueError, match=r"looks like no architecture that timm lists .*Fetch the file anew"):
+    with pytest.raises(ValueError, match=r"neither a DINOv2 nor a DINOv3 of timm .*Pass the model_name of"):
         load_strictly(empty_model("vit_small_patch16_dinov3"), state, "vit_small_patch16_dinov3", "a.pth")
-    with pytest.raises(ValueError, match=r"looks like no architecture .*1 unexpected: head"):
+    with pytest.raises(ValueError, match=r"looks like neither .*1 unexpected: head"):
         load_strictly(
             empty_model("vit_small_patch16_dinov3"), {"head": torch.ones(1)}, "vit_small_patch16_dinov3", "a.pth"
         )
