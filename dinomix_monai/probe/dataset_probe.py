@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, Invertd
+from monai.utils import convert_to_dst_type
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
@@ -123,7 +124,9 @@ class DatasetProbe:
         )
         for case in tqdm(cases, "Proposals", unit="scan"):
             sample = self.preprocessing({Keys.IMAGE: case[Keys.IMAGE]})
-            back({**sample, Keys.PRED: self.probe.segment(sample[Keys.IMAGE])})
+            # With the history of the image, which is inverted.
+            label = convert_to_dst_type(self.probe.segment(sample[Keys.IMAGE]), sample[Keys.IMAGE], torch.uint8)[0]
+            back({**sample, Keys.PRED: label})
             yield Path(case[Keys.IMAGE])
 
 
