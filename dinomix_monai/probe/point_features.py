@@ -13,7 +13,7 @@ from dinomix_monai.teacher import SliceTokens
 __all__ = ["PointFeatures", "labels_at_points"]
 
 _NEIGHBORHOOD = 5
-# What is darker than this, of intensities in [0, 1], is taken for air around the body.
+# What is at most this much brighter than the darkest voxel, of intensities in [0, 1], is taken for air.
 _AIR = 0.05
 
 
@@ -80,7 +80,7 @@ class PointFeatures:
         Returns:
             Boolean, shape (len(slices), h, w).
         """
-        planes = (image.as_subclass(torch.Tensor)[0][:, :, list(slices)] > _AIR).float().movedim(-1, 0)[:, None]
+        planes = _no_air(image.as_subclass(torch.Tensor))[:, :, list(slices)].float().movedim(-1, 0)[:, None]
         shares = F.interpolate(planes, self.points(image), mode="area")
         return F.max_pool2d(shares, _NEIGHBORHOOD, stride=1, padding=_NEIGHBORHOOD // 2)[:, 0] > 0
 
@@ -113,6 +113,11 @@ def _neighborhoods(voxels: torch.Tensor, size: tuple[int, int], slices: Sequence
     return F.unfold(around, _NEIGHBORHOOD).unflatten(-1, size)
 
 
+def _no_air(voxels: torch.Tensor) -> torch.Tensor:
+    """Whether each voxel of (1, H, W, D) is brighter than air, which a window may have left above 0; (H, W, D)."""
+    return voxels[0] > voxels.min() + _AIR
+
+
 def labels_at_points(label: torch.Tensor, size: tuple[int, int], slices: Sequence[int]) -> torch.Tensor:
     """
     Class of the voxel at each point.
@@ -131,7 +136,7 @@ def labels_at_points(label: torch.Tensor, size: tuple[int, int], slices: Sequenc
 
 def _positions(voxels: torch.Tensor, size: tuple[int, int], slices: Sequence[int]) -> torch.Tensor:
     """Position of each point and its second-order terms, shape (len(slices), h, w, 8)."""
-    body = voxels[0] > _AIR
+    body = _no_air(voxels)
     axes = []
     for axis, points in enumerate((*size, len(slices))):
         inside = body.any([other for other in range(3) if other != axis]).nonzero()

@@ -65,10 +65,12 @@ def test_slices_are_spread_over_the_scan():
     torch.testing.assert_close(gather_points(features, scan, 2).features, middle)
 
 
-def test_air_around_the_body_gives_no_points_and_is_background():
+@pytest.mark.parametrize("air", [0.0, 0.09])
+def test_air_around_the_body_gives_no_points_and_is_background(air):
+    # A window that begins below the darkest voxel leaves air above 0.
     features, scan = PointFeatures(None, point_mm=2.0), phantom_scan(0)
-    scan["image"][:, :, 20:] = 0
-    scan["image"][:, 8, 8] = 0  # gas in the body
+    scan["image"][:, :, 20:] = air
+    scan["image"][:, 8, 8] = air  # gas in the body
     in_body = features.in_body(scan["image"], [0])
     # With two points beside the body.
     assert in_body[0].any(0).tolist() == [True] * 22 + [False] * 2
