@@ -193,6 +193,8 @@ def probe(
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them.
     """
+    from monai.utils import ensure_tuple
+
     from dinomix_monai.probe import probe_dataset
 
     parser = open_configuration(config_file, **settings)
@@ -200,8 +202,8 @@ def probe(
     parser.update({name: value for name, value in given.items() if value is not None})
     found = probe_dataset(
         parser,
-        layers=None if layers is None else _as_list(layers),
-        token_mm=_as_list(token_mm),
+        layers=None if layers is None else ensure_tuple(layers),
+        token_mm=ensure_tuple(token_mm),
         num_slices=num_slices,
         max_scans=max_scans,
     )
@@ -213,10 +215,6 @@ def probe(
         datalist = parser.get_parsed_content("datalist")
         cases = [*datalist.unlabeled, *datalist.validation, *datalist.test]
         print(f"{len(list(found.propose(cases, proposals)))} label maps in {proposals}")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 @SetParseFn(str, "dataset", "raw_dir", "out_dir", "protocol")

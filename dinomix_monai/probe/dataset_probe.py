@@ -30,7 +30,6 @@ __all__ = ["DatasetProbe", "TeacherView", "probe_dataset"]
 logger = logging.getLogger(__name__)
 
 _TEACHER, _UNTRAINED, _INTENSITIES = "teacher", "untrained teacher", "intensities"
-_SMALLEST = 5
 
 
 @dataclass(frozen=True, order=True)
@@ -182,34 +181,35 @@ def probe_dataset(
     teacher = FoundationTeacher(weights=weights, **model)
     candidates = [TeacherView(layer, mm) for layer in layers or _second_half(teacher.num_layers) for mm in token_mm]
     views: dict[TeacherView, np.ndarray] = {}
-    best: list[LabeledPoints] | None = None
+    kinds: dict[str, PointFeatures] = {_INTENSITIES: PointFeatures(None)}
+    points: dict[str, list[LabeledPoints]] = {}
     if len(scans) > 1:
         for view in tqdm(candidates, "Views of the teacher", unit="view"):
-            found = points_of(features_of(view, weights), scans)
+            features = features_of(view, weights)
+            found = points_of(features, scans)
             views[view] = cross_validated_dice(found, num_classes)
             chosen = max(views, key=lambda view: float(np.nan_to_num(nan_mean(views[view], axis=0))))
-            best = found if chosen == view else best
+            if chosen == view:
+                kinds[_TEACHER], points[_TEACHER] = features, found
     else:
         logger.warning(
             "There is a single labeled scan, so layer and size of a token cannot be chosen by cross-validation. Label "
             "another scan, or choose them."
         )
         chosen = candidates[len(candidates) // 2]
-    kinds = {_TEACHER: features_of(chosen, weights), _INTENSITIES: PointFeatures(None)}
+        kinds[_TEACHER] = features_of(chosen, weights)
     if teacher.pretrained:
         kinds[_UNTRAINED] = features_of(chosen, "none")
-    points = {
-        kind: best if kind == _TEACHER and best is not None else points_of(features, scans)
-        for kind, features in kinds.items()
-    }
+    points |= {kind: points_of(features, scans) for kind, features in kinds.items() if kind not in points}
     probes = {kind: OrganProbe.fit(kinds[kind], found, num_classes) for kind, found in points.items()}
     table = None
     if validation:
         judges = [preprocessing(dict(case)) for case in validation]
-        dice = {kind: probe.dice(points_of(kinds[kind], judges), num_classes) for kind, probe in probes.items()}
+        columns = [kind for kind in (_TEACHER, _INTENSITIES, _UNTRAINED) if kind in kinds]
+        dice = {kind: probes[kind].dice(points_of(kinds[kind], judges), num_classes) for kind in columns}
         labels = torch.cat([scan.labels for scan in points[_TEACHER]])
         counts = torch.bincount(labels, minlength=num_classes)[1:].numpy()
-        table = ProbeTable(datalist.class_names, counts, dice, _SMALLEST)
+        table = ProbeTable(datalist.class_names, counts, dice)
     return DatasetProbe(
         teacher=teacher.describe(),
         views=views,

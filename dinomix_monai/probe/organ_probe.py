@@ -20,6 +20,7 @@ from dinomix_monai.probe.point_features import PointFeatures, labels_at_points
 __all__ = ["LabeledPoints", "OrganProbe", "ProbeTable", "cross_validated_dice", "gather_points", "point_dice"]
 
 _LEAST_LOGIT = -1e4
+_SLICES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -136,15 +137,18 @@ class OrganProbe:
         Returns:
             Label map of shape (1, H, W, len(slices)), uint8, on the CPU.
         """
-        planes = []
-        for z in range(image.shape[-1]) if slices is None else slices:
+        wanted = list(range(image.shape[-1]) if slices is None else slices)
+        labels = []
+        # Some at once: each call looks for the body in the whole scan.
+        for first in range(0, len(wanted), _SLICES_AT_ONCE):
+            some = wanted[first : first + _SLICES_AT_ONCE]
             # A class that the probe has not seen has a logit of minus infinity, which does not interpolate.
-            logits = self.linear(self.features(image, [z])).clamp_min(_LEAST_LOGIT)
-            logits[~self.features.in_body(image, [z])] = torch.eye(logits.shape[-1], device=logits.device)[0]
+            logits = self.linear(self.features(image, some)).clamp_min(_LEAST_LOGIT)
+            logits[~self.features.in_body(image, some)] = torch.eye(logits.shape[-1], device=logits.device)[0]
             logits = logits.movedim(-1, 1)
             logits = F.interpolate(logits, tuple(image.shape[1:3]), mode="bilinear", align_corners=False)
-            planes.append(logits[0].argmax(0).to("cpu", torch.uint8))
-        return torch.stack(planes, dim=-1)[None]
+            labels.append(logits.argmax(1).to("cpu", torch.uint8))
+        return torch.cat(labels).movedim(0, -1)[None]
 
 
 @dataclass(frozen=True)
