@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from ignite.engine import Events
-from monai.engines.utils import IterationEvents
 from torch import nn
 
 from dinomix_monai.baselines import (
@@ -16,6 +15,7 @@ from dinomix_monai.baselines import (
     StudentPair,
 )
 from dinomix_monai.networks import EMATeacher
+from tests.engines.conftest import ORDER_OF_EVENTS, events_of_a_run
 
 CROSS_ENTROPY = ClassWeightedDiceCELoss(lambda_dice=0)
 
@@ -108,16 +108,8 @@ def test_without_unlabeled_images_each_student_learns_by_itself(make_cross_train
 
 
 def test_the_events_of_a_step_come_in_monais_order(make_cross_trainer):
-    trainer, seen = make_cross_trainer(max_epochs=1, decollate=False), []
-    for event in IterationEvents:
-        trainer.add_event_handler(event, lambda engine, event: seen.append((event, sorted(engine.state.output))), event)
-    trainer.run()
-    assert [event for event, _ in seen[:4]] == [
-        IterationEvents.FORWARD_COMPLETED,
-        IterationEvents.LOSS_COMPLETED,
-        IterationEvents.BACKWARD_COMPLETED,
-        IterationEvents.MODEL_COMPLETED,
-    ]
+    seen = events_of_a_run(make_cross_trainer(max_epochs=1, decollate=False))
+    assert [event for event, _ in seen[:4]] == ORDER_OF_EVENTS
     assert seen[0][1] == ["image", "label", "pred"]
     assert seen[1][1] == ["image", "label", "loss", "pred", "supervised", "unsupervised"]
 

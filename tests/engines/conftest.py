@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.engines.utils import IterationEvents
 from torch import nn
 
 from dinomix_monai.engines import DinoMixTrainer, PseudoLabeler
@@ -44,6 +45,24 @@ def cross_entropy(logits, label):
 
 def weighted_cross_entropy(logits, label, weight):
     return (nn.functional.cross_entropy(logits, label[:, 0].long(), reduction="none") * weight[:, 0]).mean()
+
+
+# MONAI's own, of a step of its SupervisedTrainer.
+ORDER_OF_EVENTS = [
+    IterationEvents.FORWARD_COMPLETED,
+    IterationEvents.LOSS_COMPLETED,
+    IterationEvents.BACKWARD_COMPLETED,
+    IterationEvents.MODEL_COMPLETED,
+]
+
+
+def events_of_a_run(trainer):
+    """Runs a trainer; for each event of its steps, the event and the names in the output at that moment."""
+    seen = []
+    for event in IterationEvents:
+        trainer.add_event_handler(event, lambda engine, event: seen.append((event, sorted(engine.state.output))), event)
+    trainer.run()
+    return seen
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from torch import nn
 from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.transforms import PICCutMixd
+from tests.engines.conftest import ORDER_OF_EVENTS, events_of_a_run
 
 
 class MeanTeacher(nn.Module):
@@ -214,16 +215,8 @@ def test_neither_teacher_is_changed_by_the_steps(make_trainer, make_distiller):
 
 @pytest.mark.parametrize("trainer_class", [SupervisedTrainer, DinoMixTrainer])
 def test_the_events_of_a_step_come_in_monais_order(make_trainer, trainer_class):
-    trainer, seen = make_trainer(trainer_class, max_epochs=1, decollate=False), []
-    for event in IterationEvents:
-        trainer.add_event_handler(event, lambda engine, event: seen.append((event, sorted(engine.state.output))), event)
-    trainer.run()
-    assert [event for event, _ in seen[:4]] == [
-        IterationEvents.FORWARD_COMPLETED,
-        IterationEvents.LOSS_COMPLETED,
-        IterationEvents.BACKWARD_COMPLETED,
-        IterationEvents.MODEL_COMPLETED,
-    ]
+    seen = events_of_a_run(make_trainer(trainer_class, max_epochs=1, decollate=False))
+    assert [event for event, _ in seen[:4]] == ORDER_OF_EVENTS
     assert len(seen) == 4 * 3
     assert seen[0][1] == ["image", "label", "pred"]
     assert "loss" in seen[1][1]
