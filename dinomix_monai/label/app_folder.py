@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomix_monai.bundle import Bundle
+from dinomix_monai.core.files import write_json
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.models import read_class_names, read_model, write_class_names
 
@@ -128,7 +129,7 @@ def prepare_app_folder(
         elif teacher_weights != "auto":
             teacher["teacher_weights"] = str(Path(teacher_weights).expanduser().absolute())
         content = {**teacher, **(settings or {}), "_desc_": _DESCRIPTION}
-        folder.settings_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(folder.settings_file, content)
     (folder.root / "main.py").write_text(_MAIN, encoding="utf-8")
     return folder
 
@@ -161,4 +162,4 @@ def _name_classes(metadata_file: Path, class_names: Sequence[str]) -> None:
     output = metadata["network_data_format"]["outputs"]["pred"]
     output["num_channels"] = len(class_names)
     output["channel_def"] = {str(value): name for value, name in enumerate(class_names)}
-    metadata_file.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    write_json(metadata_file, metadata)

@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 from monai.engines import SupervisedEvaluator
 
 from dinomix_monai.core.epoch_table import read_table
+from dinomix_monai.core.files import write_json
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.data import Finding, check_dataset, findings_table, scaling_window
 from dinomix_monai.handlers import BestModelHandler
@@ -148,7 +149,7 @@ class TrainingRun:
             score_before=before,
             warnings=warnings,
         )
-        (self.path / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+        write_json(self.path / "result.json", asdict(result))
         return result
 
     def _current_model(self, is_needed: bool) -> Path | None:
@@ -174,7 +175,7 @@ class TrainingRun:
             "unlabeled": self.unlabeled,
             "validation": self.validation,
         }
-        (self.path / "dataset.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(self.path / "dataset.json", content)
         parser = self.folder.bundle.parser("train")
         findings = check_dataset(
             self.path,

@@ -15,6 +15,7 @@ import torch
 from monai.networks.utils import get_state_dict
 from torch import nn
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference, write_tensor_file
 from dinomix_monai.data.anatomy import ORGANS
 
@@ -35,10 +36,8 @@ def write_class_names(model_file: str | Path, class_names: Sequence[str]) -> Pat
     Returns:
         The path of ``labels.json``.
     """
-    path = Path(model_file).with_name(_LABELS_FILE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({str(value): name for value, name in enumerate(class_names)}, indent=1) + "\n")
-    return path
+    names = {str(value): name for value, name in enumerate(class_names)}
+    return write_json(Path(model_file).with_name(_LABELS_FILE), names)
 
 
 def read_class_names(model_file: str | Path) -> list[str]:

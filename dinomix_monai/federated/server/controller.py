@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.federated.protocol import ClassScores, MetaKeys, RunPlan, ScoredModel, SiteDescription, TaskName
 from dinomix_monai.federated.server.agreement import check_agreement, version_differences
@@ -330,7 +330,7 @@ class FederatedController(FedAvg):
         )
 
     def _write_json(self, name: str, content: Any) -> None:
-        Path(self.get_run_dir(), name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(self.get_run_dir(), name), content)
 
 
 def _site_name(result: FLModel) -> str:
