@@ -31,7 +31,9 @@ def draw_probe(
     loss: FeatureDistillationLoss,
 ) -> Path:
     """
-    Draws the slice that shows most classes, in radiological convention.
+    Draws the slice that shows most classes of a scan that the probe was fitted on, in radiological convention.
+
+    What the probe says of it is therefore no proof, and its title says so.
 
     Args:
         path: PNG to write.
@@ -54,7 +56,7 @@ def draw_probe(
     for ax, title, classes in (
         (axes[0], "slice", None),
         (axes[1], "ground truth", label[..., z]),
-        (axes[4], "linear probe", found),
+        (axes[4], "linear probe, fitted on this scan", found),
     ):
         ax.imshow(radiological(gray), cmap="gray", aspect=y / x)
         if classes is not None:
