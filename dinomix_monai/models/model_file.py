@@ -1,8 +1,9 @@
 """
-The file of a trained model, ``models/model.pt``, and ``labels.json`` beside it.
+The file of a trained model, ``models/model.pt``, and what lies beside it.
 
-The first is a plain state dict on the CPU, written in one move; the second names the classes, which weights cannot
-tell. Every door reads, checks and writes models here.
+The model is a plain state dict on the CPU, written in one move; ``labels.json`` names the classes, which weights cannot
+tell; ``probe.pt`` is there where the frozen teacher is asked beside the model. Every door reads, checks and writes
+models here.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from dinomix_monai.core.files import write_json
 from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference, write_tensor_file
 from dinomix_monai.data.anatomy import ORGANS
 
-__all__ = ["check_model", "load_model", "read_class_names", "read_model", "write_class_names", "write_model"]
+__all__ = [
+    "check_model",
+    "load_model",
+    "probe_path",
+    "read_class_names",
+    "read_model",
+    "write_class_names",
+    "write_model",
+]
 
-_LABELS_FILE = "labels.json"
+_LABELS_FILE, _PROBE_FILE = "labels.json", "probe.pt"
 _WEIGHTS = "the weights of a trained model"
 
 
@@ -66,6 +75,8 @@ def write_model(network: nn.Module, model_file: str | Path, class_names: Sequenc
     """
     Writes the weights of a network, and the names of its classes beside them.
 
+    A probe that lies there was weighed for another model, and is removed.
+
     Args:
         network: the network; of one that is wrapped for several processes, what is wrapped.
         model_file: file to write; replaced in one move, so there is a whole one at every moment.
@@ -78,7 +89,13 @@ def write_model(network: nn.Module, model_file: str | Path, class_names: Sequenc
         OSError: When it cannot be written.
     """
     write_class_names(model_file, class_names)
+    probe_path(model_file).unlink(missing_ok=True)
     return write_tensor_file({name: tensor.cpu() for name, tensor in get_state_dict(network).items()}, model_file)
+
+
+def probe_path(model_file: str | Path) -> Path:
+    """Where the linear probe of a model's frozen teacher lies, if it has one: ``probe.pt`` beside it."""
+    return Path(model_file).with_name(_PROBE_FILE)
 
 
 def read_model(model_file: str | Path, name: str = "model_file") -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dinomix_monai.probe.dataset_probe import DatasetProbe, TeacherView, probe_dataset
-from dinomix_monai.probe.linear_probe import LinearProbe
 from dinomix_monai.probe.organ_probe import (
     LabeledPoints,
     OrganProbe,
@@ -17,7 +16,6 @@ from dinomix_monai.probe.point_features import PointFeatures, labels_at_points
 __all__ = [
     "DatasetProbe",
     "LabeledPoints",
-    "LinearProbe",
     "OrganProbe",
     "PointFeatures",
     "ProbeTable",

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dinomix_monai.core.text import number, text_table
 from dinomix_monai.metrics.nan_means import nan_mean
-from dinomix_monai.probe.linear_probe import LinearProbe
+from dinomix_monai.networks import LinearProbe
 from dinomix_monai.probe.point_features import PointFeatures, labels_at_points
 
 __all__ = ["LabeledPoints", "OrganProbe", "ProbeTable", "cross_validated_dice", "gather_points", "point_dice"]

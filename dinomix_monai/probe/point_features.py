@@ -9,12 +9,11 @@ from monai.data import MetaTensor
 from torch.nn import functional as F
 
 from dinomix_monai.teacher import SliceTokens
+from dinomix_monai.teacher.body_position import body_box, body_mask, position_features
 
 __all__ = ["PointFeatures", "labels_at_points"]
 
 _NEIGHBORHOOD = 5
-# What is at most this much brighter than the darkest voxel, of intensities in [0, 1], is taken for air.
-_AIR = 0.05
 
 
 class PointFeatures:
@@ -80,7 +79,7 @@ class PointFeatures:
         Returns:
             Boolean, shape (len(slices), h, w).
         """
-        planes = _no_air(image.as_subclass(torch.Tensor))[:, :, list(slices)].float().movedim(-1, 0)[:, None]
+        planes = body_mask(image.as_subclass(torch.Tensor)[0])[:, :, list(slices)].float().movedim(-1, 0)[:, None]
         shares = F.interpolate(planes, self.points(image), mode="area")
         return F.max_pool2d(shares, _NEIGHBORHOOD, stride=1, padding=_NEIGHBORHOOD // 2)[:, 0] > 0
 
@@ -113,11 +112,6 @@ def _neighborhoods(voxels: torch.Tensor, size: tuple[int, int], slices: Sequence
     return F.unfold(around, _NEIGHBORHOOD).unflatten(-1, size)
 
 
-def _no_air(voxels: torch.Tensor) -> torch.Tensor:
-    """Whether each voxel of (1, H, W, D) is brighter than air, which a window may have left above 0; (H, W, D)."""
-    return voxels[0] > voxels.min() + _AIR
-
-
 def labels_at_points(label: torch.Tensor, size: tuple[int, int], slices: Sequence[int]) -> torch.Tensor:
     """
     Class of the voxel at each point.
@@ -136,16 +130,7 @@ def labels_at_points(label: torch.Tensor, size: tuple[int, int], slices: Sequenc
 
 def _positions(voxels: torch.Tensor, size: tuple[int, int], slices: Sequence[int]) -> torch.Tensor:
     """Position of each point and its second-order terms, shape (len(slices), h, w, 8)."""
-    body = _no_air(voxels)
-    axes = []
-    for axis, points in enumerate((*size, len(slices))):
-        inside = body.any([other for other in range(3) if other != axis]).nonzero()
-        low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, body.shape[axis])
-        centers = (
-            torch.tensor(list(slices), dtype=torch.float32) + 0.5
-            if axis == 2
-            else (torch.arange(points) + 0.5) * body.shape[axis] / points
-        )
-        axes.append((2 * (centers - low) / (high - low) - 1).to(voxels.device))
-    z, x, y = torch.meshgrid(axes[2], axes[0], axes[1], indexing="ij")
-    return torch.stack([x, y, z, x * x, y * y, z * z, x * y, x * z], dim=-1)
+    _, *sides, _ = voxels.shape
+    x, y = ((torch.arange(points) + 0.5) * side / points - 0.5 for points, side in zip(size, sides))
+    z, x, y = torch.meshgrid(torch.tensor(slices, dtype=torch.float32), x, y, indexing="ij")
+    return position_features(torch.stack([x, y, z], dim=-1), body_box(voxels[0])).to(voxels.device)

@@ -153,7 +153,7 @@ def test_training_and_inference_agree_on(name: str) -> None:
 
 
 def test_training_and_inference_use_the_same_sliding_window() -> None:
-    assert read("train")["validate"]["inferer"] == read("inference")["inferer"]
+    assert read("train")["validate"]["inferer"] == read("inference")["inferer"]["inferer"]
 
 
 def test_inference_and_the_report_of_training_have_one_preprocessing_of_images() -> None:

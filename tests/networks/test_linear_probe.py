@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from dinomix_monai.probe import LinearProbe
+from dinomix_monai.networks import LinearProbe
 
 
 def blobs(counts, centers, spread=0.1):
@@ -41,7 +41,9 @@ def test_units_of_the_features_do_not_matter():
 
 def test_class_weights_give_points_to_the_small_class():
     features, labels = blobs((1000, 10), ((0, 0), (0.6, 0)), spread=0.4)
-    found = [LinearProbe.fit(features, labels, 2, power)(features).argmax(-1) for power in (0.0, 0.5, 1.0)]
+    found = [
+        LinearProbe.fit(features, labels, 2, class_weight_power=power)(features).argmax(-1) for power in (0.0, 0.5, 1.0)
+    ]
     assert found[0].sum() < found[1].sum() < found[2].sum()
 
 
@@ -65,3 +67,16 @@ def test_points_that_do_not_belong_together_are_refused(shapes):
     features, labels = torch.rand(shapes[0]), torch.zeros(shapes[1], dtype=torch.long)
     with pytest.raises(ValueError, match=re.escape(f"N > 0, got {shapes[0]} and {shapes[1]}.")):
         LinearProbe.fit(features, labels, 2)
+
+
+def test_points_that_were_drawn_stand_for_all_voxels():
+    features, labels = blobs((4000, 400, 40), ((0, 0), (1, 0), (0, 1)), spread=0.6)
+    voxels = torch.bincount(labels)
+    # Every point of the small classes, and a tenth of the large one.
+    drawn = torch.cat([torch.arange(0, 4000, 10), torch.arange(4000, 4440)])
+    whole = LinearProbe.fit(features, labels, 3, penalty=0.01, iterations=500)
+    part = LinearProbe.fit(features[drawn], labels[drawn], 3, voxels, penalty=0.01, iterations=500)
+    naive = LinearProbe.fit(features[drawn], labels[drawn], 3, penalty=0.01, iterations=500)
+    expected = whole(features).softmax(-1)
+    errors = [(probe(features).softmax(-1) - expected).abs().mean() for probe in (part, naive)]
+    assert errors[0] < 0.02 < errors[1] / 3

@@ -34,7 +34,8 @@ class LinearProbe(nn.Module):
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(num_features, num_classes)
+        # From zero, and without a draw of random numbers.
+        self.linear = nn.utils.skip_init(nn.Linear, num_features, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("mean", torch.zeros(num_features))
@@ -46,6 +47,7 @@ class LinearProbe(nn.Module):
         features: torch.Tensor,
         labels: torch.Tensor,
         num_classes: int,
+        voxels: torch.Tensor | None = None,
         class_weight_power: float = 0.5,
         penalty: float = 1e-3,
         iterations: int = 40,
@@ -57,6 +59,8 @@ class LinearProbe(nn.Module):
             features: shape (N, F).
             labels: class of each point, shape (N,).
             num_classes: number C of classes, background included.
+            voxels: number of voxels of each class, shape (C,), that the points were drawn from; ``None`` for the points
+                themselves. The result is that of all voxels, but for the draw.
             class_weight_power: exponent of the class weights; 0 for all points alike.
             penalty: weight of the squared length of W.
             iterations: largest number of iterations.
@@ -73,7 +77,9 @@ class LinearProbe(nn.Module):
         probe.mean, probe.std = features.mean(0), features.std(0, correction=0) + 1e-5
         inputs = (features - probe.mean) / probe.std
         counts = torch.bincount(labels, minlength=num_classes).float()
-        weight = (counts.max() / counts.clamp_min(1)) ** class_weight_power
+        total = counts if voxels is None else voxels.to(counts)
+        # Each point stands for so many voxels of its class.
+        weight = (total.max() / total.clamp_min(1)) ** class_weight_power * total / counts.clamp_min(1)
         optimizer = torch.optim.LBFGS(
             probe.linear.parameters(), max_iter=iterations, history_size=8, line_search_fn="strong_wolfe"
         )
