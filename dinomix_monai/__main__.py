@@ -165,8 +165,7 @@ def probe(
     teacher: str | None = None,
     weights: str | None = None,
     layers: int | Sequence[int] | None = None,
-    token_mm: float | Sequence[float] = 8.0,
-    num_slices: int = 16,
+    cells: Sequence[Sequence[int]] | None = None,
     max_scans: int = 8,
     out_dir: str | None = None,
     proposals: str | None = None,
@@ -177,7 +176,8 @@ def probe(
     Tells in minutes whether a frozen teacher sees the organs of a data set, before any training.
 
     A linear classifier is fitted to the teacher's tokens of the labeled scans. Its Dice on the validation cases is
-    printed beside those of an untrained teacher and of the intensities alone. Layer and size of a token are chosen by
+    printed beside those of an untrained teacher and of the intensities alone. Scans are preprocessed as for training,
+    so pass the overlay of the data. Layer and size of a token are chosen by
     cross-validation over the labeled scans.
 
     Args:
@@ -185,8 +185,8 @@ def probe(
         teacher: name of a model of timm, instead of the configuration's ``teacher#model_name``.
         weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
         layers: layers of the teacher to try, such as 6,8,11; four of its second half if not given.
-        token_mm: sides in mm of the square that a token stands for, to try, such as 6,8.
-        num_slices: slices of each scan that are looked at.
+        cells: voxels of a token along each axis, to try, such as [[3,3,2],[2,2,2]]; those of the configuration's
+            report#probe#cell if not given.
         max_scans: the first scans of each list that are looked at.
         out_dir: folder for pictures of the labeled scans: tokens, their weights, and what the classifier says.
         proposals: folder for label maps of all scans without a label in the training list: a first answer.
@@ -203,8 +203,7 @@ def probe(
     found = probe_dataset(
         parser,
         layers=None if layers is None else ensure_tuple(layers),
-        token_mm=ensure_tuple(token_mm),
-        num_slices=num_slices,
+        cells=cells,
         max_scans=max_scans,
     )
     print(found)

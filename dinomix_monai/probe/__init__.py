@@ -3,26 +3,7 @@
 from __future__ import annotations
 
 from dinomix_monai.probe.dataset_probe import DatasetProbe, TeacherView, probe_dataset
-from dinomix_monai.probe.organ_probe import (
-    LabeledPoints,
-    OrganProbe,
-    ProbeTable,
-    cross_validated_dice,
-    gather_points,
-    point_dice,
-)
-from dinomix_monai.probe.point_features import PointFeatures, labels_at_points
+from dinomix_monai.probe.intensities import Intensities
+from dinomix_monai.probe.probe_table import ProbeTable
 
-__all__ = [
-    "DatasetProbe",
-    "LabeledPoints",
-    "OrganProbe",
-    "PointFeatures",
-    "ProbeTable",
-    "TeacherView",
-    "cross_validated_dice",
-    "gather_points",
-    "labels_at_points",
-    "point_dice",
-    "probe_dataset",
-]
+__all__ = ["DatasetProbe", "Intensities", "ProbeTable", "TeacherView", "probe_dataset"]

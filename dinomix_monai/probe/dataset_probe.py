@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from monai.metrics import DiceMetric
 from monai.transforms import Compose, Invertd
 from monai.utils import convert_to_dst_type
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
 from dinomix_monai.core.text import number, text_table
+from dinomix_monai.engines import ScanTokens, TokenProbe
 from dinomix_monai.losses import FeatureDistillationLoss
 from dinomix_monai.metrics.nan_means import nan_mean
-from dinomix_monai.probe.organ_probe import LabeledPoints, OrganProbe, ProbeTable, cross_validated_dice, gather_points
+from dinomix_monai.probe.intensities import Intensities
 from dinomix_monai.probe.picture import draw_probe
-from dinomix_monai.probe.point_features import PointFeatures
+from dinomix_monai.probe.probe_table import ProbeTable
 from dinomix_monai.teacher import FoundationTeacher, SliceTokens
 from dinomix_monai.transforms import SaveLabeld
 
@@ -35,15 +38,15 @@ _TEACHER, _UNTRAINED, _INTENSITIES = "teacher", "untrained teacher", "intensitie
 @dataclass(frozen=True, order=True)
 class TeacherView:
     """
-    How a teacher looks at slices.
+    How a teacher looks at a scan.
 
     Args:
         layer: block whose output gives the tokens.
-        token_mm: side of the square that a token stands for.
+        cell: voxels of a token along each axis.
     """
 
     layer: int
-    token_mm: float
+    cell: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class DatasetProbe:
             empty where there is a single labeled scan, over which nothing can be chosen.
         chosen: the view with the highest mean.
         table: Dice on the validation cases by what the probe was given; ``None`` without such cases.
-        probe: the probe of the chosen view, fitted on all labeled scans.
+        probe: the probe of the chosen view, fitted to all labeled scans.
+        scans: the labeled scans as the chosen view shows them.
         class_names: names by label value, background first.
         preprocessing: transforms of a case.
         training: the labeled cases.
@@ -67,7 +71,8 @@ class DatasetProbe:
     views: Mapping[TeacherView, np.ndarray]
     chosen: TeacherView
     table: ProbeTable | None
-    probe: OrganProbe
+    probe: TokenProbe
+    scans: Sequence[ScanTokens] = field(repr=False)
     class_names: Sequence[str]
     preprocessing: Compose = field(repr=False)
     training: Sequence[Mapping[str, str]] = field(repr=False)
@@ -75,16 +80,17 @@ class DatasetProbe:
     def __str__(self) -> str:
         lines = [f"Teacher: {self.teacher}."]
         if self.views:
-            lines.append("Cross-validation over the labeled scans, mean Dice over points:")
-            rows = [["layer", "mm of a token", "mean"]]
+            lines.append("Cross-validation over the labeled scans, mean Dice:")
+            rows = [["layer", "voxels of a token", "mean"]]
             rows += [
-                [str(view.layer), f"{view.token_mm:g}", number(float(nan_mean(dice, axis=0)), 3)]
+                [str(view.layer), " x ".join(map(str, view.cell)), number(float(nan_mean(dice, axis=0)), 3)]
                 for view, dice in self.views.items()
             ]
             lines += text_table(rows)
-        lines.append(f"Layer {self.chosen.layer}, a token for {self.chosen.token_mm:g} mm.")
+        cell = "[" + ",".join(map(str, self.chosen.cell)) + "]"
+        lines.append(f"For a training: --teacher#layer {self.chosen.layer} --report#probe#cell '{cell}'")
         if self.table is not None:
-            lines += ["", "Linear probe, Dice over points of the validation cases:", str(self.table)]
+            lines += ["", "Linear probe, Dice on the validation cases:", str(self.table)]
         return "\n".join(lines)
 
     def draw(self, out_dir: str | Path, weighting: str) -> list[Path]:
@@ -97,9 +103,19 @@ class DatasetProbe:
         """
         folder, loss = Path(out_dir).expanduser(), FeatureDistillationLoss(weighting)
         folder.mkdir(parents=True, exist_ok=True)
+        is_held_out = len(self.scans) > 1
+        found = _held_out(self.probe, self.scans) if is_held_out else [_segmented(self.probe, self.scans[0])]
+        title = "linear probe of the other scans" if is_held_out else "linear probe, fitted to this scan"
         return [
-            draw_probe(folder / f"scan_{place}.png", self.preprocessing(dict(case)), self.probe, self.class_names, loss)
-            for place, case in enumerate(self.training, start=1)
+            draw_probe(
+                folder / f"scan_{place}.png",
+                self.preprocessing(dict(case)),
+                scan.tokens,
+                {title: labels},
+                self.class_names,
+                loss,
+            )
+            for place, (case, scan, labels) in enumerate(zip(self.training, self.scans, found), start=1)
         ]
 
     def propose(self, cases: Sequence[Mapping[str, str]], out_dir: str | Path) -> Iterator[Path]:
@@ -123,99 +139,95 @@ class DatasetProbe:
         )
         for case in tqdm(cases, "Proposals", unit="scan"):
             sample = self.preprocessing({Keys.IMAGE: case[Keys.IMAGE]})
+            image = sample[Keys.IMAGE]
+            labels = self.probe.logits(self.probe.tokens(image), image.shape[1:]).argmax(0, keepdim=True)
             # With the history of the image, which is inverted.
-            label = convert_to_dst_type(self.probe.segment(sample[Keys.IMAGE]), sample[Keys.IMAGE], torch.uint8)[0]
-            back({**sample, Keys.PRED: label})
+            back({**sample, Keys.PRED: convert_to_dst_type(labels, image, torch.uint8)[0]})
             yield Path(case[Keys.IMAGE])
 
 
 def probe_dataset(
     parser: ConfigParser,
     layers: Sequence[int] | None = None,
-    token_mm: Sequence[float] = (8.0,),
-    num_slices: int = 16,
+    cells: Sequence[Sequence[int]] | None = None,
     max_scans: int = 8,
 ) -> DatasetProbe:
     """
     Fits linear probes to a teacher's tokens of the labeled scans, and scores them on the validation cases.
 
-    Scans keep their own voxels. Layer and size of a token are chosen by cross-validation over the labeled scans, and
-    the validation cases are looked at once, by the chosen one.
+    Scans are preprocessed as for training. Layer and size of a token are chosen by cross-validation over the labeled
+    scans, and the validation cases are looked at once, by the chosen one.
 
     Args:
-        parser: the bundle's training configuration with all overlays and settings; it is changed.
+        parser: the bundle's training configuration with all overlays and settings.
         layers: blocks of the teacher to try; ``None`` for four of the second half of a ViT.
-        token_mm: sides of the square that a token stands for, to try.
-        num_slices: slices of each scan.
+        cells: voxels of a token along each axis, to try; ``None`` for those of the configuration's ``report#probe``.
         max_scans: the first scans of each list that are looked at.
 
     Raises:
-        ValueError: When there is no labeled scan, or a number is below 1.
+        ValueError: When there is no labeled scan, or ``max_scans`` is below 1.
     """
-    if num_slices < 1 or max_scans < 1 or not token_mm:
-        raise ValueError(
-            f"num_slices and max_scans must be >= 1 and token_mm not empty, got {num_slices}, {max_scans}, {token_mm}."
-        )
-    parser.update({"spacing_mm": [-1.0, -1.0, -1.0]})
+    if max_scans < 1:
+        raise ValueError(f"max_scans must be >= 1, got {max_scans}.")
     get = parser.get_parsed_content
     datalist, device = get("datalist"), torch.device(get("device"))
     if not datalist.training:
         raise ValueError(
-            f"dataset_dir must have a labeled scan under `training`, which the probe is fitted on, got none in "
+            f"dataset_dir must have a labeled scan under `training`, which the probe is fitted to, got none in "
             f"{get('dataset_dir')} ({datalist.describe()}). Label one."
         )
     preprocessing = Compose(get("volume_transforms"))
     training, validation = datalist.training[:max_scans], datalist.validation[:max_scans]
     num_classes = len(datalist.class_names)
-    scans = [preprocessing(dict(case)) for case in training]
     model = {"model_name": get("teacher#model_name"), "allow_untrained": datalist.is_phantom}
-    weights = get("teacher_weights")
+    weights, dtype = get("teacher_weights"), get("amp_dtype")
 
-    def features_of(view: TeacherView, weights: Any) -> PointFeatures:
-        teacher = FoundationTeacher(weights=weights, layer=view.layer, **model).to(device)
-        return PointFeatures(SliceTokens(teacher, channels="repeat"), view.token_mm)
+    def probe_of(teacher: Any, cell: Sequence[int]) -> TokenProbe:
+        return TokenProbe(SliceTokens(teacher, channels="repeat"), cell, num_classes, dtype)
 
-    def points_of(features: PointFeatures, scans: Sequence[Mapping[str, Any]]) -> list[LabeledPoints]:
-        return [gather_points(features, scan, num_slices) for scan in scans]
+    def seen_by(probe: TokenProbe, cases: Sequence[Mapping[str, str]]) -> list[ScanTokens]:
+        return [probe.scan_tokens(preprocessing(dict(case))) for case in cases]
 
-    teacher = FoundationTeacher(weights=weights, **model)
-    candidates = [TeacherView(layer, mm) for layer in layers or _second_half(teacher.num_layers) for mm in token_mm]
+    first = FoundationTeacher(weights=weights, **model)
+    sizes = [tuple(cell) for cell in ([get("report#probe#cell")] if cells is None else cells)]
+    candidates = [TeacherView(layer, cell) for layer in layers or _second_half(first.num_layers) for cell in sizes]
     views: dict[TeacherView, np.ndarray] = {}
-    kinds: dict[str, PointFeatures] = {_INTENSITIES: PointFeatures(None)}
-    points: dict[str, list[LabeledPoints]] = {}
-    if len(scans) > 1:
-        for view in tqdm(candidates, "Views of the teacher", unit="view"):
-            features = features_of(view, weights)
-            found = points_of(features, scans)
-            views[view] = cross_validated_dice(found, num_classes)
-            chosen = max(views, key=lambda view: float(np.nan_to_num(nan_mean(views[view], axis=0))))
-            if chosen == view:
-                kinds[_TEACHER], points[_TEACHER] = features, found
-    else:
+    if len(training) == 1:
         logger.warning(
             "There is a single labeled scan, so layer and size of a token cannot be chosen by cross-validation. Label "
             "another scan, or choose them."
         )
-        chosen = candidates[len(candidates) // 2]
-        kinds[_TEACHER] = features_of(chosen, weights)
-    if teacher.pretrained:
-        kinds[_UNTRAINED] = features_of(chosen, "none")
-    points |= {kind: points_of(features, scans) for kind, features in kinds.items() if kind not in points}
-    probes = {kind: OrganProbe.fit(kinds[kind], found, num_classes) for kind, found in points.items()}
+        candidates = [candidates[len(candidates) // 2]]
+    best = -1.0
+    for view in tqdm(candidates, "Views of the teacher", unit="view"):
+        candidate = probe_of(FoundationTeacher(weights=weights, layer=view.layer, **model).to(device), view.cell)
+        seen = seen_by(candidate, training)
+        if len(seen) > 1:
+            views[view] = _class_dice(_held_out(candidate, seen), seen, num_classes)
+        mean = float(np.nan_to_num(nan_mean(views[view], axis=0))) if view in views else 0.0
+        if mean > best:
+            best, chosen, probe, scans = mean, view, candidate, seen
     table = None
     if validation:
-        judges = [preprocessing(dict(case)) for case in validation]
-        columns = [kind for kind in (_TEACHER, _INTENSITIES, _UNTRAINED) if kind in kinds]
-        dice = {kind: probes[kind].dice(points_of(kinds[kind], judges), num_classes) for kind in columns}
-        labels = torch.cat([scan.labels for scan in points[_TEACHER]])
-        counts = torch.bincount(labels, minlength=num_classes)[1:].numpy()
-        table = ProbeTable(datalist.class_names, counts, dice)
+        kinds = {_TEACHER: probe, _INTENSITIES: probe_of(Intensities(), chosen.cell)}
+        if first.pretrained:
+            untrained = FoundationTeacher(weights="none", layer=chosen.layer, model_name=first.model_name)
+            kinds[_UNTRAINED] = probe_of(untrained.to(device), chosen.cell)
+        dice = {}
+        for kind, each in kinds.items():
+            each.fit(scans if each is probe else seen_by(each, training))
+            judges = seen_by(each, validation)
+            dice[kind] = _class_dice([_segmented(each, scan) for scan in judges], judges, num_classes)
+        labels = torch.cat([scan.label.flatten() for scan in scans])
+        voxels = torch.bincount(labels, minlength=num_classes)[1:].cpu().numpy()
+        table = ProbeTable(datalist.class_names, voxels, dice)
     return DatasetProbe(
-        teacher=teacher.describe(),
+        teacher=first.describe(),
         views=views,
         chosen=chosen,
         table=table,
-        probe=probes[_TEACHER],
+        probe=probe.fit(scans),
+        scans=scans,
         class_names=datalist.class_names,
         preprocessing=preprocessing,
         training=training,
@@ -225,3 +237,24 @@ def probe_dataset(
 def _second_half(num_layers: int) -> list[int]:
     """Four layers from the middle to the last one, fewer where there are not as many."""
     return sorted({round(share * (num_layers - 1)) for share in (0.5, 0.7, 0.85, 1.0)})
+
+
+def _segmented(probe: TokenProbe, scan: ScanTokens) -> torch.Tensor:
+    """Classes of the voxels of a scan, shape (H, W, D)."""
+    return probe.logits(scan.tokens, scan.label.shape).argmax(0)
+
+
+def _held_out(probe: TokenProbe, scans: Sequence[ScanTokens]) -> list[torch.Tensor]:
+    """Classes of each scan by a probe of the others; the given probe stays as it is."""
+    other = copy.copy(probe)
+    return [
+        _segmented(other.fit([*scans[:left_out], *scans[left_out + 1 :]]), scan) for left_out, scan in enumerate(scans)
+    ]
+
+
+def _class_dice(found: Sequence[torch.Tensor], scans: Sequence[ScanTokens], num_classes: int) -> np.ndarray:
+    """Mean Dice of each foreground class over the scans that show it, shape (num_classes - 1,)."""
+    metric = DiceMetric(include_background=False, num_classes=num_classes)
+    for labels, scan in zip(found, scans):
+        metric(labels[None, None], scan.label[None, None])
+    return nan_mean(metric.get_buffer().cpu().numpy(), axis=0)

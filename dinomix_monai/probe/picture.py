@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.losses import FeatureDistillationLoss
-from dinomix_monai.probe.organ_probe import OrganProbe
 from dinomix_monai.report.pictures import (
     class_colors,
     new_figure,
@@ -26,37 +26,37 @@ __all__ = ["draw_probe"]
 def draw_probe(
     path: Path,
     scan: Mapping[str, Any],
-    probe: OrganProbe,
+    tokens: torch.Tensor,
+    found: Mapping[str, torch.Tensor],
     class_names: Sequence[str],
     loss: FeatureDistillationLoss,
 ) -> Path:
     """
-    Draws the slice that shows most classes of a scan that the probe was fitted on, in radiological convention.
-
-    What the probe says of it is therefore no proof, and its title says so.
+    Draws the slice that shows most classes of a labeled scan, in radiological convention.
 
     Args:
         path: PNG to write.
         scan: labeled scan in RAS order, ``image`` and ``label`` of shape (1, H, W, D).
-        probe: its features come from a teacher.
+        tokens: the teacher's tokens of the scan, shape (E, h, w, d).
+        found: label map (H, W, D) of a probe, by its title.
         class_names: names by label value, background first.
         loss: gives the weights of the cells.
     """
     image, label = scan[Keys.IMAGE], scan[Keys.LABEL].as_tensor()[0].numpy(force=True)
     z = slice_with_most_classes(label, axis=2)
-    tokens = probe.features.tokens(image, [z])
-    found = probe.segment(image, [z])[0, ..., 0].numpy()
+    layer = min(z * tokens.shape[3] // image.shape[3], tokens.shape[3] - 1)
+    seen = tokens[None, ..., layer]
     gray, colors = image.as_tensor()[0, ..., z].numpy(force=True), class_colors(len(class_names))
     maps = {
-        "teacher's tokens": principal_component_colors(tokens[0]),
-        f"weight ({loss.weighting})": loss.weights(tokens)[0],
+        "teacher's tokens": principal_component_colors(seen[0]),
+        f"weight ({loss.weighting})": loss.weights(seen)[0],
     }
     figure, axes = new_figure(13, 3.6, columns=5)
     x, y = image.pixdim[:2].tolist()
     for ax, title, classes in (
         (axes[0], "slice", None),
         (axes[1], "ground truth", label[..., z]),
-        (axes[4], "linear probe, fitted on this scan", found),
+        *((axes[4], title, labels[..., z].numpy(force=True)) for title, labels in found.items()),
     ):
         ax.imshow(radiological(gray), cmap="gray", aspect=y / x)
         if classes is not None:

@@ -17,7 +17,7 @@ from dinomix_monai.probe import probe_dataset
 from tests.toys import make_toy_phantom
 
 CONFIG = str(Bundle.find().configs / "train.json")
-QUICK = {"layers": [2], "token_mm": [16.0], "num_slices": 4}
+QUICK = {"layers": [2], "cells": [[4, 4, 4]]}
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,14 @@ def parser(phantom: Path) -> Callable:
 
 
 def test_the_view_with_the_highest_cross_validated_mean_is_chosen(parser) -> None:
-    found = probe_dataset(parser(), layers=[0, 2], token_mm=[16.0, 24.0], num_slices=4)
+    found = probe_dataset(parser(), layers=[0, 2], cells=[[4, 4, 4], [8, 8, 4]])
     means = {view: np.nanmean(dice) for view, dice in found.views.items()}
-    assert [(view.layer, view.token_mm) for view in means] == [(0, 16.0), (0, 24.0), (2, 16.0), (2, 24.0)]
+    assert [(view.layer, view.cell) for view in means] == [(n, (side, side, 4)) for n in (0, 2) for side in (4, 8)]
     assert means[found.chosen] == max(means.values())
-    assert found.probe.features.token_mm == found.chosen.token_mm
-    assert re.search(r"layer +mm of a token +mean\n0 +16 +0\.\d{3}", str(found))
+    assert found.probe.cell == found.chosen.cell
+    assert found.probe.slice_tokens.teacher.layer == found.chosen.layer
+    assert re.search(r"layer +voxels of a token +mean\n0 +4 x 4 x 4 +0\.\d{3}", str(found))
+    assert re.search(r"For a training: --teacher#layer [02] --report#probe#cell '\[[48],[48],4\]'", str(found))
 
 
 def test_an_untrained_teacher_is_one_column_beside_the_intensities(parser) -> None:
@@ -89,8 +91,8 @@ def test_proposals_lie_where_the_organs_are(parser, phantom, tmp_path) -> None:
 
 
 def test_numbers_below_1_are_refused(parser) -> None:
-    with pytest.raises(ValueError, match=r"num_slices and max_scans must be >= 1 and token_mm not empty, got 0, 8, "):
-        probe_dataset(parser(), num_slices=0)
+    with pytest.raises(ValueError, match=r"max_scans must be >= 1, got 0"):
+        probe_dataset(parser(), max_scans=0)
 
 
 def test_without_a_labeled_scan_there_is_nothing_to_fit(parser, phantom, tmp_path) -> None:
