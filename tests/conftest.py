@@ -10,6 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import save_file
+
+from dinomix_monai.teacher import FoundationTeacher
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,15 @@ def noise() -> Callable[..., np.ndarray]:
         return np.random.default_rng(seed).integers(-100, 101, shape)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights of DINOv2's ViT-S/14, which nobody has trained."""
+    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights="none")
+    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_file({name: value.contiguous() for name, value in teacher.model.state_dict().items()}, path)
+    return path
 
 
 _HOLD = """

@@ -12,7 +12,7 @@ from typing import Any
 from dinomix_monai.bundle import Bundle
 from dinomix_monai.core.files import write_json
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
-from dinomix_monai.models import read_class_names, read_model, write_class_names
+from dinomix_monai.models import probe_path, read_class_names, read_model, write_class_names
 
 __all__ = ["AppFolder", "prepare_app_folder"]
 
@@ -27,8 +27,8 @@ class AppFolder:
     A bundle of its own with what MONAI Label needs beside it.
 
     ``configs/`` is a copy of the bundle's, ``settings.json`` patches it, ``models/`` has the current model
-    (``model.pt``), the student that it is the average of (``student.pt``) and the classes (``labels.json``), and
-    ``runs/`` what trainings wrote.
+    (``model.pt``), the probe of its frozen teacher if it has one (``model.probe.pt``), the student that it is the
+    average of (``student.pt``) and the classes (``labels.json``), and ``runs/`` what trainings wrote.
 
     Args:
         root: the folder.
@@ -154,6 +154,8 @@ def _copy_model(model: Path, folder: AppFolder) -> None:
     if state_file.is_file():
         state = read_tensor_file(state_file, "last/state.pt", "the state of a run")
         write_tensor_file(state["network"], folder.student_file)
+    if probe_path(model).is_file():
+        shutil.copyfile(probe_path(model), probe_path(folder.model_file))
     shutil.copyfile(model, folder.model_file)
 
 

@@ -43,6 +43,7 @@ class DinoMixInferTask(BasicInferTask):
     def __init__(self, folder: AppFolder) -> None:
         self.folder = folder
         self._parsers: dict[str, ConfigParser] = {}
+        self._inferers: dict[str, tuple[Inferer, int]] = {}
         names = folder.class_names
         super().__init__(
             path=str(folder.model_file),
@@ -92,8 +93,15 @@ class DinoMixInferTask(BasicInferTask):
         return self._parsed("preprocessing", data).transforms
 
     def inferer(self, data: Mapping[str, Any] | None = None) -> Inferer:
-        """The bundle's ``inferer``."""
-        return self._parsed("inferer", data)
+        """The bundle's ``inferer``, with the probe of the current model."""
+        device, stamp = str((data or {}).get("device", "cpu")), self.folder.model_stamp
+        if device not in self._inferers or self._inferers[device][1] != stamp:
+            try:
+                inferer = self.folder.bundle.parser("inference", device=device).get_parsed_content("inferer")
+            except RuntimeError as error:  # as MONAI wraps it
+                raise Refusal(f"The model's teacher cannot be asked. {error.__cause__ or error}", 409) from error
+            self._inferers[device] = inferer, stamp
+        return self._inferers[device][0]
 
     def post_transforms(self, data: Mapping[str, Any] | None = None) -> Sequence[Callable]:
         """The bundle's ``postprocessing``, up to where MONAI Label writes the file."""

@@ -23,7 +23,7 @@ from dinomix_monai.data import Finding, check_dataset, findings_table, scaling_w
 from dinomix_monai.handlers import BestModelHandler
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.models import load_model
+from dinomix_monai.models import load_model, probe_path
 
 __all__ = ["TrainingResult", "TrainingRun", "latest_progress"]
 
@@ -137,6 +137,7 @@ class TrainingRun:
         if replaced:
             student = BestModelHandler(self.path / "models" / "student.pt", self.folder.class_names)
             student.write(trainer.network)
+            parser.get_parsed_content("report#add_probe")()
             self._publish()
         shutil.rmtree(self.path / "models")
         result = TrainingResult(
@@ -223,8 +224,12 @@ class TrainingRun:
 
     def _publish(self) -> None:
         self.folder.scores_file.unlink(missing_ok=True)
+        new = self.path / "models"
         for target in (self.folder.student_file, self.folder.model_file):
-            os.replace(self.path / "models" / target.name, target)
+            probe_path(target).unlink(missing_ok=True)
+            os.replace(new / target.name, target)
+        if (probe := probe_path(new / self.folder.model_file.name)).is_file():
+            os.replace(probe, probe_path(self.folder.model_file))
 
 
 def latest_progress(folder: AppFolder) -> dict[str, Any]:

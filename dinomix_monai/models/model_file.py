@@ -2,8 +2,8 @@
 The file of a trained model, ``models/model.pt``, and what lies beside it.
 
 The model is a plain state dict on the CPU, written in one move; ``labels.json`` names the classes, which weights cannot
-tell; ``probe.pt`` is there where the frozen teacher is asked beside the model. Every door reads, checks and writes
-models here.
+tell; ``model.probe.pt`` is there where the frozen teacher is asked beside the model. Every door reads, checks and
+writes models here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "write_model",
 ]
 
-_LABELS_FILE, _PROBE_FILE = "labels.json", "probe.pt"
+_LABELS_FILE = "labels.json"
 _WEIGHTS = "the weights of a trained model"
 
 
@@ -94,8 +94,8 @@ def write_model(network: nn.Module, model_file: str | Path, class_names: Sequenc
 
 
 def probe_path(model_file: str | Path) -> Path:
-    """Where the linear probe of a model's frozen teacher lies, if it has one: ``probe.pt`` beside it."""
-    return Path(model_file).with_name(_PROBE_FILE)
+    """Where the linear probe of a model's frozen teacher lies, if it has one: ``model.probe.pt`` of ``model.pt``."""
+    return Path(model_file).with_suffix(".probe.pt")
 
 
 def read_model(model_file: str | Path, name: str = "model_file") -> dict[str, torch.Tensor]:

@@ -183,69 +183,60 @@ def test_a_probe_that_is_not_fitted_bad_cells_and_no_scans_are_refused():
         probe_of().fit([])
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of a teacher, a ViT that nobody has trained."""
-    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights="none")
-    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
-    save_file({name: value.contiguous() for name, value in teacher.model.state_dict().items()}, path)
-    return path
-
-
 @pytest.fixture
 def model(tmp_path):
     return write_model(Student(0.5, 0.0, 0.0), tmp_path / "model.pt", NAMES)
 
 
-def added(model, weights, labeled=(0, 1), validation=(2,), **arguments):
-    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights=weights, layer=1, **arguments)
+def added(model, teacher_file, labeled=(0, 1), validation=(2,), **arguments):
+    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights=teacher_file, layer=1, **arguments)
     probe = TokenProbe(SliceTokens(teacher, channels="repeat"), (4, 4, 2), 3)
     cases = [[scan(seed) for seed in seeds] for seeds in (labeled, validation)]
     add_probe(probe, model, Student(9.0, 9.0, 9.0), SimpleInferer(), *cases)
     return probe
 
 
-def test_a_probe_is_written_beside_its_model_and_opened_again(model, weights, caplog):
+def test_a_probe_is_written_beside_its_model_and_opened_again(model, teacher_file, caplog):
     with caplog.at_level(logging.INFO):
-        probe = added(model, weights, image_mean=(0.4, 0.5, 0.6))
+        probe = added(model, teacher_file, image_mean=(0.4, 0.5, 0.6))
     assert probe.weight > 0
     assert re.search(r"by the weight of the teacher's probe: 0: 0\.000, 0\.25: ", caplog.text)
     assert f"is asked beside the model with weight {probe.weight:g}" in caplog.text
-    opened, image = open_probe(model, weights), scan(3)["image"][None]
+    opened, image = open_probe(model, teacher_file), scan(3)["image"][None]
     torch.testing.assert_close(opened(image), probe(image))
     assert opened.slice_tokens.teacher.layer == 1
 
 
-def test_a_new_model_has_no_probe_of_an_earlier_one(model, weights):
-    added(model, weights)
+def test_a_new_model_has_no_probe_of_an_earlier_one(model, teacher_file):
+    added(model, teacher_file)
     write_model(Student(0.0, 0.0, 0.0), model, NAMES)
     assert not probe_path(model).exists()
-    assert open_probe(model, weights) is None
+    assert open_probe(model, teacher_file) is None
 
 
-def test_the_student_alone_is_had_without_any_teacher(model, weights):
+def test_the_student_alone_is_had_without_any_teacher(model, teacher_file):
     assert open_probe(model) is None  # there is no probe
-    added(model, weights)
+    added(model, teacher_file)
     assert open_probe(model, "none") is None
 
 
-def test_a_probe_without_weight_is_not_written(model, weights, monkeypatch):
+def test_a_probe_without_weight_is_not_written(model, teacher_file, monkeypatch):
     monkeypatch.setattr(TokenProbe, "choose_weight", lambda *_: {0.0: 0.5})
-    assert added(model, weights).weight == 0
+    assert added(model, teacher_file).weight == 0
     assert not probe_path(model).exists()
 
 
-def test_without_validation_cases_there_is_no_probe_and_a_warning(model, weights, caplog):
-    added(model, weights, validation=())
+def test_without_validation_cases_there_is_no_probe_and_a_warning(model, teacher_file, caplog):
+    added(model, teacher_file, validation=())
     assert not probe_path(model).exists()
     assert "there are no validation cases to weigh it on" in caplog.text
-    added(model, weights, labeled=())
+    added(model, teacher_file, labeled=())
     add_probe(None, model, Student(0.0, 0.0, 0.0), SimpleInferer(), [scan(0)], [scan(1)])
     assert not probe_path(model).exists()
 
 
-def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the_way_out(model, weights, tmp_path):
-    added(model, weights)
+def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the_way_out(model, teacher_file, tmp_path):
+    added(model, teacher_file)
     alone = r"Or pass teacher_weights=none for the student alone"
     other = tmp_path / "other.safetensors"
     teacher = FoundationTeacher("vit_small_patch14_dinov2", weights="none")
@@ -261,7 +252,7 @@ def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the
         with pytest.raises(
             ValueError, match=rf"with something else \(\w+\)\. Take it from the training again\. {alone}"
         ):
-            open_probe(model, weights)
+            open_probe(model, teacher_file)
     probe_path(model).write_bytes(b"none")
     with pytest.raises(ValueError, match="which is damaged, incomplete or holds something else"):
-        open_probe(model, weights)
+        open_probe(model, teacher_file)

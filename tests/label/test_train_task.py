@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from dinomix_monai.engines import TokenProbe
 from dinomix_monai.label import TrainingRun
+from dinomix_monai.models import probe_path
+from tests.label.conftest import SETTINGS
 
 
 @pytest.fixture
@@ -65,6 +68,33 @@ def test_a_training_learns_from_labeled_and_unlabeled_scans_and_its_model_segmen
     student, teacher = (torch.load(file, weights_only=True) for file in (folder.student_file, folder.model_file))
     assert student.keys() == teacher.keys()
     assert any(not torch.equal(student[name], teacher[name]) for name in student)
+
+
+def test_a_training_with_a_teacher_leaves_its_probe_beside_the_model(
+    client, make_folder, save_label, train, labels: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(probe: TokenProbe, *_: object) -> dict:
+        probe.weight = 0.5
+        return {}
+
+    monkeypatch.setattr(TokenProbe, "choose_weight", choose)
+    model = {"teacher#model_name": "vit_small_patch14_dinov2", "teacher#layer": 0}
+    folder = make_folder(teacher_weights=str(teacher_file), settings={**SETTINGS, **model})
+    http = client(folder)
+    for number in (1, 2):
+        save_label(http, f"case_{number}", labels / f"phantom_00{number}.nii")
+    share = between(*(hash_share(f"case_{number}") for number in (1, 2)))
+    assert train(http, max_epochs=1, val_split=share)["validation"] == 1
+    assert probe_path(folder.model_file).is_file()
+    asked = []
+    monkeypatch.setattr(TokenProbe, "__call__", lambda probe, image: asked.append(probe.weight) or torch.zeros(1))
+    assert http.post("/infer/dinomix?image=case_3&output=json").status_code == 200
+    assert asked == [0.5]
+    # Without validation there is no probe, and that of the model before goes with it.
+    assert train(http, max_epochs=1, val_split=0)["replaced"]
+    assert not probe_path(folder.model_file).exists()
+    assert http.post("/infer/dinomix?image=case_3&output=json").status_code == 200
+    assert asked == [0.5]
 
 
 def test_a_training_goes_on_from_the_model_or_begins_anew(
