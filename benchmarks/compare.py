@@ -3,9 +3,11 @@ Methods side by side, each for the same wall time, scored once on the test cases
 
     python benchmarks/compare.py --dataset_dir DIR --minutes 10
     python benchmarks/compare.py --dataset_dir DIR --minutes 10 --overlay acdc --learning_rates 0.004,0.008,0.016
+    python benchmarks/compare.py --dataset_dir DIR --minutes 15 --table teacher --overlay benchmarks/configs/ct_3mm.json --teacher_weights FILE
     python benchmarks/compare.py --minutes 8 --table ablation
 
-The first two compare DINO-Mix with other methods on a data set of your own, the last one takes DINO-Mix apart on the
+The first two compare DINO-Mix with other methods on a data set of your own, the third one with a pre-trained teacher
+and with an untrained one, and the last one takes DINO-Mix apart on the
 built-in phantom, for the table of the README. Other options are settings of the bundle for every arm, such as
 ``--teacher_weights none``.
 
@@ -43,6 +45,7 @@ NAMES = {
 }
 TABLES = {
     "baselines": ["supervised", "ema", "cutmix", "bcp", "cps", "dinomix"],
+    "teacher": ["supervised", "ema", "cutmix", "bcp", "cps", "pic", "fkd_untrained", "dinomix", "all_labels"],
     "ablation": ["supervised", "ema", "cutmix", "pic", "fkd_untrained", "fkd_content", "all_labels"],
 }
 SMALLEST = 5
@@ -67,7 +70,7 @@ def main(
         dataset_dir: folder of the data set, the built-in phantom if not given.
         minutes: wall time of each run on all cores.
         seeds: seeds of the runs of each arm.
-        table: baselines or ablation.
+        table: baselines, teacher or ablation.
         arms: arms to run now, all of the table if not given.
         overlay: configs of the bundle by name, or files, that fit it to the data.
         learning_rates: rates to choose from for each arm; that of the bundle if not given.

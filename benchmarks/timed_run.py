@@ -26,7 +26,8 @@ def fitting_epochs(folder: Path, minutes: float, arm: str, **data: Any) -> int:
     timing = json.loads((folder / "pilot.json").read_text())
     warm_up = timing["warm_up"]
     epoch = warm_up * timing["warm_up_epoch_s"] + (1 - warm_up) * timing["epoch_s"]
-    return max(8, round((60 * minutes - timing["preparation_s"] - 9 * timing["validation_s"]) / epoch))
+    beside = timing["preparation_s"] + 9 * timing["validation_s"] + timing.get("probe_s", 0)
+    return max(8, round((60 * minutes - beside) / epoch))
 
 
 def in_a_process(command: str, threads: int, **arguments: Any) -> None:
@@ -56,7 +57,9 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     trainer = workflow.parser.get_parsed_content("train#trainer")
     start = time.perf_counter()
     trainer.run()
+    workflow.parser.get_parsed_content("report#add_probe")()
     wall = time.perf_counter() - start
+    probe = workflow.parser.get_parsed_content("report#probe")
     datalist = workflow.parser.get_parsed_content("datalist")
     split = "test" if datalist.test else "validation"
     patch = {"split": split, "report_dir": str(folder / "test")}
@@ -69,6 +72,7 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     result = {
         **settings, "split": split, "wall_s": wall, "resumed": is_resumed, "steps": trainer.state.iteration,
         "learning_rate": workflow.parser.get_parsed_content("learning_rate"),
+        "probe_weight": probe.weight if probe else 0.0,
         "validation": workflow.parser.get_parsed_content("validate#best_model").best,
         "dice": {name: statistics.mean(values) for name, values in dice.items()},
         "voxels": dict(zip(datalist.class_names[1:], datalist.training_voxels[1:])),
@@ -106,6 +110,9 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     for event in (Events.STARTED, Events.COMPLETED):
         validator.add_event_handler(event, lambda: times["validation"].append(time.perf_counter()))
     trainer.run()
+    start = time.perf_counter()
+    workflow.parser.get_parsed_content("report#add_probe")()
+    probe = time.perf_counter() - start
     lengths = [end - start for start, end in zip(times["start"], times["end"])]
     validation = times["validation"][1] - times["validation"][0] if times["validation"] else 0.0
     # The first epoch fills caches, the fourth begins to use unlabeled patches, and the last one validates. The fastest
@@ -116,6 +123,7 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
         "warm_up_epoch_s": min(lengths[1:3]),
         "epoch_s": min(lengths[4:7]),
         "validation_s": validation,
+        "probe_s": probe,
     }
     (Path(output_dir) / "pilot.json").write_text(json.dumps(timing, indent=1) + "\n")
 
@@ -123,7 +131,10 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
 def _workflow(arm: str, output_dir: Path, overlays: Sequence[str], *patches: str, **settings: Any) -> Any:
     # An arm goes by its name, whatever its folder; the method itself is the bundle as it is.
     arms = [str(file) for folder in (CONFIGS, ROOT / "benchmarks") for file in folder.glob(f"*/{arm}.json")]
-    return open_workflow("train", *overlays, *arms, *patches, output_dir=str(output_dir), **settings)
+    # What an arm is has the last word: one with an untrained teacher keeps it, whatever all arms are given.
+    own = {name for file in arms for name in json.loads(Path(file).read_text())}
+    given = {name: value for name, value in settings.items() if name not in own}
+    return open_workflow("train", *overlays, *arms, *patches, output_dir=str(output_dir), **given)
 
 
 if __name__ == "__main__":

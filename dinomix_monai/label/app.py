@@ -22,9 +22,10 @@ from monailabel.utils.async_tasks.utils import processes
 from requests import RequestException
 
 from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.first_answer import FirstAnswer
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.label.scan_store import ScanStore
+from dinomix_monai.label.scan_store import ScanStore, labeled_scans
 from dinomix_monai.label.scoring import DinoMixScoring
 from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
@@ -70,7 +71,7 @@ class DinoMixApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """Inference."""
-        return {NAME: DinoMixInferTask(self.folder)}
+        return {NAME: DinoMixInferTask(self.folder, FirstAnswer(self.folder, lambda: labeled_scans(self.datastore())))}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Training."""

@@ -17,6 +17,7 @@ from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.writer import Writer
 
 from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.first_answer import FirstAnswer, Undecided
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.models import load_model
 from dinomix_monai.report import class_colors
@@ -33,15 +34,16 @@ class DinoMixInferTask(BasicInferTask):
 
     The label map is uint8 and has the shape of the scan and its place, see :func:`dinomix_monai.volumes.label_volume`.
     What may be wrong with the scan stands among the answer's parameters under ``warnings``. A model that a training has
-    put in its place is used from the next request on. Without a model it says so; MONAI Label would answer with random
-    weights.
+    put in its place is used from the next request on. Without a model the teacher's probe of the first labels answers;
+    without these or a teacher it says so, and MONAI Label would answer with random weights.
 
     Args:
         folder: folder of the app.
+        first_answer: segments as long as there is no model.
     """
 
-    def __init__(self, folder: AppFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: AppFolder, first_answer: FirstAnswer) -> None:
+        self.folder, self.first_answer = folder, first_answer
         self._parsers: dict[str, ConfigParser] = {}
         self._inferers: dict[str, tuple[Inferer, int]] = {}
         names = folder.class_names
@@ -85,6 +87,8 @@ class DinoMixInferTask(BasicInferTask):
         if extension and not _EXTENSION.fullmatch(extension):
             raise Refusal(f"result_extension must be an extension such as .nii.gz, got {extension!r}.")
         doubts = _doubts(request["image"])
+        if not self.folder.model_file.is_file():
+            doubts.append("There is no model yet: this is what the frozen teacher makes of the first labels.")
         path, result = super().__call__(request, callbacks)
         return path, {**result, "warnings": doubts}
 
@@ -95,6 +99,8 @@ class DinoMixInferTask(BasicInferTask):
     def inferer(self, data: Mapping[str, Any] | None = None) -> Inferer:
         """The bundle's ``inferer``, with the probe of the current model."""
         device, stamp = str((data or {}).get("device", "cpu")), self.folder.model_stamp
+        if not self.folder.model_file.is_file():
+            return self.first_answer.inferer(device)
         if device not in self._inferers or self._inferers[device][1] != stamp:
             try:
                 inferer = self.folder.bundle.parser("inference", device=device).get_parsed_content("inferer")
@@ -127,7 +133,13 @@ class DinoMixInferTask(BasicInferTask):
     def _get_network(self, device: str, data: Mapping[str, Any] | None) -> Any:
         path = Path(self.folder.model_file)
         if not path.is_file():
-            raise Refusal("Segmentation needs a model, and the app has none yet. Label scans and train one.", 409)
+            if self.first_answer.probe(device) is None:
+                raise Refusal(
+                    "Segmentation needs a model, and the app has none yet. Label scans and train one. With a "
+                    "pre-trained teacher (--teacher_weights) one labeled scan gives a first answer.",
+                    409,
+                )
+            return Undecided(len(self.folder.class_names))
         changed = path.stat().st_mtime_ns
         network, of = self._networks.get(device, (None, None))
         if of != changed:

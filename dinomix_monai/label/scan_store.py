@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import Datastore
 
 from dinomix_monai.data.scan_folder import left_out
 from dinomix_monai.volumes import VolumeError, is_label_map, is_nifti_name, nifti_stem, open_volume
 
-__all__ = ["ScanStore"]
+__all__ = ["ScanStore", "labeled_scans"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,22 @@ class ScanStore(LocalDatastore):
         """Of all scans that are listed."""
         folder = Path(self._datastore.image_path())
         return [folder / f"{name}{listed.image.ext}" for name, listed in self._datastore.objects.items()]
+
+
+def labeled_scans(datastore: Datastore) -> list[dict[str, str]]:
+    """
+    Scans with a label of tag final.
+
+    Args:
+        datastore: MONAI Label's.
+
+    Returns:
+        ``name`` of each, and paths of ``image`` and ``label``.
+    """
+    # By name, because a datastore lists scans as the disk happens to; a file may be a link to one of another name.
+    files = {case["image"]: case["label"] for case in datastore.datalist()}
+    images = {name: datastore.get_image_uri(name) for name in sorted(datastore.get_labeled_images())}
+    return [{"name": name, "image": image, "label": files[image]} for name, image in images.items()]
 
 
 def _is_none(path: Path, is_scan: bool) -> bool:

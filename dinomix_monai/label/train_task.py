@@ -13,6 +13,7 @@ from monailabel.utils.others.generic import device_list, name_to_device, strtobo
 
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.label.scan_store import labeled_scans
 from dinomix_monai.label.training_run import TrainingRun, latest_progress
 
 __all__ = ["DinoMixTrainTask"]
@@ -71,10 +72,7 @@ class DinoMixTrainTask(TrainTask):
                 "max_epochs, seed and val_split must be numbers, pretrained true or false, and device a name. "
                 f"{str(error).rstrip('.')}."
             ) from error
-        # By name, because a datastore lists scans as the disk happens to; a file may be a link to one of another name.
-        files = {case["image"]: case["label"] for case in datastore.datalist()}
-        images = {name: datastore.get_image_uri(name) for name in sorted(datastore.get_labeled_images())}
-        labeled = [{"name": name, "image": image, "label": files[image]} for name, image in images.items()]
+        labeled = labeled_scans(datastore)
         unlabeled = sorted(datastore.get_image_uri(name) for name in datastore.get_unlabeled_images())
         logger.info("Training on %d labeled and %d unlabeled scans", len(labeled), len(unlabeled))
         run = TrainingRun(self.folder, labeled, unlabeled, share)

@@ -13,8 +13,11 @@ from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 
 from dinomix_monai.data.anatomy import ORGANS
+from dinomix_monai.engines import TokenProbe
 from dinomix_monai.label import AppFolder, Refusal
+from dinomix_monai.label.first_answer import FirstAnswer
 from dinomix_monai.label.infer_task import DinoMixInferTask
+from tests.label.conftest import SETTINGS
 
 # Class 1 where the scaled intensity is above one half, which is 40 HU: a network that anyone can compute.
 THRESHOLD = {
@@ -113,8 +116,43 @@ def test_without_a_model_the_answer_says_so(client, make_folder) -> None:
     answer = client(make_folder()).post("/infer/dinomix?image=case_1")
     assert (answer.status_code, answer.json()["detail"]) == (
         409,
-        "Segmentation needs a model, and the app has none yet. Label scans and train one.",
+        "Segmentation needs a model, and the app has none yet. Label scans and train one. With a pre-trained teacher "
+        "(--teacher_weights) one labeled scan gives a first answer.",
     )
+
+
+def test_before_there_is_a_model_the_teacher_answers_by_the_first_labels(
+    client, make_folder, save_label, phantom: Path, teacher_file: Path, tmp_path: Path, monkeypatch
+) -> None:
+    model = {"teacher#model_name": "vit_small_patch14_dinov2", "teacher#layer": 0}
+    folder = make_folder(teacher_weights=str(teacher_file), settings={**SETTINGS, **model})
+    http, fits, fit = client(folder), [], TokenProbe.fit
+    monkeypatch.setattr(TokenProbe, "fit", lambda probe, scans: fits.append(len(scans)) or fit(probe, scans))
+    assert http.post("/infer/dinomix?image=case_1").status_code == 409  # nothing is labeled
+    save_label(http, "case_1", phantom / "labels" / "phantom_001.nii")
+    answer = http.post("/infer/dinomix?image=case_1&output=json")
+    assert answer.status_code == 200
+    assert "There is no model yet" in answer.json()["warnings"][-1]
+    assert http.post("/infer/dinomix?image=case_2&output=json").status_code == 200
+    assert fits == [1]
+    save_label(http, "case_2", phantom / "labels" / "phantom_002.nii")
+    http.post("/infer/dinomix?image=case_3&output=json")
+    assert fits == [1, 2]  # anew, with the new label
+    file = tmp_path / "label.nii"
+    file.write_bytes(http.post("/infer/dinomix?image=case_1&output=image").content)
+    labels = (np.asarray(nib.load(one).dataobj) == 6 for one in (file, phantom / "labels" / "phantom_001.nii"))
+    found, liver = labels
+    assert 2 * (found & liver).sum() / (found.sum() + liver.sum()) > 0.3
+
+
+def test_a_teacher_that_is_missing_is_named_in_the_first_answer(
+    client, make_folder, save_label, phantom: Path, tmp_path: Path
+) -> None:
+    http = client(make_folder(teacher_weights=str(tmp_path / "gone.pth")))
+    save_label(http, "case_1", phantom / "labels" / "phantom_001.nii")
+    answer = http.post("/infer/dinomix?image=case_1")
+    assert answer.status_code == 409
+    assert re.search(r"the teacher cannot answer\. .*gone\.pth", answer.json()["detail"])
 
 
 def test_a_model_of_other_classes_is_refused(client, threshold) -> None:
@@ -135,7 +173,7 @@ def test_a_new_model_is_used_from_the_next_request_on(segment, threshold) -> Non
 
 def test_a_result_elsewhere_on_the_disk_is_refused(threshold) -> None:
     with pytest.raises(Refusal, match=r"result_extension must be an extension .*, got '/\.\./\.\./stolen'"):
-        DinoMixInferTask(threshold)({"image": "any", "result_extension": "/../../stolen"})
+        DinoMixInferTask(threshold, FirstAnswer(threshold, list))({"image": "any", "result_extension": "/../../stolen"})
 
 
 def test_a_dicom_series_is_segmented(client, threshold, tmp_path: Path) -> None:

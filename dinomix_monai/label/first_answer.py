@@ -1,0 +1,98 @@
+"""Segmentation before there is a model: what a frozen teacher makes of the first labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from monai.inferers import Inferer, SimpleInferer
+from torch import nn
+
+from dinomix_monai.core.files import write_json
+from dinomix_monai.engines import ProbedInferer, TokenProbe
+from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.refusal import Refusal
+
+__all__ = ["FirstAnswer", "Undecided"]
+
+logger = logging.getLogger(__name__)
+
+
+class Undecided(nn.Module):
+    """
+    A network that gives every class the same chance.
+
+    Args:
+        num_classes: number of classes, background included.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of 0, shape (B, C, H, W, D), of images (B, 1, H, W, D)."""
+        return x.new_zeros(len(x), self.num_classes, *x.shape[2:])
+
+
+class FirstAnswer:
+    """
+    The linear probe of the app's frozen teacher, fitted to the labeled scans that there are.
+
+    It is fitted when it is first asked and again when labels have changed, which takes the teacher some seconds for
+    each labeled scan.
+
+    Args:
+        folder: folder of the app.
+        labeled: gives the labeled scans, with the paths of ``image`` and ``label``.
+    """
+
+    def __init__(self, folder: AppFolder, labeled: Callable[[], Sequence[Mapping[str, str]]]) -> None:
+        self.folder, self.labeled = folder, labeled
+        self._fitted: dict[str, tuple[TokenProbe | None, list[tuple[str, int]]]] = {}
+
+    def probe(self, device: str) -> TokenProbe | None:
+        """
+        The probe of the labels that there are now.
+
+        Args:
+            device: where the teacher is.
+
+        Returns:
+            ``None`` where there is no label yet, or no pre-trained teacher.
+
+        Raises:
+            Refusal: When the teacher's weights are not found, or a label cannot be learned from.
+        """
+        cases = [{name: str(case[name]) for name in ("image", "label")} for case in self.labeled()]
+        stamps = [(file, Path(file).stat().st_mtime_ns) for case in cases for file in case.values()]
+        if device not in self._fitted or self._fitted[device][1] != stamps:
+            try:
+                self._fitted[device] = self._fit(cases, device), stamps
+            except (RuntimeError, ValueError) as error:  # as MONAI wraps what its transforms raise
+                cause = error.__cause__ or error
+                raise Refusal(f"There is no model, and the teacher cannot answer. {cause}", 409) from error
+        return self._fitted[device][0]
+
+    def inferer(self, device: str) -> Inferer:
+        """Segments by the probe alone, with a network that is :class:`Undecided`."""
+        return ProbedInferer(SimpleInferer(), self.probe(device))
+
+    def _fit(self, cases: Sequence[Mapping[str, str]], device: str) -> TokenProbe | None:
+        if not cases:
+            return None
+        place = self.folder.root / "tmp" / "first_answer"
+        labels = {str(value): name for value, name in enumerate(self.folder.class_names)}
+        write_json(place / "dataset.json", {"labels": labels, "training": cases})
+        settings = {"datalist#allow_outside": True, "dataset_dir": str(place), "output_dir": str(place)}
+        parser = self.folder.bundle.parser("train", device=device, **settings)
+        probe: TokenProbe | None = parser.get_parsed_content("report#probe")
+        if probe is None:
+            return None
+        scans = parser.get_parsed_content("report#add_probe#labeled")
+        logger.info("There is no model: the teacher's probe is fitted to %d labeled scans.", len(scans))
+        probe.fit([probe.scan_tokens(scans[place]) for place in range(len(scans))])
+        probe.weight = 1.0
+        return probe
