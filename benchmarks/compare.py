@@ -1,9 +1,10 @@
-"""
+r"""
 Methods side by side, each for the same wall time, scored once on the test cases.
 
     python benchmarks/compare.py --dataset_dir DIR --minutes 10
     python benchmarks/compare.py --dataset_dir DIR --minutes 10 --overlay acdc --learning_rates 0.004,0.008,0.016
-    python benchmarks/compare.py --dataset_dir DIR --minutes 15 --table teacher --overlay benchmarks/configs/ct_3mm.json --teacher_weights FILE
+    python benchmarks/compare.py --dataset_dir DIR --minutes 15 --table teacher \
+        --overlay benchmarks/configs/ct_3mm.json --teacher_weights FILE
     python benchmarks/compare.py --minutes 8 --table ablation
 
 The first two compare DINO-Mix with other methods on a data set of your own, the third one with a pre-trained teacher
@@ -37,6 +38,7 @@ NAMES = {
     "cutmix": "+ plain CutMix",
     "bcp": "BCP",
     "cps": "CPS with DHC's class weighting",
+    "self_training": "offline self-training",
     "pic": "+ PIC",
     "dinomix": "DINO-Mix",
     "fkd_untrained": "DINO-Mix, FKD with an untrained teacher",
@@ -45,7 +47,9 @@ NAMES = {
 }
 TABLES = {
     "baselines": ["supervised", "ema", "cutmix", "bcp", "cps", "dinomix"],
-    "teacher": ["supervised", "ema", "cutmix", "bcp", "cps", "pic", "fkd_untrained", "dinomix", "all_labels"],
+    "teacher": [
+        *("supervised", "ema", "cutmix", "bcp", "cps", "self_training", "pic", "fkd_untrained", "dinomix", "all_labels")
+    ],
     "ablation": ["supervised", "ema", "cutmix", "pic", "fkd_untrained", "fkd_content", "all_labels"],
 }
 SMALLEST = 5

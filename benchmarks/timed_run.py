@@ -48,6 +48,14 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     from dinomix_monai.bundle import prepare_volumes
 
     folder = Path(output_dir)
+    if arm == "self_training":
+        # Half of the time for the model that labels.
+        first, epochs = epochs // 2, epochs - epochs // 2
+        before = time.perf_counter()
+        settings["first_model"] = str(_first_model(folder / "first", seed, first, overlays, **settings))
+        first_s = time.perf_counter() - before
+    else:
+        first_s = 0.0
     settings = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8), **settings}
     # What the teacher says of the volumes is the same in every run.
     tokens = {"token_cache#folder": str(folder.parents[1] / "tokens")}
@@ -58,7 +66,7 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     start = time.perf_counter()
     trainer.run()
     workflow.parser.get_parsed_content("report#add_probe")()
-    wall = time.perf_counter() - start
+    wall = first_s + time.perf_counter() - start
     probe = workflow.parser.get_parsed_content("report#probe")
     datalist = workflow.parser.get_parsed_content("datalist")
     split = "test" if datalist.test else "validation"
@@ -81,6 +89,15 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _first_model(folder: Path, seed: int, epochs: int, overlays: Sequence[str], **settings: Any) -> Path:
+    model_file = folder / "models" / "model.pt"
+    if not (folder / "done").is_file():
+        length = {"seed": seed, "epochs": epochs, "val_interval": max(1, epochs // 8)}
+        _workflow("supervised", folder, overlays, **length, **settings).parser.get_parsed_content("train#trainer").run()
+        (folder / "done").touch()
+    return model_file
+
+
 def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: Any) -> None:
     """Times the preparation, epochs with and without unlabeled patches, and a validation; writes ``pilot.json``."""
     from ignite.engine import Events
@@ -90,6 +107,8 @@ def pilot(arm: str, output_dir: str, overlays: Sequence[str] = (), **settings: A
     epochs = 8
     folder = Path(output_dir) / "pilot"
     shutil.rmtree(folder, ignore_errors=True)
+    # Both of its trainings have the steps of this one.
+    arm = "supervised" if arm == "self_training" else arm
     warm_up = _workflow(arm, folder, overlays, **settings).parser.get_parsed_content("warm_up")
     settings = {
         **settings,

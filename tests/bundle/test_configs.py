@@ -287,6 +287,7 @@ def test_overlay_builds_its_trainer(workflow, overlay: str, model_file: Path) ->
         "all_labels": set(),
         "ema": {"unsupervised"},
         "cutmix": {"unsupervised"},
+        "self_training": set(),
         "bcp": {"unsupervised"},
         "cps": {"unsupervised"},
         "pic": {"unsupervised"},
@@ -295,10 +296,11 @@ def test_overlay_builds_its_trainer(workflow, overlay: str, model_file: Path) ->
     }.items(),
 )
 def test_each_arm_adds_the_terms_of_its_name_to_the_supervised_loss(
-    workflow, monkeypatch: pytest.MonkeyPatch, arm: str, terms: set[str]
+    workflow, model_file: Path, monkeypatch: pytest.MonkeyPatch, arm: str, terms: set[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    built = workflow("train", ARMS[arm], **settings_for(ARMS[arm]))
+    first = {"first_model": str(model_file)} if arm == "self_training" else {}
+    built = workflow("train", ARMS[arm], **settings_for(ARMS[arm]), **first)
     built.initialize()
     trainer = built.parser.get_parsed_content("train#trainer")
     losses = []
