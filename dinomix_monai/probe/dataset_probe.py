@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,25 +188,31 @@ def probe_dataset(
     def seen_by(probe: TokenProbe, cases: Sequence[Mapping[str, str]]) -> list[ScanTokens]:
         return [probe.scan_tokens(preprocessing(dict(case))) for case in cases]
 
-    first = FoundationTeacher(weights=weights, **model)
+    def teacher_of(layer: Any) -> FoundationTeacher:
+        return FoundationTeacher(weights=weights, layer=layer, **model).to(device)
+
+    first = teacher_of(None)
     sizes = [tuple(cell) for cell in ([get("report#probe#cell")] if cells is None else cells)]
-    candidates = [TeacherView(layer, cell) for layer in layers or _second_half(first.num_layers) for cell in sizes]
+    tried = sorted(set(layers or _second_half(first.num_layers)))
+    # The layers of a ViT come from one look at each slice.
+    looks = [[layer] for layer in tried] if first.is_convnext else [tried]
     views: dict[TeacherView, np.ndarray] = {}
-    if len(training) == 1:
+    chosen = TeacherView(tried[len(tried) // 2], sizes[len(sizes) // 2])
+    if len(training) > 1:
+        for cell, look in tqdm([(cell, look) for cell in sizes for look in looks], "Views of the teacher", unit="view"):
+            looker = probe_of(teacher_of(look), cell)
+            seen = seen_by(looker, training)
+            for part, layer in enumerate(look):
+                own = [replace(scan, tokens=scan.tokens.chunk(len(look))[part]) for scan in seen]
+                views[TeacherView(layer, cell)] = _class_dice(_held_out(looker, own), own, num_classes)
+        chosen = max(views, key=lambda view: float(np.nan_to_num(nan_mean(views[view], axis=0))))
+    else:
         logger.warning(
             "There is a single labeled scan, so layer and size of a token cannot be chosen by cross-validation. Label "
             "another scan, or choose them."
         )
-        candidates = [candidates[len(candidates) // 2]]
-    best = -1.0
-    for view in tqdm(candidates, "Views of the teacher", unit="view"):
-        candidate = probe_of(FoundationTeacher(weights=weights, layer=view.layer, **model).to(device), view.cell)
-        seen = seen_by(candidate, training)
-        if len(seen) > 1:
-            views[view] = _class_dice(_held_out(candidate, seen), seen, num_classes)
-        mean = float(np.nan_to_num(nan_mean(views[view], axis=0))) if view in views else 0.0
-        if mean > best:
-            best, chosen, probe, scans = mean, view, candidate, seen
+    probe = probe_of(teacher_of(chosen.layer), chosen.cell)
+    scans = seen_by(probe, training)
     table = None
     if validation:
         kinds = {_TEACHER: probe, _INTENSITIES: probe_of(Intensities(), chosen.cell)}

@@ -59,14 +59,16 @@ class FoundationTeacher(nn.Module):
             always the same, and drawing them leaves the global random state alone.
         layer: index, from 0, of the block of a ViT whose output gives the tokens, after the model's final norm as in
             timm's ``forward_intermediates(norm=True)``; or of the stage of a ConvNeXt, whose norm fits the last stage
-            alone and is left out for others. ``None`` for the last one, which an index may name as well.
+            alone and is left out for others. ``None`` for the last one, which an index may name as well. Of a ViT there
+            may be several, in ascending order, whose channels are put one after another.
         image_mean: mean of the three channels of images in [0, 1] that the weights expect, ``None`` for what timm says
             of the model. Weights that others have trained on in the same architecture may expect another.
         image_std: likewise, the standard deviation.
 
     Attributes:
         model_name: the variant that was built.
-        layer: as given, ``None`` where that is the last one.
+        layer: as given, ``None`` where that is the last one alone.
+        is_convnext: whether it is a ConvNeXt and no ViT.
         num_layers: number of layers that may be chosen.
         embed_dim: channels C of the tokens.
         stride: side of the square of pixels that a token stands for: that of a patch for a ViT, 32 for a ConvNeXt's
@@ -102,7 +104,7 @@ class FoundationTeacher(nn.Module):
         model_name: str = "vit_small_patch16_dinov3",
         weights: str | os.PathLike = "auto",
         allow_untrained: bool = False,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ) -> None:
@@ -116,21 +118,18 @@ class FoundationTeacher(nn.Module):
         self.pretrained = state is not None
         self.model_name = model_name if state is None else matching_variant(model_name, state)
         self.model = _build_untrained(self.model_name)
-        self._is_convnext = _is_convnext(self.model_name)
+        self.is_convnext = _is_convnext(self.model_name)
         levels = self.model.feature_info
         self.num_layers = len(levels)
-        if layer is not None and (type(layer) is not int or not 0 <= layer < self.num_layers):
-            raise ValueError(
-                f"layer must be an index from 0 to {self.num_layers - 1} of {self.model_name}, or None for the last "
-                f"one, got {layer!r}."
-            )
+        self._indices = _layer_indices(layer, self.num_layers, self.model_name)
         if state is not None:
             load_strictly(self.model, state, self.model_name, self.source)
         self.model.requires_grad_(False)
-        self._index = self.num_layers - 1 if layer is None else layer
-        self.layer = None if self._index == self.num_layers - 1 else layer
-        self.embed_dim: int = levels[self._index]["num_chs"]
-        self.stride: int = levels[self._index]["reduction"]
+        self.layer: int | list[int] | None = self._indices if len(self._indices) > 1 else self._indices[0]
+        if self.layer == self.num_layers - 1:
+            self.layer = None
+        self.embed_dim: int = sum(levels[index]["num_chs"] for index in self._indices)
+        self.stride: int = levels[self._indices[-1]]["reduction"]
         for name, given in (("mean", image_mean), ("std", image_std)):
             values = self.model.pretrained_cfg[name] if given is None else given
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -162,15 +161,15 @@ class FoundationTeacher(nn.Module):
             raise ValueError(f"x must be (N, 3, H, W), H and W multiples of {self.stride}, got {tuple(x.shape)}.")
         # A MetaTensor would carry the meta data of the image on to its tokens, where they are wrong.
         x = (x.as_subclass(torch.Tensor) - self.mean) / self.std
-        options = {"indices": [self._index], "norm": True, "stop_early": True, "intermediates_only": True}
-        if self._is_convnext:
+        options = {"indices": self._indices, "norm": True, "stop_early": True, "intermediates_only": True}
+        if self.is_convnext:
             [tokens] = self.model.forward_intermediates(x, **options)
             if self.layer is None:
                 # timm stops before the norm that Meta's patch tokens include; one of its ConvNeXts has no such norm.
                 tokens = getattr(self.model.head, "norm", nn.Identity())(tokens)
             return tokens.float()
         # Without the prefix tokens.
-        [tokens] = self.model.forward_intermediates(x, **options, output_fmt="NLC")
+        tokens = torch.cat(self.model.forward_intermediates(x, **options, output_fmt="NLC"), dim=2)
         # (N, h * w, C) -> (N, C, h, w)
         return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.stride, x.shape[3] // self.stride)).float()
 
@@ -180,7 +179,8 @@ class FoundationTeacher(nn.Module):
 
     def describe(self) -> str:
         """One line for logs and reports: model, layer, where the weights came from, and how the fingerprint begins."""
-        layer = "" if self.layer is None else f", layer {self.layer}"
+        layers = ", ".join(map(str, self._indices))
+        layer = "" if self.layer is None else f", layer{'s' if len(self._indices) > 1 else ''} {layers}"
         origin = f"weights from {self.source}" if self.pretrained else "UNTRAINED (random weights)"
         return f"{self.model_name}{layer}, {origin}, fingerprint {self.fingerprint[:12]}"
 
@@ -195,6 +195,19 @@ def _check_model_name(model_name: str) -> None:
             f"{model_name!r}. {f'Similar names are {similar}. ' if similar else ''}"
             "timm.list_models('*dino*', pretrained=True) lists those of DINOv2 and DINOv3."
         )
+
+
+def _layer_indices(layer: int | Sequence[int] | None, num_layers: int, model_name: str) -> list[int]:
+    if layer is None:
+        return [num_layers - 1]
+    found = list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+    are_known = found and all(type(index) is int and 0 <= index < num_layers for index in found)
+    if not are_known or found != sorted(set(found)) or (len(found) > 1 and _is_convnext(model_name)):
+        raise ValueError(
+            f"layer must be an index from 0 to {num_layers - 1} of {model_name}, or None for the last one, or of a ViT "
+            f"several in ascending order, got {layer!r}."
+        )
+    return found
 
 
 def _check_channels(name: str, values: Sequence[float] | None, least: float) -> None:

@@ -37,7 +37,7 @@ def parser(phantom: Path) -> Callable:
 def test_the_view_with_the_highest_cross_validated_mean_is_chosen(parser) -> None:
     found = probe_dataset(parser(), layers=[0, 2], cells=[[4, 4, 4], [8, 8, 4]])
     means = {view: np.nanmean(dice) for view, dice in found.views.items()}
-    assert [(view.layer, view.cell) for view in means] == [(n, (side, side, 4)) for n in (0, 2) for side in (4, 8)]
+    assert [(view.layer, view.cell) for view in means] == [(n, (side, side, 4)) for side in (4, 8) for n in (0, 2)]
     assert means[found.chosen] == max(means.values())
     assert found.probe.cell == found.chosen.cell
     assert found.probe.slice_tokens.teacher.layer == found.chosen.layer

@@ -196,11 +196,29 @@ def test_the_last_layer_is_no_other_teacher_and_any_before_it_is(untrained, tmp_
     assert len(folders) == 2
 
 
-@pytest.mark.parametrize("layer", [12, -1, 8.0, "8", True])
+def test_several_layers_are_put_one_after_another():
+    x = torch.rand(1, 3, 32, 48)
+    several = FoundationTeacher(SMALLEST, weights="none", layer=[2, 8, 11])
+    expected = [FoundationTeacher(SMALLEST, weights="none", layer=layer) for layer in (2, 8, 11)]
+    tokens = several(x)
+    assert tokens.shape[1] == several.embed_dim == 3 * expected[0].embed_dim
+    torch.testing.assert_close(tokens, torch.cat([teacher(x) for teacher in expected], dim=1))
+    assert several.describe().startswith(f"{SMALLEST}, layers 2, 8, 11, UNTRAINED")
+    assert several.fingerprint not in {teacher.fingerprint for teacher in expected}
+    alone = FoundationTeacher(SMALLEST, weights="none", layer=[8])
+    assert (alone.layer, alone.fingerprint) == (8, expected[1].fingerprint)
+
+
+@pytest.mark.parametrize("layer", [12, -1, 8.0, "8", True, [], [3, 12], [8, 3], [3, 3], [3, "8"]])
 def test_a_layer_that_the_model_lacks_is_refused(layer):
-    message = rf"layer must be an index from 0 to 11 of {SMALLEST}, or None for the last one, got {layer!r}\."
-    with pytest.raises(ValueError, match=message):
+    message = rf"layer must be an index from 0 to 11 of {SMALLEST}, or None for the last one, .*, got {layer!r}\."
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         FoundationTeacher(SMALLEST, weights="none", layer=layer)
+
+
+def test_several_stages_of_a_convnext_are_refused():
+    with pytest.raises(ValueError, match=r"or of a ViT several in ascending order, got \[1, 2\]"):
+        FoundationTeacher("convnext_tiny.dinov3_lvd1689m", weights="none", layer=[1, 2])
 
 
 @pytest.mark.parametrize("dinov2", ["no registers"], indirect=True)
