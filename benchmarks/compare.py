@@ -8,9 +8,8 @@ Methods side by side, each for the same wall time, scored once on the test cases
     python benchmarks/compare.py --minutes 8 --table ablation
 
 The first two compare DINO-Mix with other methods on a data set of your own, the third one with a pre-trained teacher
-and with an untrained one, and the last one takes DINO-Mix apart on the
-built-in phantom, for the table of the README. Other options are settings of the bundle for every arm, such as
-``--teacher_weights none``.
+and with an untrained one, and the last one takes DINO-Mix apart on the built-in phantom, for the table of the README.
+Other options are settings of the bundle for every arm, such as ``--teacher_weights none``.
 
 Each arm first runs a few epochs by itself on all cores, which tell how many of them fit into the time beside what comes
 before them (caching the volumes and, for DINO-Mix, computing the token cache from nothing); with ``--jobs``

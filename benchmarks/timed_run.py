@@ -85,7 +85,8 @@ def train(arm: str, seed: int, epochs: int, output_dir: str, overlays: Sequence[
         "dice": {name: statistics.mean(values) for name, values in dice.items()},
         "voxels": dict(zip(datalist.class_names[1:], datalist.training_voxels[1:])),
     }  # fmt: skip
-    result.pop("dataset_dir", None)
+    for path in ("dataset_dir", "first_model", "teacher_weights"):
+        result.pop(path, None)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

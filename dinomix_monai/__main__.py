@@ -177,8 +177,7 @@ def probe(
 
     A linear classifier is fitted to the teacher's tokens of the labeled scans. Its Dice on the validation cases is
     printed beside those of an untrained teacher and of the intensities alone. Scans are preprocessed as for training,
-    so pass the overlay of the data. Layer and size of a token are chosen by
-    cross-validation over the labeled scans.
+    so pass the overlay of the data. Layer and size of a token are chosen by cross-validation over the labeled scans.
 
     Args:
         dataset_dir: folder of the data set.

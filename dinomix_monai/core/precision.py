@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["autocast_dtype", "has_half_precision"]
+__all__ = ["autocast_dtype", "computing_in", "has_half_precision", "without_float16"]
 
 # Names by which `torch.cpu.get_capabilities` knows instructions that multiply bfloat16.
 _BFLOAT16 = ("avx512_bf16", "amx_bf16")
@@ -48,3 +48,13 @@ def autocast_dtype(device: str | torch.device, amp: bool) -> torch.dtype | None:
     device = torch.device(device)
     is_old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
     return torch.float16 if is_old else torch.bfloat16
+
+
+def computing_in(dtype: torch.dtype | None, device: str | torch.device) -> torch.autocast:
+    """``torch.autocast`` to what :func:`autocast_dtype` gave, for a device; ``None`` turns it off."""
+    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
+
+
+def without_float16(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The type, but ``None`` for ``float16``, whose range the activations of a large teacher may leave."""
+    return None if dtype == torch.float16 else dtype

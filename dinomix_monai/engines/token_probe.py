@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from monai.metrics import DiceMetric
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 from torch.nn import functional as F
 
+from dinomix_monai.core.precision import computing_in, without_float16
 from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
+from dinomix_monai.metrics.class_dice import class_dice
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.models import load_model, probe_path
 from dinomix_monai.networks import LinearProbe
@@ -86,7 +88,7 @@ class TokenProbe:
         if len(cell) != 3 or min(cell) < 1:
             raise ValueError(f"cell must be three numbers of voxels >= 1, got {tuple(cell)}.")
         self.slice_tokens, self.cell, self.num_classes = slice_tokens, tuple(cell), num_classes
-        self.dtype = None if dtype == torch.float16 else dtype
+        self.dtype = without_float16(dtype)
         self.max_points = max_points
         self.linear: LinearProbe | None = None
         self.weight = 0.0
@@ -104,12 +106,16 @@ class TokenProbe:
         """
         voxels = volume.as_subclass(torch.Tensor).float()
         grid = [max(1, round(side / cell)) for side, cell in zip(voxels.shape[1:], self.cell)]
-        with torch.autocast(voxels.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing_in(self.dtype, voxels.device):
             return self.slice_tokens(voxels[None], grid)[0].float()
 
     def scan_tokens(self, scan: Mapping[str, Any]) -> ScanTokens:
         """What a labeled scan, ``image`` and ``label`` of shape (1, H, W, D), gives to be fitted to."""
         return ScanTokens(self.tokens(scan[Keys.IMAGE]), scan[Keys.LABEL].as_subclass(torch.Tensor)[0].long())
+
+    def fit_to(self, scans: Sequence[Mapping[str, Any]]) -> TokenProbe:
+        """As :meth:`fit`, of preprocessed labeled scans, which the teacher looks at one after another."""
+        return self.fit([self.scan_tokens(scans[place]) for place in range(len(scans))])
 
     def fit(self, scans: Sequence[ScanTokens]) -> TokenProbe:
         """
@@ -199,22 +205,17 @@ class TokenProbe:
         Returns:
             Mean Dice of the classes by weight; NaN where no scan shows any.
         """
-        metrics = {
-            weight: DiceMetric(include_background=False, num_classes=self.num_classes, reduction="mean")
-            for weight in candidates
-        }
+        dice: dict[float, list[np.ndarray]] = {weight: [] for weight in candidates}
         for scan in scans:
             image = scan[Keys.IMAGE].as_subclass(torch.Tensor)
-            label = scan[Keys.LABEL].as_subclass(torch.Tensor)[None]
+            label = scan[Keys.LABEL].as_subclass(torch.Tensor)[0]
             with torch.no_grad():
-                own = torch.as_tensor(inferer(image[None], network)).float()
-            probed = self.logits(self.tokens(image), image.shape[1:])[None]
-            for weight, metric in metrics.items():
-                metric((own + weight * probed).argmax(1, keepdim=True), label)
-        found = {
-            weight: float(nan_mean(nan_mean(metric.get_buffer().cpu().numpy(), axis=1), axis=0))
-            for weight, metric in metrics.items()
-        }
+                own = torch.as_tensor(inferer(image[None], network))[0].float()
+            probed = self.logits(self.tokens(image), image.shape[1:])
+            for weight, of_cases in dice.items():
+                of_cases.append(class_dice((own + weight * probed).argmax(0), label, self.num_classes))
+        # Over the classes of each case first, as validation has it.
+        found = {weight: float(nan_mean(nan_mean(np.stack(rows), axis=1), axis=0)) for weight, rows in dice.items()}
         self.weight = max(found, key=lambda weight: found[weight])
         return found
 
@@ -225,7 +226,7 @@ class TokenProbe:
         return f"a linear probe of it is asked beside the model with weight {self.weight:g}"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`load` needs beside the teacher's weights."""
+        """All that :func:`open_probe` needs beside the teacher's weights."""
         teacher: Any = self.slice_tokens.teacher
         assert self.linear is not None
         return {
@@ -272,7 +273,7 @@ def add_probe(
             "some under `validation` in dataset.json."
         )
         return
-    probe.fit([probe.scan_tokens(labeled[place]) for place in range(len(labeled))])
+    probe.fit_to(labeled)
     load_model(network, model_file).eval()
     scores = probe.choose_weight(network, inferer, [validation[place] for place in range(len(validation))])
     table = ", ".join(f"{weight:g}: {score:.3f}" for weight, score in scores.items())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from monai.inferers import SlidingWindowInfererAdapt
 
+from dinomix_monai.core.precision import computing_in
+
 __all__ = ["WindowInferer"]
 
 
@@ -38,5 +40,5 @@ class WindowInferer(SlidingWindowInfererAdapt):
             *args: see ``SlidingWindowInferer``.
             **kwargs: see ``SlidingWindowInferer``.
         """
-        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with computing_in(self.dtype, inputs.device):
             return super().__call__(inputs, network, *args, **kwargs)

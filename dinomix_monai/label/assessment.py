@@ -70,7 +70,8 @@ class ScanAssessor:
             load_model(folder.bundle.parser("inference", device=device).get_parsed_content("network"), file)
             for file in files
         )
-        inferer = folder.bundle.parser("inference").get_parsed_content("inferer")
+        # Without the frozen teacher, which says the same beside both.
+        inferer = folder.bundle.parser("inference").get_parsed_content("inferer#inferer")
         module = folder.bundle.parser("train").get_parsed_content("distiller#modules")[0]
         return cls(student, teacher, inferer, module)
 

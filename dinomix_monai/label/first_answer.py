@@ -77,8 +77,23 @@ class FirstAnswer:
         return self._fitted[device][0]
 
     def inferer(self, device: str) -> Inferer:
-        """Segments by the probe alone, with a network that is :class:`Undecided`."""
-        return ProbedInferer(SimpleInferer(), self.probe(device))
+        """
+        Segments by the probe alone, with a network that is :class:`Undecided`.
+
+        Args:
+            device: where the teacher is.
+
+        Raises:
+            Refusal: When there is no label yet, or no pre-trained teacher, and as :meth:`probe` does.
+        """
+        probe = self.probe(device)
+        if probe is None:
+            raise Refusal(
+                "Segmentation needs a model, and the app has none yet. Label scans and train one. With a pre-trained "
+                "teacher (--teacher_weights) one labeled scan gives a first answer.",
+                409,
+            )
+        return ProbedInferer(SimpleInferer(), probe)
 
     def _fit(self, cases: Sequence[Mapping[str, str]], device: str) -> TokenProbe | None:
         if not cases:
@@ -93,6 +108,5 @@ class FirstAnswer:
             return None
         scans = parser.get_parsed_content("report#add_probe#labeled")
         logger.info("There is no model: the teacher's probe is fitted to %d labeled scans.", len(scans))
-        probe.fit([probe.scan_tokens(scans[place]) for place in range(len(scans))])
-        probe.weight = 1.0
+        probe.fit_to(scans).weight = 1.0
         return probe

@@ -133,12 +133,6 @@ class DinoMixInferTask(BasicInferTask):
     def _get_network(self, device: str, data: Mapping[str, Any] | None) -> Any:
         path = Path(self.folder.model_file)
         if not path.is_file():
-            if self.first_answer.probe(device) is None:
-                raise Refusal(
-                    "Segmentation needs a model, and the app has none yet. Label scans and train one. With a "
-                    "pre-trained teacher (--teacher_weights) one labeled scan gives a first answer.",
-                    409,
-                )
             return Undecided(len(self.folder.class_names))
         changed = path.stat().st_mtime_ns
         network, of = self._networks.get(device, (None, None))

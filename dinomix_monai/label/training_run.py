@@ -224,12 +224,12 @@ class TrainingRun:
 
     def _publish(self) -> None:
         self.folder.scores_file.unlink(missing_ok=True)
-        new = self.path / "models"
-        for target in (self.folder.student_file, self.folder.model_file):
-            probe_path(target).unlink(missing_ok=True)
-            os.replace(new / target.name, target)
-        if (probe := probe_path(new / self.folder.model_file.name)).is_file():
-            os.replace(probe, probe_path(self.folder.model_file))
+        probe = probe_path(self.folder.model_file)
+        # Before the model that it belongs to goes.
+        probe.unlink(missing_ok=True)
+        for target in (self.folder.student_file, self.folder.model_file, probe):
+            if (new := self.path / "models" / target.name).is_file():
+                os.replace(new, target)
 
 
 def latest_progress(folder: AppFolder) -> dict[str, Any]:

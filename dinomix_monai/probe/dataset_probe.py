@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.metrics import DiceMetric
 from monai.transforms import Compose, Invertd
 from monai.utils import convert_to_dst_type
 from monai.utils.enums import CommonKeys as Keys
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from dinomix_monai.core.text import number, text_table
 from dinomix_monai.engines import ScanTokens, TokenProbe
 from dinomix_monai.losses import FeatureDistillationLoss
+from dinomix_monai.metrics.class_dice import class_dice
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.probe.intensities import Intensities
 from dinomix_monai.probe.picture import draw_probe
@@ -185,34 +185,39 @@ def probe_dataset(
     def probe_of(teacher: Any, cell: Sequence[int]) -> TokenProbe:
         return TokenProbe(SliceTokens(teacher, channels="repeat"), cell, num_classes, dtype)
 
-    def seen_by(probe: TokenProbe, cases: Sequence[Mapping[str, str]]) -> list[ScanTokens]:
-        return [probe.scan_tokens(preprocessing(dict(case))) for case in cases]
+    def seen_by(probe: TokenProbe, volumes: Sequence[Mapping[str, Any]]) -> list[ScanTokens]:
+        return [probe.scan_tokens(volume) for volume in volumes]
 
     def teacher_of(layer: Any) -> FoundationTeacher:
         return FoundationTeacher(weights=weights, layer=layer, **model).to(device)
 
+    labeled, judging = ([preprocessing(dict(case)) for case in cases] for cases in (training, validation))
     first = teacher_of(None)
     sizes = [tuple(cell) for cell in ([get("report#probe#cell")] if cells is None else cells)]
     tried = sorted(set(layers or _second_half(first.num_layers)))
     # The layers of a ViT come from one look at each slice.
     looks = [[layer] for layer in tried] if first.is_convnext else [tried]
     views: dict[TeacherView, np.ndarray] = {}
-    chosen = TeacherView(tried[len(tried) // 2], sizes[len(sizes) // 2])
-    if len(training) > 1:
+    best: tuple[float, TeacherView, list[ScanTokens]] | None = None
+    if len(labeled) > 1:
         for cell, look in tqdm([(cell, look) for cell in sizes for look in looks], "Views of the teacher", unit="view"):
             looker = probe_of(teacher_of(look), cell)
-            seen = seen_by(looker, training)
+            seen = seen_by(looker, labeled)
             for part, layer in enumerate(look):
                 own = [replace(scan, tokens=scan.tokens.chunk(len(look))[part]) for scan in seen]
-                views[TeacherView(layer, cell)] = _class_dice(_held_out(looker, own), own, num_classes)
-        chosen = max(views, key=lambda view: float(np.nan_to_num(nan_mean(views[view], axis=0))))
+                view = TeacherView(layer, cell)
+                views[view] = _class_dice(_held_out(looker, own), own, num_classes)
+                mean = float(np.nan_to_num(nan_mean(views[view], axis=0)))
+                if best is None or mean > best[0]:
+                    best = mean, view, own
     else:
         logger.warning(
             "There is a single labeled scan, so layer and size of a token cannot be chosen by cross-validation. Label "
             "another scan, or choose them."
         )
+    chosen = TeacherView(tried[len(tried) // 2], sizes[len(sizes) // 2]) if best is None else best[1]
     probe = probe_of(teacher_of(chosen.layer), chosen.cell)
-    scans = seen_by(probe, training)
+    scans = seen_by(probe, labeled) if best is None else best[2]
     table = None
     if validation:
         kinds = {_TEACHER: probe, _INTENSITIES: probe_of(Intensities(), chosen.cell)}
@@ -221,8 +226,8 @@ def probe_dataset(
             kinds[_UNTRAINED] = probe_of(untrained.to(device), chosen.cell)
         dice = {}
         for kind, each in kinds.items():
-            each.fit(scans if each is probe else seen_by(each, training))
-            judges = seen_by(each, validation)
+            each.fit(scans if each is probe else seen_by(each, labeled))
+            judges = seen_by(each, judging)
             dice[kind] = _class_dice([_segmented(each, scan) for scan in judges], judges, num_classes)
         labels = torch.cat([scan.label.flatten() for scan in scans])
         voxels = torch.bincount(labels, minlength=num_classes)[1:].cpu().numpy()
@@ -260,7 +265,6 @@ def _held_out(probe: TokenProbe, scans: Sequence[ScanTokens]) -> list[torch.Tens
 
 def _class_dice(found: Sequence[torch.Tensor], scans: Sequence[ScanTokens], num_classes: int) -> np.ndarray:
     """Mean Dice of each foreground class over the scans that show it, shape (num_classes - 1,)."""
-    metric = DiceMetric(include_background=False, num_classes=num_classes)
-    for labels, scan in zip(found, scans):
-        metric(labels[None, None], scan.label[None, None])
-    return nan_mean(metric.get_buffer().cpu().numpy(), axis=0)
+    return nan_mean(
+        np.stack([class_dice(labels, scan.label, num_classes) for labels, scan in zip(found, scans)]), axis=0
+    )

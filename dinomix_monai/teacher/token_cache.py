@@ -18,6 +18,7 @@ from monai.utils import ImageMetaKey
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from dinomix_monai.core.precision import computing_in, without_float16
 from dinomix_monai.teacher.slices import SliceTokens
 from dinomix_monai.teacher.token_files import TokenFiles, sha256
 
@@ -112,7 +113,7 @@ class TokenCache:
             raise ValueError(f"max_anisotropy must be >= 1, got {max_anisotropy}.")
         self.slice_tokens, self.components = slice_tokens, components
         self.cell, self.planes, self.max_anisotropy = tuple(cell), tuple(planes), max_anisotropy
-        self.dtype = None if dtype == torch.float16 else dtype
+        self.dtype = without_float16(dtype)
         self.device = torch.device(device)
         self.recipe = {
             "teacher": slice_tokens.fingerprint,
@@ -263,7 +264,7 @@ class TokenCache:
             if views and max(sides) > self.max_anisotropy * min(sides):
                 continue
             slices = padded.permute(0, *(1 + axis for axis in order))[None]
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            with computing_in(self.dtype, self.device):
                 tokens = self.slice_tokens(slices, [grid[i] for i in order])
             views.append(tokens[0].permute(*(1 + order.index(axis) for axis in range(3)), 0))
         return torch.stack(views).mean(0).cpu().half().numpy()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinomix_monai.core.precision import autocast_dtype, has_half_precision
+from dinomix_monai.core.precision import autocast_dtype, computing_in, has_half_precision, without_float16
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,14 @@ def test_on_a_cpu_it_is_bfloat16_where_it_is_wanted():
 def test_a_word_is_no_truth_value():
     with pytest.raises(TypeError, match=r"^amp must be true or false, got 'true'\. .* write --amp True or --amp False"):
         autocast_dtype("cpu", amp="true")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_a_device_computes_in_what_was_chosen_and_in_none_as_it_is(dtype):
+    weight = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.float16), computing_in(dtype, "cpu"):
+        assert (weight @ weight).dtype == (dtype or torch.float32)
+
+
+def test_float16_alone_has_too_small_a_range_for_a_teacher():
+    assert [without_float16(dtype) for dtype in (torch.float16, torch.bfloat16, None)] == [None, torch.bfloat16, None]

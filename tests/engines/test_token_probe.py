@@ -166,7 +166,7 @@ def test_a_probe_that_does_not_help_gets_no_weight():
 
     class Right(nn.Module):
         def forward(self, x):
-            return 50 * F.one_hot(one["label"].long(), 3).movedim(-1, 1)[0].float()
+            return 50 * F.one_hot(one["label"].long(), 3).movedim(-1, 1).float()
 
     probe.linear.linear.weight.neg_()
     scores = probe.choose_weight(Right(), SimpleInferer(), [one])

@@ -10,6 +10,7 @@ from monai.inferers import SimpleInferer
 from monai.networks.nets import BasicUNet
 from torch import nn
 
+from dinomix_monai.engines import WindowInferer
 from dinomix_monai.label.app import DinoMixApp
 from dinomix_monai.label.assessment import Assessment, Assessments, ScanAssessor
 from dinomix_monai.label.next_case import dice_shortfall, expected_gain, mean_entropy
@@ -185,6 +186,8 @@ def test_without_its_student_a_model_is_compared_with_itself(make_folder, give_m
     give_model(folder)
     assessor = ScanAssessor.of_app(folder)
     assert all(torch.equal(a, b) for a, b in zip(assessor.student.parameters(), assessor.teacher.parameters()))
+    # The networks alone: a frozen teacher would say the same beside both.
+    assert isinstance(assessor.inferer, WindowInferer)
     student: nn.Module = folder.bundle.parser("inference").get_parsed_content("network_def")
     torch.save(student.state_dict(), folder.student_file)
     assessor = ScanAssessor.of_app(folder)
