@@ -20,7 +20,7 @@ from dinomix_monai.metrics.class_dice import class_dice
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.models import load_model, probe_path
 from dinomix_monai.networks import LinearProbe
-from dinomix_monai.teacher import FoundationTeacher, SliceTokens
+from dinomix_monai.teacher import FoundationTeacher, MissingWeightsError, SliceTokens
 
 __all__ = ["ScanTokens", "TokenProbe", "add_probe", "open_probe"]
 
@@ -328,8 +328,15 @@ def open_probe(
         ) from error
     try:
         teacher = FoundationTeacher(weights=teacher_weights, **model)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise type(error)(f"The model was trained to be asked with its teacher, {path}. {error} {alone}") from error
+    except MissingWeightsError as error:
+        raise RuntimeError(
+            f"The model was trained to be asked with its teacher, see {path}, but {error.found}. Pass "
+            f"teacher_weights=FILE, the weights that it was trained with. {alone}"
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The model was trained to be asked with its teacher, see {path}. {error} {alone}"
+        ) from error
     if teacher.fingerprint != expected:
         raise ValueError(
             f"teacher_weights must be those of the training, fingerprint {expected[:12]}, got {teacher.describe()}. "

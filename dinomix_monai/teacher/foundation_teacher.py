@@ -19,7 +19,7 @@ from dinomix_monai.teacher.fingerprint import fingerprint
 from dinomix_monai.teacher.hub import hub_file
 from dinomix_monai.teacher.weights import load_strictly, matching_variant, read_weights
 
-__all__ = ["FoundationTeacher"]
+__all__ = ["FoundationTeacher", "MissingWeightsError"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,20 @@ _VITS, _CONVNEXT = ("vision_transformer", "eva"), "convnext"
 _DINOV3 = "dinov3-license"
 _DINOV3_DOWNLOADS = "https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/"
 _LICENSES = {_DINOV3: "Meta's DINOv3 License (https://ai.meta.com/resources/models-and-libraries/dinov3-license/)"}
+
+
+class MissingWeightsError(RuntimeError):
+    """
+    Weights that were looked for and are nowhere.
+
+    Args:
+        message: the sentences for whoever wants a teacher.
+        found: where they are not, as a clause, for whoever has other ways out.
+    """
+
+    def __init__(self, message: str, found: str) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class FoundationTeacher(nn.Module):
@@ -83,7 +97,7 @@ class FoundationTeacher(nn.Module):
         ValueError: When timm has no ViT or ConvNeXt ``model_name``, the file does not hold that model, the model has no
             ``layer`` of this index, or ``image_mean`` or ``image_std`` are not three numbers, those of the latter > 0.
         FileNotFoundError: When ``weights`` is a path without a file.
-        RuntimeError: When ``"auto"`` finds no weights and ``allow_untrained`` is false.
+        MissingWeightsError: When ``"auto"`` finds no weights and ``allow_untrained`` is false.
 
     Example:
         >>> import torch
@@ -252,7 +266,7 @@ def _find_weights(
     remedies.append("teacher_weights='none', an untrained teacher on purpose")
     remedy = f"Ways out: {'; or '.join(remedies)}. {_origin(model_name, config)}"
     if not allow_untrained:
-        raise RuntimeError(f"weights='auto' must find weights, but {found}. {remedy}")
+        raise MissingWeightsError(f"weights='auto' must find weights, but {found}. {remedy}", found)
     warnings.warn(
         f"The teacher is UNTRAINED: {found}. FKD then distills random features, and no result of this run says "
         f"anything about the weights of {model_name}. {remedy}",

@@ -38,7 +38,9 @@ def test_report_evaluation_and_inference_ask_the_teacher_and_only_then_need_its_
     model_file = tmp_path / "models" / "model.pt"
     run("train", run_id="training", epochs=1, teacher_weights=str(teacher_file), **TEACHER)
     assert asked == [8.0]  # the report, of one validation case; validation has the network alone
-    assert "a linear probe of it is asked beside the model with weight 8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a linear probe of it is asked beside the model with weight 8" in printed
+    assert f"{probe_path(model_file)}  (what it asks its teacher with)" in printed
     assert probe_path(model_file).is_file()
     run("train", "evaluate", run_id="evaluating", teacher_weights=str(teacher_file))
     assert asked == [8.0] * 3  # two test cases

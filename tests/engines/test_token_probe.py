@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dinomix_monai.engines import ProbedInferer, ScanTokens, TokenProbe, add_probe, open_probe
 from dinomix_monai.models import probe_path, write_model
 from dinomix_monai.networks import LinearProbe
-from dinomix_monai.teacher import FoundationTeacher, SliceTokens
+from dinomix_monai.teacher import FoundationTeacher, SliceTokens, foundation_teacher
 
 NAMES = ("background", "bright", "middling")
 
@@ -235,7 +235,9 @@ def test_without_validation_cases_there_is_no_probe_and_a_warning(model, teacher
     assert not probe_path(model).exists()
 
 
-def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the_way_out(model, teacher_file, tmp_path):
+def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the_way_out(
+    model, teacher_file, tmp_path, monkeypatch
+):
     added(model, teacher_file)
     alone = r"Or pass teacher_weights=none for the student alone"
     other = tmp_path / "other.safetensors"
@@ -247,6 +249,16 @@ def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the
         open_probe(model, other)
     with pytest.raises(FileNotFoundError, match=rf"trained to be asked with its teacher, .*none.pt.*{alone}"):
         open_probe(model, tmp_path / "none.pt")
+
+    def hub_file(hub_id):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(foundation_teacher, "hub_file", hub_file)
+    with pytest.raises(
+        RuntimeError, match=rf"but neither .* \(no network\)\. Pass teacher_weights=FILE, .* {alone}"
+    ) as error:
+        open_probe(model)
+    assert "untrained" not in str(error.value)  # which "none" does not stand for here
     for content in ({"linear": 3}, {"linear": {}}, {}):
         torch.save(content, probe_path(model))
         with pytest.raises(
