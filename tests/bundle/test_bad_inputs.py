@@ -306,7 +306,7 @@ SETTINGS = {
     "layer that the teacher lacks": (
         {"teacher#layer": 12},
         "Error at teacher: layer must be an index from 0 to 11 of vit_small_patch16_dinov3, or None for the last one, "
-        "got 12.",
+        "or of a ViT several in ascending order, got 12.",
     ),
     "deviation of 0": (
         {"teacher#image_std": [0, 1, 1]},
