@@ -38,16 +38,22 @@ NAMES = {
     "bcp": "BCP",
     "cps": "CPS with DHC's class weighting",
     "self_training": "offline self-training",
+    "nnunet": "nnU-Net v2",
+    "nnunet_self_training": "nnU-Net v2, offline self-training",
     "pic": "+ PIC",
+    "probe": "+ PIC, the teacher beside the model, no FKD",
     "dinomix": "DINO-Mix",
     "fkd_untrained": "DINO-Mix, FKD with an untrained teacher",
     "fkd_content": "DINO-Mix, FKD with a content-coding teacher (bound)",
     "all_labels": "supervised, all labels (bound)",
 }
+# Their results come from nnunet.py.
+NNUNET = ["nnunet", "nnunet_self_training"]
 TABLES = {
     "baselines": ["supervised", "ema", "cutmix", "bcp", "cps", "dinomix"],
     "teacher": [
-        *("supervised", "ema", "cutmix", "bcp", "cps", "self_training", "pic", "fkd_untrained", "dinomix", "all_labels")
+        *("supervised", "ema", "cutmix", "bcp", "cps", "self_training"),
+        *("pic", "fkd_untrained", "probe", "dinomix", "all_labels"),
     ],
     "ablation": ["supervised", "ema", "cutmix", "pic", "fkd_untrained", "fkd_content", "all_labels"],
 }
@@ -82,6 +88,7 @@ def main(
         **settings: settings of the bundle for all arms.
     """
     chosen, overlays, rates = _listed(arms) or TABLES[table], _listed(overlay), _listed(learning_rates)
+    listed = [*TABLES[table], *(NNUNET if table == "teacher" else [])]
     name = Path(dataset_dir).resolve().name if dataset_dir else "phantom"
     folder = Path(output_dir) / name / f"{minutes:g}min"
     common = {"overlays": overlays, **({"dataset_dir": dataset_dir} if dataset_dir else {}), **settings}
@@ -95,7 +102,7 @@ def main(
             in_a_process(
                 "train", threads, arm=arm, seed=seed, epochs=epochs[arm], output_dir=result.parent, **common, **at
             )
-        print(_table(folder, TABLES[table]), flush=True)
+        print(_table(folder, listed), flush=True)
 
     first, *others = _listed(seeds)
     with ThreadPoolExecutor(jobs) as pool:
@@ -104,7 +111,7 @@ def main(
             finished.result()
         for finished in [pool.submit(run, arm, seed, _best_rate(folder / arm)) for seed in others for arm in chosen]:
             finished.result()
-    for verdict in _verdicts(folder, TABLES[table]):
+    for verdict in _verdicts(folder, listed):
         print(verdict)
 
 

@@ -17,7 +17,19 @@ from dinomix_monai.run import (
     report_failures,
 )
 
-__all__ = ["cache_tokens", "check", "compare", "label", "phantom", "plan", "prepare", "probe", "promote", "split"]
+__all__ = [
+    "cache_tokens",
+    "check",
+    "compare",
+    "init",
+    "label",
+    "phantom",
+    "plan",
+    "prepare",
+    "probe",
+    "promote",
+    "split",
+]
 
 # Each command imports what it runs: MONAI and PyTorch take many seconds, and a help text needs neither.
 
@@ -61,6 +73,58 @@ def check(
     else:
         print(findings_table(findings) if findings else "No problem found.")
     sys.exit(1 if counts["errors"] else 0)
+
+
+@SetParseFn(str, "dataset_dir", "labels", "images_dir", "labels_dir", "patient", "datalist_file")
+def init(
+    dataset_dir: str,
+    labels: str | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    patient: str | None = None,
+    images_dir: str | None = None,
+    labels_dir: str | None = None,
+    channel: int | None = None,
+    datalist_file: str = "dataset.json",
+    overwrite: bool = False,
+) -> None:
+    """
+    Makes dataset.json for a folder of scans, and checks the data set; the exit code is 1 where training must not begin.
+
+    Scans and label maps are found in two folders or one, in a folder for each case, and as nnU-Net, the Medical
+    Segmentation Decathlon, TotalSegmentator and MONAI Label lay them out. Scans without a label map are unlabeled.
+
+    Args:
+        dataset_dir: folder of the scans.
+        labels: names of the label values 1, 2, ..., separated by commas; of a mask for each class, the classes to take.
+        validation: labeled patients that choose the best model; a fifth of them if not given.
+        test: labeled patients that are kept to score it; a fifth of ten or more if not given.
+        seed: of the split into lists.
+        patient: regular expression whose first group finds the patient in the name of a scan.
+        images_dir: folder of the images in dataset_dir, where its name does not tell.
+        labels_dir: folder of the label maps in dataset_dir, where its name does not tell.
+        channel: which of several channels of nnU-Net's images to take.
+        datalist_file: name of the list to write.
+        overwrite: replace a list that is there, which is kept as *.previous.json.
+    """
+    from dinomix_monai.data import make_datalist
+
+    made = make_datalist(
+        dataset_dir,
+        class_names=None if labels is None else [name.strip() for name in labels.split(",")],
+        validation=validation,
+        test=test,
+        seed=seed,
+        patient=patient,
+        images=images_dir,
+        labels=labels_dir,
+        channel=channel,
+        file=datalist_file,
+        overwrite=overwrite,
+    )
+    print(f"{made.description}\n{made.path} is written. The check says:", flush=True)
+    check(dataset_dir, datalist_file)
 
 
 # As typed: fire would take 1,2 for numbers, and those are folders too.
@@ -328,6 +392,7 @@ if __name__ == "__main__":
         "cache_tokens": cache_tokens,
         "check": check,
         "compare": compare,
+        "init": init,
         "label": label,
         "phantom": phantom,
         "plan": plan,

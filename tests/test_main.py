@@ -47,6 +47,17 @@ def test_check_finds_nothing_in_the_phantom(command, phantom, capsys):
     assert capsys.readouterr().out == "No problem found.\n"
 
 
+def test_init_lists_a_folder_and_checks_it(command, phantom, capsys):
+    (phantom / "dataset.json").unlink()
+    names = ",".join(f"organ {value}" for value in range(1, 14))
+    assert command("init", phantom, "--labels", names, "--validation", 1, "--test", 1) == 0
+    printed = capsys.readouterr().out
+    assert f"{phantom} is images in images, label maps in labels: 5 scans of 5 patients." in printed
+    assert f"{phantom / 'dataset.json'} is written. The check says:" in printed
+    labels = json.loads((phantom / "dataset.json").read_text())["labels"]
+    assert labels["13"] == "organ 13"
+
+
 def test_check_prints_a_table_and_fails_on_errors(command, phantom, capsys):
     (phantom / "labels/phantom_002.nii").unlink()
     assert command("check", phantom, "--patch_size", "16,16,32", *SETTINGS[2:]) == 1

@@ -13,6 +13,7 @@ from dinomix_monai.data.datalist import (
 )
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
+from dinomix_monai.data.new_datalist import NewDatalist, make_datalist
 from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.patch_voxels import patch_voxels
 from dinomix_monai.data.phantom import make_phantom
@@ -26,6 +27,7 @@ __all__ = [
     "CaseCheck",
     "Datalist",
     "Finding",
+    "NewDatalist",
     "OriginalScans",
     "PatchStream",
     "Protocol",
@@ -35,6 +37,7 @@ __all__ = [
     "dataset_root",
     "findings_table",
     "image_files",
+    "make_datalist",
     "make_phantom",
     "open_datalist",
     "patch_stream",

@@ -22,6 +22,7 @@ __all__ = [
     "Datalist",
     "class_weights",
     "dataset_root",
+    "label_names",
     "open_datalist",
     "read_datalist",
     "relative_name",
@@ -234,7 +235,7 @@ def read_datalist(
     if moved:
         sections["unlabeled"], sections["test"] = sections["unlabeled"] + moved, []
     return Datalist(
-        _class_names(path, content["labels"]),
+        label_names(content["labels"], path),
         **sections,
         is_phantom="phantom_seed" in content,
         protocol=content.get("protocol"),
@@ -306,7 +307,17 @@ def _incomplete(section: str, entry: Any, missing: str) -> ValueError:
     return ValueError(f"Each case under `{section}` must have {keys}, got {entry} without {missing}.")
 
 
-def _class_names(path: Path, labels: Any) -> tuple[str, ...]:
+def label_names(labels: Any, path: Path) -> tuple[str, ...]:
+    """
+    Names of the classes in the order of their values.
+
+    Args:
+        labels: names by value, values by name, or a list of names, as ``labels`` of a list has them.
+        path: the list, for errors.
+
+    Raises:
+        ValueError: When the labels are not 0, 1, 2, ... with names that differ.
+    """
     if not isinstance(labels, dict):
         labels = {str(value): name for value, name in enumerate(labels if isinstance(labels, list) else ())}
     # {"0": "background", ...} as the decathlon writes it, or {"background": 0, ...} as nnU-Net v2 does.

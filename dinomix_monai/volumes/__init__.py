@@ -24,7 +24,7 @@ from dinomix_monai.volumes.nifti_file import (
 )
 from dinomix_monai.volumes.reader import VolumeReader
 from dinomix_monai.volumes.volume_error import VolumeError
-from dinomix_monai.volumes.writer import label_path, label_volume, write_label
+from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume, write_label
 
 __all__ = [
     "MOST_VOXELS",
@@ -38,6 +38,7 @@ __all__ = [
     "is_label_map",
     "is_nifti_name",
     "is_single_volume",
+    "label_on_grid",
     "label_orientation",
     "label_path",
     "label_values",

@@ -15,7 +15,7 @@ from dinomix_monai.core.files import atomic_write
 from dinomix_monai.volumes.geometry import header_of_meta, read_geometry, write_placement
 from dinomix_monai.volumes.nifti_file import LABEL_INTENT, nifti_stem
 
-__all__ = ["label_path", "label_volume", "write_label"]
+__all__ = ["label_on_grid", "label_path", "label_volume", "write_label"]
 
 
 def label_volume(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> nib.Nifti1Image:
@@ -33,16 +33,28 @@ def label_volume(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any])
     """
     source = header_of_meta(meta)
     if source is not None and _is_on_grid(array.shape, affine, source):
-        volume = nib.Nifti1Image(array, source.get_best_affine())
-        write_placement(source, volume.header)
-    else:
-        volume = nib.Nifti1Image(array, affine)
-        volume.header.set_xyzt_units("mm")
-        volume.set_sform(affine, code="scanner")
-        try:
-            volume.set_qform(affine, code="scanner", strip_shears=False)
-        except HeaderDataError:
-            volume.set_qform(affine, code="unknown")
+        return label_on_grid(array, source)
+    volume = nib.Nifti1Image(array, affine)
+    volume.header.set_xyzt_units("mm")
+    volume.set_sform(affine, code="scanner")
+    try:
+        volume.set_qform(affine, code="scanner", strip_shears=False)
+    except HeaderDataError:
+        volume.set_qform(affine, code="unknown")
+    volume.header["intent_code"] = LABEL_INTENT
+    return volume
+
+
+def label_on_grid(array: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
+    """
+    A label map on the grid of a NIfTI file, in the place that the file's header says.
+
+    Args:
+        array: shape (H, W, D).
+        header: of that file.
+    """
+    volume = nib.Nifti1Image(array, header.get_best_affine())
+    write_placement(header, volume.header)
     volume.header["intent_code"] = LABEL_INTENT
     return volume
 

@@ -291,6 +291,7 @@ def test_overlay_builds_its_trainer(workflow, overlay: str, model_file: Path) ->
         "bcp": {"unsupervised"},
         "cps": {"unsupervised"},
         "pic": {"unsupervised"},
+        "probe": {"unsupervised"},
         "fkd_untrained": {"unsupervised", "distillation"},
         "fkd_content": {"unsupervised", "distillation"},
     }.items(),
@@ -323,7 +324,7 @@ def test_each_arm_adds_the_terms_of_its_name_to_the_supervised_loss(
     ("arm", "share", "placement"),
     [
         *(("ema", None, None), ("cps", None, None), ("cutmix", 1.0, "same"), ("bcp", 1.0, "same")),
-        *(("pic", None, "anatomical"), ("fkd_untrained", None, "anatomical")),
+        *(("pic", None, "anatomical"), ("probe", None, "anatomical"), ("fkd_untrained", None, "anatomical")),
     ],
 )
 def test_each_arm_mixes_as_its_name_says(workflow, arm: str, share: float | None, placement: str | None) -> None:

@@ -72,6 +72,16 @@ def test_a_model_whose_teacher_is_missing_is_refused_with_the_way_out(
     assert re.search(r"to be asked with its teacher, .*teacher_weights=none for the student alone", causes)
 
 
+def test_a_teacher_may_be_asked_beside_the_model_without_teaching_it(
+    run: Callable, teacher_file: Path, tmp_path: Path, asked: list
+) -> None:
+    trained = run("train", "ablation/probe", epochs=1, teacher_weights=str(teacher_file), **TEACHER)
+    assert trained.parser.get_parsed_content("distiller") is None
+    assert not (tmp_path / "tokens").exists()
+    assert probe_path(tmp_path / "models" / "model.pt").is_file()
+    assert asked == [8.0]
+
+
 def test_an_untrained_teacher_is_not_asked(run: Callable, tmp_path: Path, asked: list) -> None:
     run("train", epochs=1)
     assert not probe_path(tmp_path / "models" / "model.pt").exists()

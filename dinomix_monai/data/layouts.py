@@ -1,0 +1,335 @@
+"""Scans and label maps in the folder layouts that people have."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dinomix_monai.data.datalist import dataset_root
+from dinomix_monai.volumes import is_nifti_name, nifti_stem
+
+__all__ = ["SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans"]
+
+IMAGE_FOLDERS = (
+    *("imagestr", "images", "image", "imgs", "img", "scans", "scan", "volumes", "volume"),
+    *("ct", "cts", "mr", "mri", "mris"),
+)
+"""Names of folders with images, in small letters; the first one that is there is taken."""
+
+LABEL_FOLDERS = (
+    *("labelstr", "labels", "label", "segmentations", "segmentation", "segs", "seg"),
+    *("masks", "mask", "annotations", "annotation", "groundtruth", "gt"),
+)
+"""Names of folders with label maps, in small letters; the first one that is there is taken."""
+
+SPLIT_KEY = "split"
+"""Entry of a list that was made of a folder: how its labeled patients were dealt out."""
+
+# What the name of a file says beside its case. A digit may follow at once: img0001 and label0001.
+_KIND = "image|images|imaging|img|ct|mri|mr|scan|volume|labels|label|segmentation|seg|mask|groundtruth|gt|annotation"
+_KINDS = re.compile(rf"(?:(?<=^)|(?<=[-_. ]))(?:{_KIND})(?=$|[-_. ]|\d)", re.IGNORECASE)
+_LABEL_KIND = re.compile(
+    r"(?:^|[-_. ])(?:labels?|seg(?:mentations?)?|masks?|gt|groundtruth|annotations?)(?=$|[-_. ]|\d)", re.IGNORECASE
+)
+_CHANNEL = re.compile(r"_(\d{4})$")
+# What a person would take for a scan, and is none here.
+_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".npy", ".npz")
+_TOTALSEGMENTATOR_SCANS = ("ct", "mri", "mr")
+
+
+@dataclass(frozen=True)
+class FoundScan:
+    """
+    A scan of a folder.
+
+    Args:
+        image: its file.
+        label: its label map, or ``None``.
+        masks: files of binary masks by class, of which its label map has to be made; empty if there are none.
+        is_test: whether the layout keeps it for the test.
+    """
+
+    image: Path
+    label: Path | None = None
+    masks: dict[str, Path] = field(default_factory=dict)
+    is_test: bool = False
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether there is a label map, or what it can be made of."""
+        return self.label is not None or bool(self.masks)
+
+
+@dataclass(frozen=True)
+class FoundScans:
+    """
+    All scans of a folder.
+
+    Args:
+        layout: what the folder was taken for, as a noun.
+        scans: the scans in the order of their names.
+        labels: ``labels`` of a ``dataset.json`` that is there, as it has them, or ``None``.
+        left_out: files that look like volumes and are none of the scans.
+    """
+
+    layout: str
+    scans: tuple[FoundScan, ...]
+    labels: Any = None
+    left_out: tuple[Path, ...] = ()
+
+
+def find_scans(
+    root: str | Path, images: str | None = None, labels: str | None = None, channel: int | None = None
+) -> FoundScans:
+    """
+    Finds the scans of a folder and their label maps.
+
+    The layouts are, in this order: a list of the Medical Segmentation Decathlon (``dataset.json`` with ``training``);
+    nnU-Net's raw data set (``imagesTr/*_0000.nii.gz``, ``labelsTr``, ``imagesTs``, ``labelsTs``); a folder of
+    TotalSegmentator for each case (``s0001/ct.nii.gz``, ``s0001/segmentations/*.nii.gz``); a datastore of MONAI Label
+    (``*.nii.gz``, ``labels/final/*.nii.gz``); a folder of images and one of label maps; a folder for each case with an
+    image and a label map; and images beside label maps. A label map belongs to the image whose name differs from its
+    own in nothing but words such as ``img``, ``ct``, ``label`` or ``seg``.
+
+    Args:
+        root: the folder.
+        images: its folder of images, where its name tells nothing.
+        labels: its folder of label maps, where its name tells nothing.
+        channel: which channel of nnU-Net's to take, where there are several.
+
+    Raises:
+        FileNotFoundError: When there is no such folder, or no scan in it.
+        ValueError: When it is not clear which label map belongs to an image, a label map belongs to none, or there are
+            several channels and ``channel`` chooses none of them.
+    """
+    folder = dataset_root(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset_dir must be a folder with scans, got {folder}, which is none.")
+    volumes, others = _volumes(folder)
+    content = _list_of(folder)
+    finders: list[Callable[[], tuple[str, list[FoundScan]] | None]] = [
+        lambda: _two_folders(folder, volumes, images, labels) if images or labels else None,
+        lambda: _decathlon(folder, content),
+        lambda: _nnunet(folder, volumes, channel),
+        lambda: _totalsegmentator(volumes),
+        lambda: _datastore(folder, volumes),
+        lambda: _two_folders(folder, volumes, None, None),
+        lambda: _folder_for_each(folder, volumes),
+        lambda: _one_folder(folder, volumes),
+    ]
+    found = next((result for find in finders if (result := find()) and result[1]), None)
+    if found is None:
+        named = f" It has {_some(others, folder)}: convert them to NIfTI." if others else ""
+        raise FileNotFoundError(
+            "dataset_dir must hold NIfTI scans (.nii, .nii.gz) in one of the layouts of docs/data.md, got "
+            f"{folder}, where there is none.{named}"
+        )
+    layout, scans = found
+    used = {file for scan in scans for file in (scan.image, scan.label, *scan.masks.values())}
+    return FoundScans(
+        layout,
+        tuple(sorted(scans, key=lambda scan: scan.image)),
+        content.get("labels"),
+        tuple(sorted(set(volumes) - used | set(others))),
+    )
+
+
+def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
+    """NIfTI files of a tree, and files of other formats that hold volumes; hidden ones are none."""
+    volumes, others = [], []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in files if not name.startswith(".")):
+            if is_nifti_name(name):
+                volumes.append(Path(place, name))
+            elif name.lower().endswith(_OTHER_FORMATS):
+                others.append(Path(place, name))
+    return volumes, others
+
+
+def _list_of(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "dataset.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _decathlon(folder: Path, content: dict[str, Any]) -> tuple[str, list[FoundScan]] | None:
+    # One that was made of this folder is made anew from it.
+    if SPLIT_KEY in content or not isinstance(content.get("training"), list) or not content["training"]:
+        return None
+    scans = {}
+    for section in ("training", "unlabeled", "validation", "test"):
+        for entry in content.get(section) or []:
+            named = entry if isinstance(entry, dict) else {"image": entry}
+            image, label = (
+                Path(os.path.normpath(folder / named[key])) if isinstance(named.get(key), str) else None
+                for key in ("image", "label")
+            )
+            if image is not None:
+                is_test = section == "test" and label is not None
+                scans[image] = FoundScan(image, None if section == "unlabeled" else label, is_test=is_test)
+    return "a list of the Medical Segmentation Decathlon's form", list(scans.values())
+
+
+def _nnunet(folder: Path, volumes: Sequence[Path], channel: int | None) -> tuple[str, list[FoundScan]] | None:
+    training = _in(volumes, folder / "imagesTr")
+    if not training or not all(_CHANNEL.search(nifti_stem(file)) for file in training):
+        return None
+    channels = sorted({int(_CHANNEL.search(nifti_stem(file))[1]) for file in training})  # type: ignore[index]
+    if channel is None and len(channels) > 1:
+        raise ValueError(
+            f"channel must choose one of several, because a network has one channel, got channels {channels} in "
+            f"{folder / 'imagesTr'}."
+        )
+    chosen = channels[0] if channel is None else channel
+    if chosen not in channels:
+        raise ValueError(f"channel must be one of {channels}, which {folder / 'imagesTr'} has, got {channel}.")
+    scans = []
+    for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
+        mine = [file for file in _in(volumes, folder / images) if nifti_stem(file).endswith(f"_{chosen:04}")]
+        pairs = _pairs(mine, _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name))
+        scans += [FoundScan(image, label, is_test=images == "imagesTs" and label is not None) for image, label in pairs]
+    return "a raw data set of nnU-Net", scans
+
+
+def _totalsegmentator(volumes: Sequence[Path]) -> tuple[str, list[FoundScan]] | None:
+    masks: dict[Path, dict[str, Path]] = {}
+    for file in volumes:
+        if file.parent.name == "segmentations":
+            masks.setdefault(file.parent.parent, {})[nifti_stem(file)] = file
+    scans = [
+        FoundScan(file, masks=masks.get(file.parent, {}))
+        for file in volumes
+        if nifti_stem(file).lower() in _TOTALSEGMENTATOR_SCANS and file.parent.name != "segmentations"
+    ]
+    if not any(scan.masks for scan in scans):
+        return None
+    return "a data set of TotalSegmentator", scans
+
+
+def _datastore(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]] | None:
+    images = _in(volumes, folder)
+    final = _in(volumes, folder / "labels" / "final")
+    if not images or not (folder / "labels" / "final").is_dir():
+        return None
+    return "a datastore of MONAI Label", [FoundScan(*pair) for pair in _pairs(images, final, str)]
+
+
+def _two_folders(
+    folder: Path, volumes: Sequence[Path], images: str | None, labels: str | None
+) -> tuple[str, list[FoundScan]] | None:
+    by_name = {one.name.lower(): one for one in folder.iterdir() if one.is_dir()}
+    for name, given in (("images", images), ("labels", labels)):
+        if given is not None and not (folder / given).is_dir():
+            raise FileNotFoundError(f"{name} must be a folder in {folder}, got {given}, which is none.")
+    first = folder / images if images else next((by_name[one] for one in IMAGE_FOLDERS if one in by_name), None)
+    second = folder / labels if labels else next((by_name[one] for one in LABEL_FOLDERS if one in by_name), None)
+    if first is None or second is None:
+        return None
+    scans = [FoundScan(*pair) for pair in _pairs(_under(volumes, first), _under(volumes, second), _case_name)]
+    if (tests := by_name.get("imagests")) and first.name.lower() == "imagestr":
+        kept = _pairs(_in(volumes, tests), _in(volumes, by_name.get("labelsts", tests / "none")), _case_name)
+        scans += [FoundScan(image, label, is_test=label is not None) for image, label in kept]
+    return f"images in {first.name}, label maps in {second.name}", scans
+
+
+def _folder_for_each(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]] | None:
+    by_folder: dict[Path, list[Path]] = {}
+    for file in volumes:
+        by_folder.setdefault(file.parent, []).append(file)
+    if folder in by_folder or not by_folder:
+        return None
+    scans = []
+    for place, files in by_folder.items():
+        labels = [file for file in files if _LABEL_KIND.search(nifti_stem(file))]
+        images = [file for file in files if file not in labels]
+        if len(images) != 1 or len(labels) > 1:
+            raise ValueError(
+                f"A folder of a case must have one image and one label map at most, got {len(images)} and "
+                f"{len(labels)} in {place}. Put the images into one folder and the label maps, under the same names, "
+                "into another one."
+            )
+        scans.append(FoundScan(images[0], labels[0] if labels else None))
+    return "a folder for each case", scans
+
+
+def _one_folder(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]] | None:
+    files = _in(volumes, folder)
+    labels = [file for file in files if _LABEL_KIND.search(nifti_stem(file))]
+    images = [file for file in files if file not in labels]
+    if not images:
+        return None
+    layout = "images beside their label maps" if labels else "images alone"
+    return layout, [FoundScan(*pair) for pair in _pairs(images, labels, _case_name)]
+
+
+def _in(volumes: Iterable[Path], folder: Path) -> list[Path]:
+    return [file for file in volumes if file.parent == folder]
+
+
+def _under(volumes: Iterable[Path], folder: Path) -> list[Path]:
+    return [file for file in volumes if file.is_relative_to(folder)]
+
+
+def case_name(image: str | Path, root: Path) -> str:
+    """The name of a scan: that of its file or, where that says nothing but what kind of file it is, of its folder."""
+    path = Path(image)
+    return nifti_stem(path) if _case_name(nifti_stem(path)) or path.parent == root else path.parent.name
+
+
+def _case_name(stem: str) -> str:
+    """
+    The name of a case: that of a file without what it says of the file's kind.
+
+    Example:
+        >>> [_case_name(stem) for stem in ("img0001", "label0001", "volume-12", "segmentation-12", "liver_3")]
+        ['0001', '0001', '12', '12', 'liver_3']
+    """
+    return re.sub(r"[-_. ]+", "_", _KINDS.sub("", stem)).strip("_").lower()
+
+
+def _pairs(
+    images: Sequence[Path], labels: Sequence[Path], name_of: Callable[[str], str]
+) -> list[tuple[Path, Path | None]]:
+    """Each image with its label map: that of the same name, or else of the same case."""
+    exact = {nifti_stem(file): file for file in labels}
+    by_case = {key: _by(name_of, files) for key, files in (("image", images), ("label", labels))}
+    pairs: list[tuple[Path, Path | None]] = []
+    for image in images:
+        name = name_of(nifti_stem(image))
+        label = exact.get(nifti_stem(image))
+        if label is None and (close := by_case["label"].get(name)):
+            rivals = by_case["image"][name] if len(close) == 1 else close
+            if len(rivals) > 1:
+                raise ValueError(
+                    f"The names must tell which label map belongs to {image}, got {close[0].name} for "
+                    f"{' and '.join(file.name for file in rivals[:2])}. Give both files of a case the same name."
+                )
+            label = close[0]
+        pairs.append((image, label))
+    used = {label for _, label in pairs}
+    if orphans := [file for file in labels if file not in used]:
+        raise ValueError(
+            f"Each label map must belong to an image, got {len(orphans)} that belong to none, such as {orphans[0]}. "
+            "Give both files of a case the same name."
+        )
+    return pairs
+
+
+def _by(name_of: Callable[[str], str], files: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(name_of(nifti_stem(file)), []).append(file)
+    return found
+
+
+def _some(files: Sequence[Path], folder: Path) -> str:
+    shown = ", ".join(str(file.relative_to(folder)) for file in files[:3])
+    return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dinomix_monai.data import make_datalist, open_datalist
+
+Tree = Callable[..., Path]
+AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """Makes NIfTI files of the names; a label map has the classes that stand behind its name."""
+
+    def make(*names: str, **labels: Sequence[int]) -> Path:
+        for place, name in enumerate(names):
+            write(tmp_path / name, np.full((4, 4, 3), place, dtype=np.int16))
+        for name, classes in labels.items():
+            values = np.zeros((4, 4, 3), dtype=np.uint8)
+            values.flat[: len(classes)] = classes
+            write(tmp_path / name, values)
+        return tmp_path
+
+    return make
+
+
+def write(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, AFFINE), path)
+
+
+def lists(folder: Path, file: str = "dataset.json") -> dict[str, Any]:
+    """Entries of the list that was written, which must be one that training opens."""
+    open_datalist(folder, file=file)
+    return json.loads((folder / file).read_text())
+
+
+def pairs(content: dict[str, Any]) -> dict[str, str | None]:
+    """The label map of each image."""
+    sections = ("training", "unlabeled", "validation", "test")
+    return {case["image"]: case.get("label") for section in sections for case in content[section]}
+
+
+LAYOUTS: dict[str, tuple[str, dict[str, str | None]]] = {
+    "Synapse's folders": (
+        "images in img, label maps in label",
+        {"img/img0001.nii.gz": "label/label0001.nii.gz", "img/img0002.nii.gz": None},
+    ),
+    "two folders": (
+        "images in images, label maps in masks",
+        {"images/a_ct.nii": "masks/a_mask.nii.gz", "images/b_ct.nii": "masks/b_mask.nii.gz"},
+    ),
+    "LiTS in one folder": (
+        "images beside their label maps",
+        {"volume-0.nii": "segmentation-0.nii", "volume-10.nii": "segmentation-10.nii", "volume-1.nii": None},
+    ),
+    "nnU-Net": (
+        "a raw data set of nnU-Net",
+        {"imagesTr/a_0000.nii.gz": "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz": None},
+    ),
+    "decathlon without its list": (
+        "images in imagesTr, label maps in labelsTr",
+        {"imagesTr/liver_1.nii.gz": "labelsTr/liver_1.nii.gz", "imagesTs/liver_2.nii.gz": None},
+    ),
+    "KiTS": (
+        "a folder for each case",
+        {"case_1/imaging.nii.gz": "case_1/segmentation.nii.gz", "case_2/imaging.nii.gz": None},
+    ),
+    "MONAI Label": (
+        "a datastore of MONAI Label",
+        {"a.nii.gz": "labels/final/a.nii.gz", "b.NII.GZ": None},
+    ),
+    "scans alone": ("images alone", {"a.nii.gz": None, "b.nii.gz": None}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_is_known(tree: Tree, name: str) -> None:
+    layout, expected = LAYOUTS[name]
+    folder = tree(*expected, **{label: (1, 2) for label in expected.values() if label})
+    made = make_datalist(folder)
+    assert f"is {layout}: {len(expected)} scans" in made.description
+    content = lists(folder)
+    assert pairs(content) == expected
+    assert content["labels"]["0"] == "background"
+
+
+def test_scans_of_totalsegmentator_get_one_label_map_of_their_masks(tree: Tree) -> None:
+    masks = {"liver": (0, 1, 1), "adrenal_gland_left": (1,), "aorta": (0, 0, 0, 1)}
+    folder = tree(
+        "s1/ct.nii.gz", "s2/ct.nii.gz", **{f"s1/segmentations/{name}.nii.gz": one for name, one in masks.items()}
+    )
+    make_datalist(folder, class_names=["liver", "adrenal_gland_left"])
+    content = lists(folder)
+    assert content["labels"] == {"0": "background", "1": "liver", "2": "adrenal_gland_left"}
+    assert pairs(content) == {"s1/ct.nii.gz": "s1/label.nii.gz", "s2/ct.nii.gz": None}
+    merged = nib.load(folder / "s1/label.nii.gz")
+    assert np.asanyarray(merged.dataobj).ravel()[:4].tolist() == [2, 1, 1, 0]
+    assert merged.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(merged.affine, AFFINE)
+
+
+def test_a_mask_that_nobody_has_drawn_is_not_background(tree: Tree) -> None:
+    folder = tree("s1/ct.nii.gz", "s2/ct.nii.gz", **{
+        "s1/segmentations/liver.nii.gz": (1,), "s2/segmentations/liver.nii.gz": (1,),
+        "s2/segmentations/aorta.nii.gz": (1,),
+    })  # fmt: skip
+    with pytest.raises(ValueError, match=r"must have a mask of every class.*s1 without aorta.*--labels"):
+        make_datalist(folder)
+    assert not list(folder.rglob("label.nii.gz"))
+    assert not (folder / "dataset.json").exists()
+
+
+def test_a_list_of_the_decathlon_keeps_its_names_and_its_test_scans_are_unlabeled(tree: Tree) -> None:
+    names = [f"liver_{number}.nii.gz" for number in range(4)]
+    folder = tree(*(f"imagesTr/{name}" for name in names), "imagesTs/liver_9.nii.gz", **{
+        f"labelsTr/{name}": (1, 2) for name in names
+    })  # fmt: skip
+    entries = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+    given = {"name": "Liver", "labels": {"0": "background", "1": "liver", "2": "cancer"}, "training": entries}
+    (folder / "dataset.json").write_text(json.dumps(given | {"test": ["./imagesTs/liver_9.nii.gz"]}))
+    with pytest.raises(FileExistsError, match=r"dataset\.json must not be there yet.*--overwrite True"):
+        make_datalist(folder)
+    make_datalist(folder, overwrite=True)
+    content = lists(folder)
+    assert content["name"] == "Liver"
+    assert content["labels"] == given["labels"]
+    assert content["unlabeled"] == [{"image": "imagesTs/liver_9.nii.gz"}]
+    assert (len(content["training"]), len(content["validation"]), len(content["test"])) == (3, 1, 0)
+    assert json.loads((folder / "dataset.previous.json").read_text()) == given | {"test": ["./imagesTs/liver_9.nii.gz"]}
+
+
+def test_labeled_test_scans_of_nnunet_stay_test_scans_and_its_names_are_taken(tree: Tree) -> None:
+    folder = tree("imagesTr/a_0000.nii.gz", "imagesTs/b_0000.nii.gz", **{
+        "labelsTr/a.nii.gz": (1,), "labelsTs/b.nii.gz": (1,)
+    })  # fmt: skip
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    make_datalist(folder, file="split.json")
+    content = lists(folder, "split.json")
+    assert content["labels"] == about["labels"]
+    assert content["test"] == [{"image": "imagesTs/b_0000.nii.gz", "label": "labelsTs/b.nii.gz"}]
+    assert json.loads((folder / "dataset.json").read_text()) == about
+
+
+def test_one_of_several_channels_has_to_be_chosen(tree: Tree) -> None:
+    folder = tree("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", **{"labelsTr/a.nii.gz": (1,)})
+    with pytest.raises(ValueError, match=r"channel must choose one of several.*\[0, 1\]"):
+        make_datalist(folder)
+    with pytest.raises(ValueError, match=r"channel must be one of \[0, 1\].*got 2"):
+        make_datalist(folder, channel=2)
+    made = make_datalist(folder, channel=1)
+    assert pairs(lists(folder)) == {"imagesTr/a_0001.nii.gz": "labelsTr/a.nii.gz"}
+    assert "left out, because no scan or label map: 1 (imagesTr/a_0000.nii.gz)" in made.description
+
+
+def patients(content: dict[str, Any], section: str) -> set[str]:
+    return {case["image"].split("/")[1].split("_")[0] for case in content[section]}
+
+
+def test_no_patient_is_in_two_lists(tree: Tree) -> None:
+    names = [f"p{number:02}_frame{frame}.nii.gz" for number in range(12) for frame in (1, 8)]
+    labeled = {f"labels/{name}": (1, 2) for name in names if "frame1" in name or name < "p10"}
+    folder = tree(*(f"images/{name}" for name in names), **labeled)
+    made = make_datalist(folder)
+    content = lists(folder)
+    members = {section: patients(content, section) for section in ("training", "validation", "test", "unlabeled")}
+    assert {section: len(found) for section, found in members.items()} == {
+        "training": 8, "validation": 2, "test": 2, "unlabeled": len(members["unlabeled"])
+    }  # fmt: skip
+    held_out = members["validation"] | members["test"]
+    assert not members["validation"] & members["test"]
+    assert not held_out & (members["training"] | members["unlabeled"])
+    dropped = len(names) - len(pairs(content))
+    assert dropped == len(held_out & {"p10", "p11"})
+    assert (f"a scan of the same patient is held out: {dropped}" in made.description) is (dropped > 0)
+
+
+def test_the_seed_decides_and_nothing_else(tree: Tree) -> None:
+    names = [f"{number}.nii.gz" for number in range(12)]
+    folder = tree(*(f"images/{name}" for name in names), **{f"labels/{name}": (1,) for name in names})
+    found = []
+    for seed in (0, 0, 1):
+        make_datalist(folder, seed=seed, overwrite=True)
+        found.append(lists(folder)["test"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_rare_class_is_where_it_is_learned_and_where_it_chooses_the_model(tree: Tree) -> None:
+    rare = ("03.nii.gz", "17.nii.gz")
+    names = [f"{number:02}.nii.gz" for number in range(20)]
+    labels = {f"labels/{name}": (1, 2) if name in rare else (1,) for name in names}
+    folder = tree(*(f"images/{name}" for name in names), **labels)
+    make_datalist(folder)
+    content = lists(folder)
+    for section in ("training", "validation"):
+        assert any(case["image"].endswith(rare) for case in content[section])
+
+
+@pytest.mark.parametrize(
+    ("labeled", "options", "expected"),
+    [
+        (2, {}, (2, 0, 0)),
+        (3, {}, (2, 1, 0)),
+        (9, {}, (7, 2, 0)),
+        (10, {}, (6, 2, 2)),
+        (5, {"validation": 1, "test": 2}, (2, 1, 2)),
+        (5, {"validation": 0}, (5, 0, 0)),
+    ],
+)
+def test_how_many_are_held_out(tree: Tree, labeled: int, options: dict, expected: tuple[int, ...]) -> None:
+    names = [f"{number}.nii.gz" for number in range(labeled)]
+    folder = tree(*(f"images/{name}" for name in names), **{f"labels/{name}": (1,) for name in names})
+    make_datalist(folder, **options)
+    content = lists(folder)
+    assert tuple(len(content[section]) for section in ("training", "validation", "test")) == expected
+
+
+def test_a_pattern_finds_the_patient(tree: Tree) -> None:
+    names = [f"x{scan}-{number}.nii.gz" for number in range(3) for scan in range(2)]
+    folder = tree(*(f"images/{name}" for name in names), **{f"labels/{name}": (1,) for name in names})
+    assert "6 scans of 6 patients" in make_datalist(folder).description
+    made = make_datalist(folder, patient=r"-(\d+)$", overwrite=True)
+    assert "6 scans of 3 patients" in made.description
+    with pytest.raises(ValueError, match=r"patient must be a regular expression.*finds none in x0-0"):
+        make_datalist(folder, patient=r"p(\d+)", overwrite=True)
+
+
+def test_formats_that_are_not_read_are_named(tree: Tree) -> None:
+    folder = tree("images/a.nii.gz", **{"labels/a.nii.gz": (1,)})
+    (folder / "images" / "b.mha").touch()
+    (folder / "images" / ".hidden.nii.gz").touch()
+    assert "left out, because no scan or label map: 1 (images/b.mha)" in make_datalist(folder).description
+    for file in folder.rglob("*.nii.gz"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is none\. It has images/b\.mha: convert them to NIfTI\."):
+        make_datalist(folder, overwrite=True)
+
+
+WRONG = {
+    "label map of no image": (("images/a.nii.gz",), ("labels/b.nii.gz",), r"1 that belong to none, such as .*b\.nii"),
+    "two images of one label map": (
+        ("images/img_1.nii.gz", "images/scan_1.nii.gz"),
+        ("labels/label_1.nii.gz",),
+        r"which label map belongs to .*img_1\.nii\.gz, got label_1\.nii\.gz for img_1\.nii\.gz and scan_1\.nii\.gz",
+    ),
+    "two images of a case": (
+        ("a/t1.nii.gz", "a/t2.nii.gz"),
+        ("a/seg.nii.gz",),
+        r"must have one image and one label map at most, got 2 and 1 in .*a\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_clear_is_refused(tree: Tree, name: str) -> None:
+    images, labels, message = WRONG[name]
+    folder = tree(*images, **{label: (1,) for label in labels})
+    with pytest.raises(ValueError, match=message):
+        make_datalist(folder)
+    assert not (folder / "dataset.json").exists()
+
+
+def test_what_cannot_be_is_refused(tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="dataset_dir must be a folder with scans"):
+        make_datalist(tmp_path / "none")
+    folder = tree("images/a.nii.gz", "images/b.nii.gz", **{"labels/a.nii.gz": (1,), "labels/b.nii.gz": (1, 2)})
+    with pytest.raises(ValueError, match=r"must leave labeled patients to learn from, got 1 and 1 of 2"):
+        make_datalist(folder, validation=1, test=1)
+    with pytest.raises(ValueError, match=r"test must be a number of patients, got -1"):
+        make_datalist(folder, test=-1)
+    with pytest.raises(FileNotFoundError, match=r"labels must be a folder in .*, got seg, which is none"):
+        make_datalist(folder, labels="seg")
+    write(folder / "labels/b.nii.gz", np.full((4, 4, 3), 0.5, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"Label maps must have whole numbers from 0 to 255, got 0\.5 to 0\.5 in"):
+        make_datalist(folder)
+    assert not (folder / "dataset.json").exists()
