@@ -21,6 +21,7 @@ __all__ = [
     "cache_tokens",
     "check",
     "compare",
+    "configure",
     "init",
     "label",
     "phantom",
@@ -197,6 +198,52 @@ def cache_tokens(
         )
     prepare_volumes(parser)
     print(token_cache.describe())
+
+
+@SetParseFn(str, "dataset_dir", "out_file", "modality")
+def configure(
+    dataset_dir: str,
+    out_file: str = "plan.json",
+    hours: float | None = None,
+    memory_gb: float | None = None,
+    modality: str | None = None,
+    overwrite: bool = False,
+    config_file: str | Sequence[str] = "bundle/configs/train.json",
+    **settings: Any,
+) -> None:
+    """
+    Chooses settings for a data set, from what its scans are like, and writes them as an overlay with their reasons.
+
+    Voxel size, patch, strides, intensities, flips and the cells of the teacher go by the labeled and the unlabeled
+    training scans. The overlay belongs behind train.json and, for this model, behind inference.json. Nothing is
+    trained, but with --hours a few steps are taken to time them.
+
+    Args:
+        dataset_dir: folder of the data set.
+        out_file: overlay to write.
+        hours: length of the training on this machine; 2000 steps on a CPU and 12000 on a GPU if not given.
+        memory_gb: memory that a training may take; that of the GPU if not given, and on a CPU what is soon computed.
+        modality: CT where one intensity means the same in all scans, MR where not; as the scans show it if not given.
+        overwrite: replace a file that is there, which is kept as *.previous.json.
+        config_file: the bundle's training configuration and its overlays, as training is given them.
+        **settings: ids of the configuration with other values, as training is given them; they win over the plan.
+    """
+    from dinomix_monai.planning import configure_training
+
+    parser = open_configuration(config_file, **settings)
+    parser.update({"dataset_dir": dataset_dir})
+    print(
+        configure_training(
+            parser,
+            out_file,
+            hours=hours,
+            memory_gb=memory_gb,
+            modality=modality,
+            overwrite=overwrite,
+            given=settings,
+            config_file=config_file,
+        )
+    )
 
 
 @SetParseFn(str, "dataset_dir")
@@ -392,6 +439,7 @@ if __name__ == "__main__":
         "cache_tokens": cache_tokens,
         "check": check,
         "compare": compare,
+        "configure": configure,
         "init": init,
         "label": label,
         "phantom": phantom,

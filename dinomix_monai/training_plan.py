@@ -73,6 +73,25 @@ class TrainingPlan:
             "validation": self.validations * self.cases * self.validation_s,
         }
 
+    def epochs_in(self, seconds: float) -> int:
+        """
+        Epochs that fit into a time, with as many validations as this plan has.
+
+        Raises:
+            ValueError: When the time is too short for as many epochs as there are validations.
+        """
+        early, late = self.step_s
+        epoch = self.steps_per_epoch * (self.warm_up * early + (1 - self.warm_up) * late)
+        beside = self.seconds["preparation"] + self.seconds["validation"]
+        epochs = int((seconds - beside) / epoch)
+        if epochs < self.validations:
+            least = beside + self.validations * epoch
+            raise ValueError(
+                f"The time must be enough for {self.validations} epochs, at least {_duration(least)} here, got "
+                f"{_duration(seconds)}. Make the patches smaller, or the voxels larger."
+            )
+        return epochs
+
     def __str__(self) -> str:
         steps = self.epochs * self.steps_per_epoch
         parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.seconds.items())

@@ -7,7 +7,7 @@ from dinomix_monai.engines.patch_batch import PatchBatch
 from dinomix_monai.engines.probed_inferer import ProbedInferer
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
-from dinomix_monai.engines.token_probe import ScanTokens, TokenProbe, add_probe, open_probe
+from dinomix_monai.engines.token_probe import ScanTokens, TokenProbe, add_probe, open_probe, probe_cell
 from dinomix_monai.engines.trainer import DinoMixTrainer
 from dinomix_monai.engines.window_inferer import WindowInferer
 
@@ -24,4 +24,5 @@ __all__ = [
     "WindowInferer",
     "add_probe",
     "open_probe",
+    "probe_cell",
 ]

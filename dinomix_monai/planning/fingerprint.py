@@ -1,0 +1,133 @@
+"""What the scans of a data set are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from monai.transforms import Compose
+from monai.utils.enums import CommonKeys as Keys
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import io_orientation
+from tqdm import tqdm
+
+from dinomix_monai.data import Datalist
+from dinomix_monai.transforms import LabelOnGridd, LoadVolumed
+from dinomix_monai.volumes import open_volume, read_geometry
+
+__all__ = ["DatasetFingerprint", "take_fingerprint"]
+
+_AIR_HU = -500.0
+# Foreground voxels of a case that count: enough for a percentile, and no case outvotes the others.
+_SAMPLED = 20000
+_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class DatasetFingerprint:
+    """
+    What the scans of a data set are like; axes are R, A and S.
+
+    Args:
+        class_names: names by label value, background first.
+        shapes: voxels of each training scan along each axis, labeled and unlabeled, shape (scans, 3).
+        spacings: voxel sizes in mm, same shape.
+        class_mm3: of each foreground class, the median volume in mm³ over the labeled cases that have it; NaN for none.
+        ranges: least and greatest intensity of each labeled image, shape (labeled cases, 2).
+        foreground: the 0.5th and the 99.5th percentile of the intensities of all labeled organs.
+    """
+
+    class_names: tuple[str, ...]
+    shapes: np.ndarray
+    spacings: np.ndarray
+    class_mm3: np.ndarray
+    ranges: np.ndarray
+    foreground: tuple[float, float]
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Median voxel size along each axis."""
+        return np.median(self.spacings, axis=0)
+
+    @property
+    def extent_mm(self) -> np.ndarray:
+        """Median extent of a scan along each axis."""
+        return np.median(self.shapes * self.spacings, axis=0)
+
+    @property
+    def smallest_class(self) -> int:
+        """Value of the class with the least volume."""
+        return int(np.nanargmin(self.class_mm3)) + 1
+
+    @property
+    def is_calibrated(self) -> bool:
+        """
+        Whether one intensity means the same tissue in all scans, as in CT.
+
+        That is so where images reach down to air in Hounsfield units, or where all have been cut to the same range of
+        them. Images that have been scaled one by one, as MR to 0 to 1000, have one range as well, but none below 0.
+        """
+        has_air = float(np.median(self.ranges[:, 0])) <= _AIR_HU
+        span = np.ptp(self.ranges, axis=0)
+        is_cut = len(self.ranges) > 1 and bool((span <= 0.01 * np.ptp(self.ranges.mean(axis=0))).all())
+        return has_air or (is_cut and bool((self.ranges[:, 0] < 0).all()))
+
+
+def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
+    """
+    Reads the headers of all training scans, labeled and unlabeled, and the voxels of the labeled ones.
+
+    Test cases are not looked at, nor are validation cases.
+
+    Raises:
+        ValueError: When there is no labeled case, no label has a class, or a file cannot be read.
+    """
+    if not datalist.training:
+        raise ValueError(
+            f"dataset_dir must have labeled cases under `training`, got {datalist.describe()}: spacing and intensities "
+            "go by the organs."
+        )
+    places = [_place(case[Keys.IMAGE]) for case in (*datalist.training, *datalist.unlabeled)]
+    load = Compose([LoadVolumed([Keys.IMAGE, Keys.LABEL]), LabelOnGridd(Keys.LABEL, datalist.num_classes)])
+    volumes, ranges, intensities = [], [], []
+    for case in tqdm(datalist.training, "Reading labeled cases", unit="case", disable=None):
+        sizes, limits, inside = _labeled_case(load(dict(case)), datalist.num_classes)
+        volumes.append(sizes)
+        ranges.append(limits)
+        intensities.append(inside)
+    found = np.where(np.array(volumes) > 0, volumes, np.nan)
+    if np.isnan(found).all():
+        raise ValueError(
+            f"dataset_dir must have labels with {', '.join(datalist.class_names[1:])}, got nothing but background."
+        )
+    present = ~np.isnan(found).all(axis=0)
+    class_mm3 = np.full(found.shape[1], np.nan)
+    class_mm3[present] = np.nanmedian(found[:, present], axis=0)
+    low, high = np.percentile(np.concatenate(intensities), _PERCENTILES)
+    return DatasetFingerprint(
+        datalist.class_names,
+        np.array([shape for shape, _ in places]),
+        np.array([spacing for _, spacing in places]),
+        class_mm3,
+        np.array(ranges),
+        (float(low), float(high)),
+    )
+
+
+def _place(file: str) -> tuple[Sequence[int], np.ndarray]:
+    """Shape and voxel size along R, A and S."""
+    geometry = read_geometry(open_volume(file).header)
+    # For each axis of the file, the axis of the body.
+    axes = io_orientation(geometry.affine)[:, 0].astype(int)
+    order = np.argsort(axes)
+    return np.array(geometry.shape)[order].tolist(), voxel_sizes(geometry.affine)[order]
+
+
+def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
+    image, label = (sample[key].numpy(force=True)[0] for key in (Keys.IMAGE, Keys.LABEL))
+    voxel_mm3 = float(np.prod(voxel_sizes(np.asarray(sample[Keys.IMAGE].affine))))
+    voxels = np.bincount(label.astype(np.intp).ravel(), minlength=num_classes)
+    inside = image[label > 0]
+    step = max(1, len(inside) // _SAMPLED)
+    return voxels[1:] * voxel_mm3, (float(image.min()), float(image.max())), inside[::step]
