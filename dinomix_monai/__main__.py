@@ -215,8 +215,8 @@ def configure(
     Chooses settings for a data set, from what its scans are like, and writes them as an overlay with their reasons.
 
     Voxel size, patch, strides, intensities, flips and the cells of the teacher go by the labeled and the unlabeled
-    training scans. The overlay belongs behind train.json and, for this model, behind inference.json. Nothing is
-    trained, but with --hours a few steps are taken to time them.
+    training scans. The overlay belongs behind train.json. Nothing is trained, but with --hours a few steps are taken
+    to time them.
 
     Args:
         dataset_dir: folder of the data set.

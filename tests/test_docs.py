@@ -252,9 +252,11 @@ def test_settings_in_commands_of_the_bundle_are_ids_of_its_configs(page: Path) -
     for command in parts(page).commands:
         if "monai.bundle run " not in command:
             continue
-        files = re.findall(r"bundle/configs/[\w/]+\.json", command)
+        # The bundle of a training, OUT, has configs of the same names.
+        files = re.findall(r"(?:bundle|OUT)/configs/[\w/]+\.json", command)
         assert files, f"{command} names no config."
-        configs = [json.loads((ROOT / file).read_text(encoding="utf-8")) for file in files]
+        paths = [CONFIGS / file.partition("configs/")[2] for file in files]
+        configs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         for name in set(options(words(command))) - OPTIONS_OF_OTHERS:
             assert any(has_id(config, name) for config in configs), f"--{name} is no id of {files}."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class BestModelHandler:
         key_metric: name of the metric.
         writes: whether this process writes the file. Of several processes that train together, all but one get
             ``False`` and only remember the best score.
+        beside: called before each model is written, for what belongs to it; ``None`` for nothing.
 
     Attributes:
         best: the highest score so far, ``None`` before the first.
@@ -48,12 +49,18 @@ class BestModelHandler:
     """
 
     def __init__(
-        self, path: str | Path, class_names: Sequence[str], key_metric: str = MetricKeys.KEY, writes: bool = True
+        self,
+        path: str | Path,
+        class_names: Sequence[str],
+        key_metric: str = MetricKeys.KEY,
+        writes: bool = True,
+        beside: Callable[[], None] | None = None,
     ) -> None:
         self.path = Path(path)
         self.class_names = list(class_names)
         self.key_metric = key_metric
         self.writes = writes
+        self.beside = beside
         self.best: float | None = None
         self.epoch = 0
         self.waited = 0
@@ -100,6 +107,8 @@ class BestModelHandler:
         if not self.has_written:
             set_aside(self.path)
         self.has_written = True
+        if self.beside is not None:
+            self.beside()
         write_model(network, self.path, self.class_names)
 
     def state_dict(self) -> dict[str, Any]:

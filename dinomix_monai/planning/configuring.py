@@ -81,11 +81,11 @@ def configure_training(
         plan.settings.pop(name, None)
         plan.reasons.pop(name, None)
     set_aside(path)
-    write_json(path, plan.overlay(f"Made by configure for {datalist.describe()} cases. For training and inference."))
+    write_json(path, plan.overlay(f"Made by configure for {datalist.describe()} cases."))
     files = [config_file] if isinstance(config_file, (str, Path)) else list(config_file)
     names = [name for one in files for name in str(one).split(",")]
     configs = ",".join(f"'{name}'" for name in (*names, path))
-    options = {"dataset_dir": parser.get("dataset_dir"), **given}
+    options = {"dataset_dir": parser.get("dataset_dir"), "output_dir": "OUT", **given}
     typed = " ".join(f"--{shlex.quote(name)} {shlex.quote(str(value))}" for name, value in options.items())
     line = f'python -m monai.bundle run training --config_file "[{configs}]" {typed}'
     return f"{plan}\n\n{path} is written. To train with it:\n{line}"

@@ -54,7 +54,7 @@ class DatasetPlan:
         self.settings[name], self.reasons[name] = value, reason
 
     def overlay(self, title: str) -> dict[str, Any]:
-        """An overlay for ``train.json`` and ``inference.json``, with the reasons in its ``_desc_``."""
+        """An overlay for ``train.json``, with the reasons in its ``_desc_``."""
         return {"_desc_": {"plan": title, **self.reasons}, **self.settings}
 
     def __str__(self) -> str:

@@ -50,9 +50,10 @@ def test_report_scores_the_best_model_and_not_the_last(run, tmp_path: Path) -> N
 
 
 def test_evaluating_scores_the_test_cases_on_their_own_grids(run, tmp_path: Path, capsys) -> None:
-    run("train")
     # A coarser working grid than that of the files: scores must come from the files' grid all the same.
-    evaluation = run("train", "evaluate", run_id="evaluating", spacing_mm=[10.0, 10.0, 12.0])
+    coarse = {"spacing_mm": [10.0, 10.0, 12.0]}
+    run("train", **coarse)
+    evaluation = run("train", "evaluate", run_id="evaluating", **coarse)
     with (tmp_path / "evaluation" / "metrics.csv").open() as file:
         cases = {row["case"] for row in csv.DictReader(file)}
     assert cases == {"images/phantom_006.nii", "images/phantom_007.nii"}

@@ -1,0 +1,267 @@
+"""The MONAI bundle that a training leaves in its output folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinomix_monai.core.files import atomic_write, write_json
+from dinomix_monai.core.text import by
+from dinomix_monai.metrics import CaseScores, read_scores
+from dinomix_monai.run import present_parser, read_configuration
+
+__all__ = ["TrainedBundle", "check_inference_settings"]
+
+# What a training and the inference by its model share, by the id in either configuration.
+_SHARED = {"scale_intensity": "scale_intensity", "network_def": "network_def", "validate#inferer": "inferer#inferer"}
+_GRID = ("spacing_mm", "patch_size")
+# Overlays that go on with a training, and belong to its configuration.
+_OVERLAYS = ("evaluate", "resume", "finetune")
+_COPIED = ("LICENSE", "docs/data_license.txt")
+_RESUMED = "resume_handler"
+# By which the configuration of a trained model is told from the one that the sources have.
+_WRITTEN = "Segments scans as the training has seen them; label maps come back on each scan's own grid."
+
+
+class TrainedBundle:
+    """
+    Writes a bundle with the numbers of a training, so that whoever has the folder needs no overlay any more.
+
+    The folder gets ``configs/inference.json`` and ``configs/metadata.json`` with the classes, the voxel size, the
+    patch, the intensities and the network of the training, ``configs/train.json`` as it ran, with the overlays for
+    evaluation, resuming and fine-tuning, and a model card, ``docs/README.md``. They are written with each model, so the
+    model and its numbers are never those of two trainings; scores come to them at the end. Where the folder is the
+    bundle whose configuration runs, nothing is written, because its configs are the sources; nor where that bundle has
+    no ``inference.json``, as at a site that MONAI's ``MonaiAlgo`` runs.
+
+    Args:
+        output_dir: folder of the training.
+        bundle_root: folder of the bundle whose configuration runs.
+        spacing_mm: voxel size that the network works on.
+        patch_size: voxels of a patch.
+        class_names: names by label value, background first.
+        facts: what the report says of the run: ``cases``, ``teacher``, ``protocol``, ``seed`` and ``steps``.
+        rules: rules that the report scores by; the card has the first.
+        has_scores: whether there is a report, which a training without validation cases has not.
+        data_license: license and source of the data, for the model card; ``None`` if they are not stated.
+        config: the configuration of the run; that which is running if not given.
+
+    Raises:
+        ValueError: When no configuration is running and none is given.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        bundle_root: str | Path,
+        spacing_mm: Sequence[float],
+        patch_size: Sequence[int],
+        class_names: Sequence[str],
+        facts: Mapping[str, Any],
+        rules: Sequence[str] = ("sound",),
+        has_scores: bool = True,
+        data_license: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if config is None:
+            if (parser := present_parser()) is None:
+                raise ValueError("config must be given where no configuration of a bundle is running, got None.")
+            config = parser.get()
+        # As it is now, before anything that runs can change it.
+        self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
+        self.root, self.source = Path(output_dir).expanduser().absolute(), Path(bundle_root).expanduser().absolute()
+        self.spacing_mm, self.patch_size = [float(size) for size in spacing_mm], [int(side) for side in patch_size]
+        self.class_names = list(class_names)
+        self.facts = dict(facts)
+        self.rule = rules[0]
+        self.has_scores = has_scores
+        self.data_license = data_license
+
+    @property
+    def is_written(self) -> bool:
+        """Whether there are sources, and the folder is another one."""
+        has_sources = (self.source / "configs" / "inference.json").is_file()
+        return has_sources and self.root.resolve() != self.source.resolve()
+
+    @property
+    def inference_file(self) -> Path:
+        """Configuration by which the model segments scans."""
+        return self.root / "configs" / "inference.json"
+
+    def write(self) -> None:
+        """
+        Writes the configs, and a model card without scores.
+
+        Raises:
+            OSError: When the folder cannot be written to.
+        """
+        if not self.is_written:
+            return
+        configs = self.source / "configs"
+        write_json(self.inference_file, self._inference(read_configuration(configs / "inference.json")))
+        if _RESUMED not in self.config:
+            # The folder may be moved.
+            own = {"bundle_root": {"_target_": "dinomix_monai.run.bundle_root"}, "output_dir": "@bundle_root"}
+            write_json(self.root / "configs" / "train.json", {**self.config, **own})
+        for name in _OVERLAYS:
+            shutil.copyfile(configs / f"{name}.json", self.root / "configs" / f"{name}.json")
+        for name in _COPIED:
+            if (self.source / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.source / name, self.root / name)
+        self._write_card(None)
+
+    def finish(self) -> None:
+        """
+        Adds the scores of the report, and prints how scans are segmented by this bundle.
+
+        Raises:
+            FileNotFoundError: When there should be scores and are none.
+        """
+        if not self.is_written:
+            return
+        self._write_card(read_scores(self.root, self.rule) if self.has_scores else None)
+        print(f"A MONAI bundle of this model is in {self.root}. To segment scans:\n  {self._command()}")
+
+    def _command(self) -> str:
+        return f"python -m monai.bundle run inferring --config_file {self.inference_file} --dataset_dir DIR_OR_FILE"
+
+    def _inference(self, template: dict[str, Any]) -> dict[str, Any]:
+        result = dict(template)
+        result["_desc_"] = _WRITTEN
+        result["dataset_dir"] = "$str(@bundle_root) + '/data'"
+        result.update(zip(_GRID, (self.spacing_mm, self.patch_size)))
+        for ours, theirs in _SHARED.items():
+            owner, names = result, theirs.split("#")
+            for name in names[:-1]:
+                owner[name] = dict(owner[name])
+                owner = owner[name]
+            owner[names[-1]] = _item(self.config, ours)
+        return result
+
+    def _write_card(self, scores: CaseScores | None) -> None:
+        metadata = self._metadata(read_configuration(self.source / "configs" / "metadata.json"), scores)
+        write_json(self.root / "configs" / "metadata.json", metadata)
+        with atomic_write(self.root / "docs" / "README.md") as file:
+            file.write(self._card(scores).encode())
+
+    @property
+    def _window(self) -> tuple[float, float] | None:
+        scaled = self.config["scale_intensity"]
+        is_window = isinstance(scaled, dict) and str(scaled.get("_target_")).endswith("ScaleIntensityRanged")
+        return (float(scaled["a_min"]), float(scaled["a_max"])) if is_window else None
+
+    @property
+    def _intensities(self) -> str:
+        if self._window is None:
+            return "each image is scaled by its own intensities"
+        return "intensities from {:g} to {:g}, as in CT in Hounsfield units".format(*self._window)
+
+    def _metadata(self, template: dict[str, Any], scores: CaseScores | None) -> dict[str, Any]:
+        organs = ", ".join(self.class_names[1:])
+        result = json.loads(json.dumps(template))
+        result["changelog"] = {template["version"]: "written by the training"}
+        result["task"] = f"Segmentation of {organs} in 3D scans"
+        result["description"] = (
+            f"Segments {organs}. Trained by DINO-Mix for MONAI: {self.facts.get('cases')} cases, "
+            f"{self.facts.get('steps')} steps, teacher: {self.facts.get('teacher')}."
+        )
+        result["data_source"] = self.data_license or "not stated"
+        result["image_classes"] = f"single channel data, {self._intensities}"
+        result["label_classes"] = "single channel data, whole numbers as in channel_def of network_data_format"
+        result["eval_metrics"] = {} if scores is None else {"validation_mean_dice": round(_mean_dice(scores), 4)}
+        channels = result["network_data_format"]
+        image, pred = channels["inputs"]["image"], channels["outputs"]["pred"]
+        image["spatial_shape"] = pred["spatial_shape"] = self.patch_size
+        image["format"], image["modality"] = ("hounsfield", "CT") if self._window else ("magnitude", "n/a")
+        pred["num_channels"] = len(self.class_names)
+        pred["channel_def"] = {str(value): name for value, name in enumerate(self.class_names)}
+        return result
+
+    def _card(self, scores: CaseScores | None) -> str:
+        facts = self.facts
+        protocol = facts.get("protocol")
+        performance = (
+            "There are no scores: the training has not ended, or had no validation cases."
+            if scores is None
+            else f"On the validation cases, which have chosen the model ({', '.join(scores.cases)}):\n\n"
+            f"```\n{scores.table()}\n```"
+        )
+        return f"""# Segmentation of {len(self.class_names) - 1} classes by DINO-Mix
+
+A model of a training by DINO-Mix for MONAI, as a MONAI bundle.
+
+## Data
+
+- Cases: {facts.get("cases")}.
+- Protocol: {protocol if protocol else "none that is published"}.
+- Classes: {", ".join(f"{value} {name}" for value, name in enumerate(self.class_names))}.
+- License and source: {self.data_license or "not stated by whoever has trained the model"}.
+
+## Training configuration
+
+`configs/train.json` has all of it.
+
+- Voxels of {by(self.spacing_mm)} mm, patches of {by(self.patch_size)} voxels; {self._intensities}.
+- {facts.get("steps")} steps, seed {facts.get("seed")}.
+- Frozen teacher: {facts.get("teacher")}. Its weights are not included, and come under a license of their own.
+
+## Performance
+
+{performance}
+
+## Commands
+
+```
+{self._command()}
+```
+
+If `models/model.probe.pt` is there, the frozen teacher is asked beside the model: give its weights by
+`--teacher_weights FILE`, or `--teacher_weights none` for the model alone.
+
+## Limitations
+
+- Research only: not for diagnosis, treatment or any other clinical decision.
+- Scans of other scanners, protocols or patients than those of the training may be segmented worse than the scores say.
+- A bundle's config is a program: use only bundles of people whose scripts you would run.
+"""
+
+
+def check_inference_settings(model_file: str | Path, spacing_mm: Sequence[float], patch_size: Sequence[int]) -> None:
+    """
+    Makes sure that a model sees scans as in its training, where the bundle that it belongs to says how that was.
+
+    Weights fit any voxel size, so nothing else would tell.
+
+    Args:
+        model_file: the model, ``models/model.pt`` of its bundle.
+        spacing_mm: voxel size of the configuration.
+        patch_size: patch of the configuration.
+
+    Raises:
+        ValueError: When they are others than those of the model's own bundle.
+    """
+    own = Path(model_file).expanduser().absolute().parent.parent / "configs" / "inference.json"
+    trained = read_configuration(own) if own.is_file() else {}
+    for name, value in zip(_GRID, (spacing_mm, patch_size)):
+        if trained.get("_desc_") == _WRITTEN and [*map(float, trained[name])] != [*map(float, value)]:
+            raise ValueError(
+                f"{name} must be that of the model's training, {trained[name]}, got {list(value)} for {model_file}. "
+                f"Pass --config_file {own}, which has all of its settings."
+            )
+
+
+def _item(config: Mapping[str, Any], name: str) -> Any:
+    item: Any = config
+    for part in name.split("#"):
+        item = item[part]
+    return item
+
+
+def _mean_dice(scores: CaseScores) -> float:
+    return float(np.nanmean(scores.mean()[0]))
