@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ class TrainedBundle:
         self.root, self.source = Path(output_dir).expanduser().absolute(), Path(bundle_root).expanduser().absolute()
         self.spacing_mm, self.patch_size = [float(size) for size in spacing_mm], [int(side) for side in patch_size]
         self.class_names = list(class_names)
-        self.facts = dict(facts)
+        self.facts = {**facts, "teacher": _without_folder(str(facts.get("teacher", "none")))}
         self.rule = rules[0]
         self.has_scores = has_scores
         self.data_license = data_license
@@ -126,10 +127,7 @@ class TrainedBundle:
         if not self.is_written:
             return
         self._write_card(read_scores(self.root, self.rule) if self.has_scores else None)
-        print(f"A MONAI bundle of this model is in {self.root}. To segment scans:\n  {self._command()}")
-
-    def _command(self) -> str:
-        return f"python -m monai.bundle run inferring --config_file {self.inference_file} --dataset_dir DIR_OR_FILE"
+        print(f"A MONAI bundle of this model is in {self.root}. To segment scans:\n  {_command(self.inference_file)}")
 
     def _inference(self, template: dict[str, Any]) -> dict[str, Any]:
         result = dict(template)
@@ -185,12 +183,14 @@ class TrainedBundle:
 
     def _card(self, scores: CaseScores | None) -> str:
         facts = self.facts
-        protocol = facts.get("protocol")
+        protocol, teacher = facts.get("protocol"), facts["teacher"]
+        of_teacher = (
+            "" if teacher == "none" else " Its weights are not included, and come under a license of their own."
+        )
         performance = (
             "There are no scores: the training has not ended, or had no validation cases."
             if scores is None
-            else f"On the validation cases, which have chosen the model ({', '.join(scores.cases)}):\n\n"
-            f"```\n{scores.table()}\n```"
+            else f"On {len(scores.cases)} validation cases, which have chosen the model:\n\n```\n{scores.table()}\n```"
         )
         return f"""# Segmentation of {len(self.class_names) - 1} classes by DINO-Mix
 
@@ -209,7 +209,7 @@ A model of a training by DINO-Mix for MONAI, as a MONAI bundle.
 
 - Voxels of {by(self.spacing_mm)} mm, patches of {by(self.patch_size)} voxels; {self._intensities}.
 - {facts.get("steps")} steps, seed {facts.get("seed")}.
-- Frozen teacher: {facts.get("teacher")}. Its weights are not included, and come under a license of their own.
+- Frozen teacher: {teacher}.{of_teacher}
 
 ## Performance
 
@@ -217,8 +217,10 @@ A model of a training by DINO-Mix for MONAI, as a MONAI bundle.
 
 ## Commands
 
+From this folder, with the package `dinomix-monai` installed:
+
 ```
-{self._command()}
+{_command("configs/inference.json")}
 ```
 
 If `models/model.probe.pt` is there, the frozen teacher is asked beside the model: give its weights by
@@ -254,6 +256,18 @@ def check_inference_settings(model_file: str | Path, spacing_mm: Sequence[float]
                 f"{name} must be that of the model's training, {trained[name]}, got {list(value)} for {model_file}. "
                 f"Pass --config_file {own}, which has all of its settings."
             )
+
+
+def _command(config_file: str | Path) -> str:
+    return f"python -m monai.bundle run inferring --config_file {config_file} --dataset_dir DIR_OR_FILE"
+
+
+def _without_folder(teacher: str) -> str:
+    """A description of a teacher without the folder of its weights, which is nobody's business elsewhere."""
+    origin = re.search("weights from (.*), fingerprint", teacher)
+    if origin is None or not Path(origin[1]).is_file():
+        return teacher
+    return teacher.replace(origin[1], Path(origin[1]).name)
 
 
 def _item(config: Mapping[str, Any], name: str) -> Any:

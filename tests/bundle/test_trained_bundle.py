@@ -127,7 +127,10 @@ def test_a_run_that_is_resumed_leaves_the_configuration_that_it_began_with(run: 
 
 def test_configs_are_there_with_the_first_model_and_scores_at_the_end(tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "train.json").read_text())
-    facts = {"cases": "2 training", "teacher": "none", "seed": 0, "steps": 3}
+    weights = tmp_path / "weights of mine.pth"
+    weights.touch()
+    teacher = f"vit, layer 8, weights from {weights}, fingerprint 0123"
+    facts = {"cases": "2 training", "teacher": teacher, "seed": 0, "steps": 3}
     given = (tmp_path, CONFIGS.parent, [2, 2, 2], [16, 16, 16], ["background", "heart"], facts)
     bundle = TrainedBundle(*given, data_license="CC BY 4.0", config=config)
     bundle.write()
@@ -135,6 +138,10 @@ def test_configs_are_there_with_the_first_model_and_scores_at_the_end(tmp_path: 
     assert (metadata["eval_metrics"], metadata["data_source"]) == ({}, "CC BY 4.0")
     with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
         bundle.finish()
-    assert "There are no scores: the training has not ended" in (tmp_path / "docs" / "README.md").read_text()
+    card = (tmp_path / "docs" / "README.md").read_text()
+    assert "There are no scores: the training has not ended" in card
+    # Where the files of the training lie is nobody's business.
+    assert "vit, layer 8, weights from weights of mine.pth, fingerprint 0123" in card
+    assert str(tmp_path) not in card + (tmp_path / "configs" / "metadata.json").read_text()
     with pytest.raises(ValueError, match="config must be given"):
         TrainedBundle(*given)
