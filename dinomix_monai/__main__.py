@@ -26,6 +26,7 @@ __all__ = [
     "label",
     "phantom",
     "plan",
+    "predict",
     "prepare",
     "probe",
     "promote",
@@ -326,6 +327,28 @@ def probe(
         print(f"{len(list(found.propose(cases, proposals)))} label maps in {proposals}")
 
 
+@SetParseFn(str, "bundle_root", "scans", "output_dir", "teacher_weights")
+def predict(
+    bundle_root: str, scans: str, output_dir: str | None = None, uncertainty: bool = False, **settings: Any
+) -> None:
+    """
+    Segments scans by a trained model, with the settings of its training, and prints the volumes of the classes.
+
+    Args:
+        bundle_root: output_dir of the training.
+        scans: NIfTI file, or folder of such.
+        output_dir: folder of the label maps, NAME_seg.nii.gz for NAME.nii.gz; output in the bundle if not given.
+        uncertainty: write NAME_uncertainty.nii.gz as well, from 0 for certain to 1 for all classes alike.
+        **settings: ids of the bundle's inference.json with other values, such as --teacher_weights or --device.
+    """
+    from dinomix_monai import load_model
+
+    model = load_model(bundle_root, **settings)
+    for path, volumes in model.predict_all(scans, output_dir or model.root / "output", uncertainty):
+        found = ", ".join(f"{name} {volume:.3g} ml" for name, volume in volumes.items() if volume)
+        print(f"{path}: {found or 'none of the classes'}", flush=True)
+
+
 @SetParseFn(str, "dataset", "raw_dir", "out_dir", "protocol")
 def prepare(
     dataset: str, raw_dir: str, out_dir: str, labeled: int | None = None, protocol: str | None = None, workers: int = 4
@@ -444,6 +467,7 @@ if __name__ == "__main__":
         "label": label,
         "phantom": phantom,
         "plan": plan,
+        "predict": predict,
         "prepare": prepare,
         "probe": probe,
         "promote": promote,

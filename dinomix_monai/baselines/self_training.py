@@ -14,9 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from dinomix_monai.core.files import write_json
+from dinomix_monai.engines import ScanLabeler
 from dinomix_monai.models import load_model
 from dinomix_monai.teacher import fingerprint
-from dinomix_monai.transforms import InvertToLabeld, SaveLabeld
 from dinomix_monai.volumes import label_path
 
 __all__ = ["label_cases"]
@@ -66,6 +66,7 @@ def label_cases(
     about, digest = folder / "model.json", fingerprint(network.state_dict())
     is_known = about.is_file() and json.loads(about.read_bytes()).get("fingerprint") == digest
     device = next(network.parameters()).device
+    labeler = ScanLabeler(preprocessing, lambda image: inferer(image.to(device), network))
     labeled = []
     for place, case in enumerate(tqdm(cases, "Labels of the first model", unit="scan")):
         # A folder for each: two scans may have one name.
@@ -73,9 +74,6 @@ def label_cases(
         labeled.append({Keys.IMAGE.value: str(case[Keys.IMAGE]), Keys.LABEL.value: str(label)})
         if is_known and label.is_file():
             continue
-        sample = preprocessing({Keys.IMAGE: case[Keys.IMAGE]})
-        sample[Keys.PRED] = inferer(sample[Keys.IMAGE][None].to(device), network)[0]
-        back = Compose([InvertToLabeld(Keys.PRED, Keys.IMAGE), SaveLabeld(Keys.PRED, folder / str(place))])
-        back(sample)
+        labeler.write(case[Keys.IMAGE], folder / str(place))
     write_json(about, {"fingerprint": digest, "model": str(model_file)})
     return labeled

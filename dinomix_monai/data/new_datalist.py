@@ -23,7 +23,7 @@ from dinomix_monai.volumes import (
     label_on_grid,
     label_values,
     open_volume,
-    write_label,
+    write_volume,
 )
 
 __all__ = ["NewDatalist", "make_datalist"]
@@ -179,7 +179,7 @@ def _merged(scans: Sequence[FoundScan], class_names: Sequence[str], overwrite: b
                 )
             values[mask] = value
         volume = label_on_grid(values, header)
-        done.append(replace(scan, label=write_label(volume, scan.image.parent / _MERGED)))
+        done.append(replace(scan, label=write_volume(volume, scan.image.parent / _MERGED)))
     return done
 
 

@@ -6,7 +6,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinomix_monai.volumes import VolumeError, is_label_map, is_nifti_name, label_path, nifti_stem, open_volume
+from dinomix_monai.volumes import (
+    VolumeError,
+    is_answer,
+    is_label_map,
+    is_nifti_name,
+    label_path,
+    nifti_stem,
+    open_volume,
+)
 
 __all__ = ["image_files", "left_out"]
 
@@ -74,8 +82,10 @@ def _is_scan(file: Path) -> bool:
     # Hidden files are what macOS leaves in archives: they have the name of an image and hold none.
     if file.name.startswith(".") or not is_nifti_name(file) or file.is_dir():
         return False
-    # What is wrong with one that cannot be read is said later.
-    return _has_label_intent(file) is not True
+    try:
+        return not is_answer(open_volume(file))
+    except VolumeError:  # what is wrong with it is said later
+        return True
 
 
 def _check_outputs(images: Sequence[Path], output_dir: str | Path) -> None:

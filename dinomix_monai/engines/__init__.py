@@ -6,6 +6,7 @@ from dinomix_monai.engines.feature_distiller import FeatureDistiller, TaughtStud
 from dinomix_monai.engines.patch_batch import PatchBatch
 from dinomix_monai.engines.probed_inferer import ProbedInferer
 from dinomix_monai.engines.pseudo_labeler import PseudoLabeler
+from dinomix_monai.engines.scan_labeler import ScanLabeler
 from dinomix_monai.engines.semi_supervised_trainer import SemiSupervisedTrainer
 from dinomix_monai.engines.token_probe import ScanTokens, TokenProbe, add_probe, open_probe, probe_cell
 from dinomix_monai.engines.trainer import DinoMixTrainer
@@ -17,6 +18,7 @@ __all__ = [
     "PatchBatch",
     "ProbedInferer",
     "PseudoLabeler",
+    "ScanLabeler",
     "ScanTokens",
     "SemiSupervisedTrainer",
     "TaughtStudent",

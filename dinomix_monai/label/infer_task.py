@@ -21,7 +21,7 @@ from dinomix_monai.label.first_answer import FirstAnswer, Undecided
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.models import load_model
 from dinomix_monai.report import class_colors
-from dinomix_monai.volumes import VolumeError, is_nifti_name, label_volume, open_volume, read_geometry, write_label
+from dinomix_monai.volumes import VolumeError, is_nifti_name, label_volume, open_volume, read_geometry, write_volume
 
 __all__ = ["DinoMixInferTask"]
 
@@ -123,7 +123,7 @@ class DinoMixInferTask(BasicInferTask):
         if extension in (".nii", ".nii.gz"):
             # MONAI Label's writers rotate by way of quaternions, or take the first axis for channels.
             with NamedTemporaryFile(suffix=extension, delete=False) as file:
-                write_label(label_volume(array, affine, label.meta), file.name)
+                write_volume(label_volume(array, affine, label.meta), file.name)
             return file.name, result
         plain = {self.output_label_key: array, f"{self.output_label_key}_meta_dict": {"affine": affine}}
         options = {"result_extension": extension, "result_dtype": np.uint8}

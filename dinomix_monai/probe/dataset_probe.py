@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, Invertd
-from monai.utils import convert_to_dst_type
+from monai.transforms import Compose
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
 from dinomix_monai.core.text import number, text_table
-from dinomix_monai.engines import ScanTokens, TokenProbe
+from dinomix_monai.engines import ScanLabeler, ScanTokens, TokenProbe
 from dinomix_monai.losses import FeatureDistillationLoss
 from dinomix_monai.metrics.class_dice import class_dice
 from dinomix_monai.metrics.nan_means import nan_mean
@@ -26,7 +25,6 @@ from dinomix_monai.probe.intensities import Intensities
 from dinomix_monai.probe.picture import draw_probe
 from dinomix_monai.probe.probe_table import ProbeTable
 from dinomix_monai.teacher import FoundationTeacher, SliceTokens
-from dinomix_monai.transforms import SaveLabeld
 
 __all__ = ["DatasetProbe", "TeacherView", "probe_dataset"]
 
@@ -129,20 +127,11 @@ class DatasetProbe:
         Yields:
             The path of each image, once its label map is written.
         """
-        folder = Path(out_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        back = Compose(
-            [
-                Invertd(Keys.PRED, self.preprocessing, orig_keys=Keys.IMAGE, nearest_interp=True),
-                SaveLabeld(Keys.PRED, folder),
-            ]
+        labeler = ScanLabeler(
+            self.preprocessing, lambda image: self.probe.logits(self.probe.tokens(image[0]), image.shape[2:])[None]
         )
         for case in tqdm(cases, "Proposals", unit="scan"):
-            sample = self.preprocessing({Keys.IMAGE: case[Keys.IMAGE]})
-            image = sample[Keys.IMAGE]
-            labels = self.probe.logits(self.probe.tokens(image), image.shape[1:]).argmax(0, keepdim=True)
-            # With the history of the image, which is inverted.
-            back({**sample, Keys.PRED: convert_to_dst_type(labels, image, torch.uint8)[0]})
+            labeler.write(case[Keys.IMAGE], Path(out_dir).expanduser())
             yield Path(case[Keys.IMAGE])
 
 

@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey
 
-from dinomix_monai.volumes import label_path, label_volume, write_label
+from dinomix_monai.volumes import label_path, label_volume, write_volume
 
 __all__ = ["SaveLabeld"]
 
@@ -46,5 +46,5 @@ class SaveLabeld(SaveImaged):
             label = data[key]
             array = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
             volume = label_volume(array, np.asarray(label.affine.cpu(), dtype=float), label.meta)
-            write_label(volume, label_path(self.output_dir, label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+            write_volume(volume, label_path(self.output_dir, label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
         return dict(data)

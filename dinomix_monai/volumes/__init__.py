@@ -14,6 +14,7 @@ from dinomix_monai.volumes.nifti_file import (
     MOST_VOXELS,
     LabelValues,
     image_values,
+    is_answer,
     is_class,
     is_label_map,
     is_nifti_name,
@@ -24,7 +25,7 @@ from dinomix_monai.volumes.nifti_file import (
 )
 from dinomix_monai.volumes.reader import VolumeReader
 from dinomix_monai.volumes.volume_error import VolumeError
-from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume, write_label
+from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume, uncertainty_volume, write_volume
 
 __all__ = [
     "MOST_VOXELS",
@@ -34,6 +35,7 @@ __all__ = [
     "VolumeReader",
     "geometry_of_meta",
     "image_values",
+    "is_answer",
     "is_class",
     "is_label_map",
     "is_nifti_name",
@@ -47,6 +49,7 @@ __all__ = [
     "open_volume",
     "read_geometry",
     "resampled_shape",
-    "write_label",
+    "uncertainty_volume",
     "write_placement",
+    "write_volume",
 ]

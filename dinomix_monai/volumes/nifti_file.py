@@ -26,9 +26,11 @@ from dinomix_monai.volumes.volume_error import VolumeError
 __all__ = [
     "LABEL_INTENT",
     "MOST_VOXELS",
+    "UNCERTAINTY",
     "ImageValues",
     "LabelValues",
     "image_values",
+    "is_answer",
     "is_class",
     "is_label_map",
     "is_nifti_name",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 LABEL_INTENT = 1002
+UNCERTAINTY = b"uncertainty"
 """NIfTI's code for the voxels of a label map, by which it is told from a scan."""
 
 _SUFFIXES = (".nii.gz", ".nii")
@@ -136,6 +139,11 @@ def is_class(values: np.ndarray, num_classes: int) -> np.ndarray:
 def is_label_map(volume: nib.Nifti1Pair) -> bool:
     """Whether the header says so, as that of each label map does which this package writes."""
     return int(volume.header["intent_code"]) == LABEL_INTENT
+
+
+def is_answer(volume: nib.Nifti1Pair) -> bool:
+    """Whether it is no scan but what this package has made of one: a label map or an uncertainty map."""
+    return is_label_map(volume) or volume.header["intent_name"].tobytes().rstrip(b"\0") == UNCERTAINTY
 
 
 def open_volume(path: str | os.PathLike) -> nib.Nifti1Pair:

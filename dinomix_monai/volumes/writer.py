@@ -13,9 +13,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from dinomix_monai.core.files import atomic_write
 from dinomix_monai.volumes.geometry import header_of_meta, read_geometry, write_placement
-from dinomix_monai.volumes.nifti_file import LABEL_INTENT, nifti_stem
+from dinomix_monai.volumes.nifti_file import LABEL_INTENT, UNCERTAINTY, nifti_stem
 
-__all__ = ["label_on_grid", "label_path", "label_volume", "write_label"]
+__all__ = ["label_on_grid", "label_path", "label_volume", "uncertainty_volume", "write_volume"]
 
 
 def label_volume(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> nib.Nifti1Image:
@@ -59,6 +59,20 @@ def label_on_grid(array: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Imag
     return volume
 
 
+def uncertainty_volume(array: np.ndarray, label: nib.Nifti1Image) -> nib.Nifti1Image:
+    """
+    An uncertainty map on the grid of a label map; its intent says what it is, by which it is told from a scan.
+
+    Args:
+        array: numbers from 0 to 1, shape (H, W, D).
+        label: see :func:`label_volume`.
+    """
+    volume = nib.Nifti1Image(array.astype(np.float32), label.affine)
+    write_placement(label.header, volume.header)
+    volume.header["intent_name"] = UNCERTAINTY
+    return volume
+
+
 def label_path(output_dir: str | Path, image: str | Path) -> Path:
     """
     File of a scan's label map.
@@ -70,9 +84,9 @@ def label_path(output_dir: str | Path, image: str | Path) -> Path:
     return Path(output_dir).expanduser() / f"{nifti_stem(image)}_seg.nii.gz"
 
 
-def write_label(volume: nib.Nifti1Image, path: str | Path) -> Path:
+def write_volume(volume: nib.Nifti1Image, path: str | Path) -> Path:
     """
-    Writes a label map: the same bytes for the same label map.
+    Writes a label map or another volume: the same bytes for the same volume.
 
     Args:
         volume: see :func:`label_volume`.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from dinomix_monai.volumes import is_label_map, label_path, label_volume, open_volume, write_label
+from dinomix_monai.volumes import is_label_map, label_path, label_volume, open_volume, write_volume
 
 SHAPE = (5, 4, 3)
 AFFINE = np.array([[0, -2.0, 0, 40], [1.5, 0, 0, -7], [0, 0, 3, 12], [0, 0, 0, 1]])
@@ -60,7 +60,7 @@ def test_a_shear_is_in_the_sform_alone():
 
 def test_its_header_says_that_it_is_a_label_map(scan, tmp_path):
     volume = label_volume(np.ones(SHAPE, np.uint8), AFFINE, loaded(scan))
-    path = write_label(volume, label_path(tmp_path / "new", scan))
+    path = write_volume(volume, label_path(tmp_path / "new", scan))
     assert path == tmp_path / "new" / "a_seg.nii.gz"
     assert is_label_map(open_volume(path))
     assert not is_label_map(open_volume(scan))
@@ -69,7 +69,7 @@ def test_its_header_says_that_it_is_a_label_map(scan, tmp_path):
 
 def test_a_full_disk_is_called_so_and_leaves_what_was_there(scan, tmp_path, monkeypatch):
     volume = label_volume(np.ones(SHAPE, np.uint8), AFFINE, {})
-    path = write_label(volume, tmp_path / "b_seg.nii.gz")
+    path = write_volume(volume, tmp_path / "b_seg.nii.gz")
     before = path.read_bytes()
 
     def fill(image, stream):
@@ -79,7 +79,7 @@ def test_a_full_disk_is_called_so_and_leaves_what_was_there(scan, tmp_path, monk
     monkeypatch.setattr(nib.Nifti1Image, "to_stream", fill)
     message = r"b_seg\.nii\.gz must be a file that can be written to, got: No space left on device"
     with pytest.raises(OSError, match=message) as caught:
-        write_label(volume, path)
+        write_volume(volume, path)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nii.gz", "b_seg.nii.gz"]

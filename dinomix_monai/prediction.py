@@ -1,0 +1,132 @@
+"""A trained model in Python, and the command ``predict``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SpatialResample
+from monai.utils import convert_to_tensor
+from monai.utils.enums import CommonKeys as Keys
+from tqdm import tqdm
+
+from dinomix_monai.bundle import Bundle
+from dinomix_monai.data import image_files
+from dinomix_monai.engines import ScanLabeler
+from dinomix_monai.models import load_model
+from dinomix_monai.volumes import label_path, label_volume, nifti_stem, uncertainty_volume, write_volume
+
+__all__ = ["Prediction", "TrainedModel"]
+
+
+class Prediction(NamedTuple):
+    """
+    What a model says of a scan, on the grid of the scan's file.
+
+    Args:
+        label: label map, ``uint8``.
+        uncertainty: of each voxel the entropy of the class probabilities, 0 for certain and 1 for all classes alike.
+    """
+
+    label: nib.Nifti1Image
+    uncertainty: nib.Nifti1Image
+
+
+class TrainedModel:
+    """
+    A trained model with all that belongs to it, as it lies in the bundle of a training.
+
+    Args:
+        bundle_root: folder of the bundle, the ``output_dir`` of a training.
+        **settings: ids of its ``configs/inference.json`` with other values, such as ``device``, ``amp`` or
+            ``teacher_weights``.
+
+    Raises:
+        FileNotFoundError: When the folder is no bundle of a training, or the training has left no model in it.
+        ValueError: When the model is damaged, or a setting is none.
+        RuntimeError: When the model is asked with its teacher, whose weights are not found.
+    """
+
+    def __init__(self, bundle_root: str | Path, **settings: Any) -> None:
+        root = Path(bundle_root).expanduser().absolute()
+        config = root / "configs" / "inference.json"
+        if not config.is_file():
+            raise FileNotFoundError(
+                f"bundle_root must be the output_dir of a training, got {root}, which has no configs/inference.json. "
+                "Train with --output_dir, which makes a bundle of it."
+            )
+        parser = Bundle(root).parser("inference", **settings)
+        self.root = root
+        self.class_names = tuple(parser.get_parsed_content("class_names"))
+        self.network = load_model(parser.get_parsed_content("network"), parser.get_parsed_content("model_file")).eval()
+        self.device = torch.device(parser.get_parsed_content("device"))
+        inferer = parser.get_parsed_content("inferer")
+        self._label = ScanLabeler(
+            parser.get_parsed_content("preprocessing"), lambda image: inferer(image.to(self.device), self.network)
+        )
+
+    def predict(self, scan: str | Path) -> Prediction:
+        """
+        Segments a scan.
+
+        Args:
+            scan: NIfTI file of one volume.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            ValueError: When it is no scan.
+        """
+        (case,) = image_files(scan)
+        return self._predict(case["image"])
+
+    def predict_all(
+        self, scans: str | Path, output_dir: str | Path, uncertainty: bool = False
+    ) -> Iterator[tuple[Path, dict[str, float]]]:
+        """
+        Segments a scan, or all in a folder, and writes the label maps, ``NAME_seg.nii.gz`` for ``NAME.nii.gz``.
+
+        Args:
+            scans: NIfTI file, or folder of such.
+            output_dir: folder of the label maps.
+            uncertainty: whether ``NAME_uncertainty.nii.gz`` is written beside each.
+
+        Yields:
+            The label map of each scan, once it is written, and the volume of each of its classes in ml.
+
+        Raises:
+            FileNotFoundError: When there is no scan.
+            ValueError: When a file is no scan, or a label map would be written over what is none.
+            OSError: When a file cannot be written.
+        """
+        cases = image_files(scans, output_dir)
+        for case in tqdm(cases, "Segmenting", unit="scan", disable=None):
+            found = self._predict(case["image"])
+            path = write_volume(found.label, label_path(output_dir, case["image"]))
+            if uncertainty:
+                write_volume(found.uncertainty, path.with_name(f"{nifti_stem(case['image'])}_uncertainty.nii.gz"))
+            yield path, self._volumes(found.label)
+
+    def _volumes(self, label: nib.Nifti1Image) -> dict[str, float]:
+        voxels = np.bincount(np.asanyarray(label.dataobj).ravel(), minlength=len(self.class_names))
+        voxel_ml = float(np.prod(nib.affines.voxel_sizes(label.affine))) / 1000
+        return {name: count * voxel_ml for name, count in zip(self.class_names[1:], voxels[1:].tolist())}
+
+    def _predict(self, scan: str) -> Prediction:
+        found = self._label(scan)
+        label, image = found[Keys.PRED], found[Keys.IMAGE]
+        affine = np.asarray(label.affine.cpu(), dtype=float)
+        volume = label_volume(label.as_tensor()[0].cpu().numpy().astype(np.uint8), affine, label.meta)
+        logits = convert_to_tensor(found["logits"], track_meta=False).float().movedim(0, -1)
+        entropy = torch.distributions.Categorical(logits=logits).entropy()[None] / math.log(len(self.class_names))
+        to_file = SpatialResample(mode="bilinear", padding_mode="border", dtype="float32")
+        on_file = to_file(
+            MetaTensor(entropy, affine=image.affine), dst_affine=label.affine, spatial_size=label.shape[1:]
+        )
+        array = convert_to_tensor(on_file, track_meta=False)[0].cpu().numpy().clip(0, 1)
+        return Prediction(volume, uncertainty_volume(array, volume))
