@@ -18,6 +18,7 @@ from dinomix_monai.run import (
 )
 
 __all__ = [
+    "bundle",
     "cache_tokens",
     "check",
     "compare",
@@ -31,9 +32,23 @@ __all__ = [
     "probe",
     "promote",
     "split",
+    "train",
 ]
 
 # Each command imports what it runs: MONAI and PyTorch take many seconds, and a help text needs neither.
+
+
+@SetParseFn(str, "folder")
+def bundle(folder: str = "bundle") -> None:
+    """
+    Makes a bundle in the present folder, from the configs that came with the package; a repository has one already.
+
+    Args:
+        folder: folder to make.
+    """
+    from dinomix_monai.bundle import Bundle
+
+    print(Bundle.find().copy(folder))
 
 
 @SetParseFn(str, "dataset_dir")
@@ -247,6 +262,51 @@ def configure(
     )
 
 
+@SetParseFn(str, "dataset_dir", "output_dir", "modality")
+def train(
+    dataset_dir: str,
+    output_dir: str = "OUT",
+    hours: float | None = None,
+    memory_gb: float | None = None,
+    modality: str | None = None,
+    config_file: str | Sequence[str] = "bundle/configs/train.json",
+    **settings: Any,
+) -> None:
+    """
+    Chooses settings for a data set as configure does, and trains with them; what comes out is a bundle of the model.
+
+    It stands for the commands configure and ``python -m monai.bundle run training``, which are printed.
+
+    Args:
+        dataset_dir: folder of the data set.
+        output_dir: folder to train in, which becomes the bundle; the plan is plan.json there.
+        hours: length of the training on this machine; 2000 steps on a CPU and 12000 on a GPU if not given.
+        memory_gb: memory that a training may take; that of the GPU if not given, and on a CPU what is soon computed.
+        modality: CT where one intensity means the same in all scans, MR where not; as the scans show it if not given.
+        config_file: the bundle's training configuration and its overlays.
+        **settings: ids of the configuration with other values, such as --teacher_weights; they win over the plan.
+    """
+    from pathlib import Path
+
+    from monai.bundle import run
+
+    from dinomix_monai.planning import configure_training
+
+    parser = open_configuration(config_file, **settings)
+    parser.update({"dataset_dir": dataset_dir})
+    overlay = Path(output_dir) / "plan.json"
+    given = {**settings, "output_dir": output_dir}
+    print(
+        configure_training(
+            parser, overlay, hours, memory_gb, modality, overwrite=True, given=given, config_file=config_file
+        ),
+        flush=True,
+    )
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    names = [name for one in files for name in one.split(",")]
+    run("training", config_file=[*names, str(overlay)], dataset_dir=dataset_dir, **given)
+
+
 @SetParseFn(str, "dataset_dir")
 def plan(
     dataset_dir: str | None = None,
@@ -456,9 +516,11 @@ def split(
         print(path)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What ``python -m dinomix_monai`` and the installed command ``dinomix`` run."""
     report_failures()
     commands = {
+        "bundle": bundle,
         "cache_tokens": cache_tokens,
         "check": check,
         "compare": compare,
@@ -472,5 +534,10 @@ if __name__ == "__main__":
         "probe": probe,
         "promote": promote,
         "split": split,
+        "train": train,
     }
     fire.Fire(commands, name="dinomix_monai")
+
+
+if __name__ == "__main__":
+    main()

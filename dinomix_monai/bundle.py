@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,23 +40,46 @@ class Bundle:
     @classmethod
     def find(cls, root: str | Path | None = None, name: str = "bundle_root") -> Bundle:
         """
-        The bundle in a folder, or else the one beside the package.
+        The bundle in a folder, or else the one that came with the package.
 
         Args:
-            root: the folder; ``None`` for the one beside the package.
+            root: the folder; ``None`` for the one beside the package in its repository, or in the installed package.
             name: name of the argument, for the message.
 
         Raises:
             FileNotFoundError: When there is no bundle.
         """
-        folder = Path(dinomix_monai.__file__).parents[1] / "bundle" if root is None else Path(root)
+        package = Path(dinomix_monai.__file__).parent
+        came = [package.parent / "bundle", package / "bundle_files"]
+        folder = Path(root) if root is not None else next((one for one in came if (one / "configs").is_dir()), came[0])
         bundle = cls(folder.expanduser().absolute())
         if not (bundle.configs / "train.json").is_file():
             raise FileNotFoundError(
                 f"{name} must be the folder of the bundle, got {bundle.root}, which has no configs/train.json. Give "
-                "its path, or install the package from its repository (pip install -e .), beside which it lies."
+                "its path, or make it by `python -m dinomix_monai bundle`."
             )
         return bundle
+
+    def copy(self, folder: str | Path) -> Path:
+        """
+        Copies what a bundle consists of, and nothing that runs have left.
+
+        Args:
+            folder: where to; it is made.
+
+        Returns:
+            Its ``configs/train.json``.
+
+        Raises:
+            FileExistsError: When there is something.
+        """
+        target = Path(folder).expanduser()
+        if target.exists():
+            raise FileExistsError(f"folder must not be there yet, because nothing is replaced unasked, got {target}.")
+        for name in ("configs", "docs"):
+            shutil.copytree(self.root / name, target / name)
+        shutil.copyfile(self.root / "LICENSE", target / "LICENSE")
+        return target / "configs" / "train.json"
 
     @property
     def configs(self) -> Path:
@@ -73,7 +97,7 @@ class Bundle:
         if missing := [file for file in files if not file.is_file()]:
             raise FileNotFoundError(
                 f"A config must be one of the bundle or the path of a file, got {missing[0]}, which does not exist. "
-                "Start from the project's root, or give its absolute path."
+                "Start from the folder above the bundle, or give its absolute path."
             )
         return [str(file) for file in (*files, *([self.settings_file] if self.settings_file else []))]
 

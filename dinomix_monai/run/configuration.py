@@ -45,8 +45,8 @@ def read_configuration(file: str | Path, name: str = "config_file") -> dict[str,
 
     if not Path(file).is_file():
         raise FileNotFoundError(
-            f"{name} must be a configuration of the bundle, got {file}, which does not exist. Start from the project's "
-            "root, or give its absolute path."
+            f"{name} must be a configuration of the bundle, got {file}, which does not exist. Start from the folder "
+            "above it, give its absolute path, or make a bundle here by `python -m dinomix_monai bundle`."
         )
     if Path(file).read_bytes()[:2] in (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(

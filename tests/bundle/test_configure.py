@@ -12,6 +12,7 @@ import nibabel as nib
 import pytest
 from monai.bundle import ConfigParser
 
+import dinomix_monai.__main__ as commands
 from dinomix_monai.bundle import Bundle
 from dinomix_monai.planning import configure_training
 
@@ -118,3 +119,17 @@ def test_the_modality_may_be_said(parser: Callable, tmp_path: Path) -> None:
     configure_training(parser(), tmp_path / "plan.json", modality="mr")
     scaled = json.loads((tmp_path / "plan.json").read_text())["scale_intensity"]
     assert scaled["_target_"] == "ScaleIntensityRangePercentilesd"
+
+
+def test_the_command_train_plans_and_trains(phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    short = {"epochs": 1, "steps_per_epoch": 2, "distillation_weight": 0.0}
+    out = tmp_path / "out"
+    commands.train(str(phantom), str(out), config_file=str(CONFIGS / "train.json"), **SMALL, **short)
+    printed = capsys.readouterr().out
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["_desc_"]["spacing_mm"] in printed
+    assert "epochs" not in plan
+    trained = json.loads((out / "configs" / "inference.json").read_text())
+    assert (trained["spacing_mm"], trained["patch_size"]) == (plan["spacing_mm"], plan["patch_size"])
+    assert json.loads((out / "run.json").read_text())["steps"] == 2
+    assert f"A MONAI bundle of this model is in {out}" in printed
