@@ -21,9 +21,11 @@ __all__ = ["TrainedBundle", "check_inference_settings"]
 # What a training and the inference by its model share, by the id in either configuration.
 _SHARED = {"scale_intensity": "scale_intensity", "network_def": "network_def", "validate#inferer": "inferer#inferer"}
 _GRID = ("spacing_mm", "patch_size")
-# Overlays that go on with a training, and belong to its configuration.
-_OVERLAYS = ("evaluate", "resume", "finetune")
-_COPIED = ("LICENSE", "docs/data_license.txt")
+# With the overlays that go on with a training; a bundle need not have all of it.
+_COPIED = (
+    *("configs/evaluate.json", "configs/resume.json", "configs/finetune.json"),
+    *("LICENSE", "docs/data_license.txt"),
+)
 _RESUMED = "resume_handler"
 # By which the configuration of a trained model is told from the one that the sources have.
 _WRITTEN = "Segments scans as the training has seen them; label maps come back on each scan's own grid."
@@ -47,6 +49,7 @@ class TrainedBundle:
         patch_size: voxels of a patch.
         class_names: names by label value, background first.
         facts: what the report says of the run: ``cases``, ``teacher``, ``protocol``, ``seed`` and ``steps``.
+        model_file: file of the model; ``models/model.pt`` in the folder if not given.
         rules: rules that the report scores by; the card has the first.
         has_scores: whether there is a report, which a training without validation cases has not.
         data_license: license and source of the data, for the model card; ``None`` if they are not stated.
@@ -64,6 +67,7 @@ class TrainedBundle:
         patch_size: Sequence[int],
         class_names: Sequence[str],
         facts: Mapping[str, Any],
+        model_file: str | Path | None = None,
         rules: Sequence[str] = ("sound",),
         has_scores: bool = True,
         data_license: str | None = None,
@@ -79,6 +83,12 @@ class TrainedBundle:
         self.spacing_mm, self.patch_size = [float(size) for size in spacing_mm], [int(side) for side in patch_size]
         self.class_names = list(class_names)
         self.facts = {**facts, "teacher": _without_folder(str(facts.get("teacher", "none")))}
+        model = Path(model_file or self.root / "models" / "model.pt").expanduser().absolute()
+        is_inside = model.is_relative_to(self.root)
+        # One in the folder is found there when the folder is moved.
+        self.model_file = (
+            f"$str(@bundle_root) + '/{model.relative_to(self.root).as_posix()}'" if is_inside else str(model)
+        )
         self.rule = rules[0]
         self.has_scores = has_scores
         self.data_license = data_license
@@ -109,8 +119,6 @@ class TrainedBundle:
             # The folder may be moved.
             own = {"bundle_root": {"_target_": "dinomix_monai.run.bundle_root"}, "output_dir": "@bundle_root"}
             write_json(self.root / "configs" / "train.json", {**self.config, **own})
-        for name in _OVERLAYS:
-            shutil.copyfile(configs / f"{name}.json", self.root / "configs" / f"{name}.json")
         for name in _COPIED:
             if (self.source / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +140,7 @@ class TrainedBundle:
     def _inference(self, template: dict[str, Any]) -> dict[str, Any]:
         result = dict(template)
         result["_desc_"] = _WRITTEN
+        result["model_file"] = self.model_file
         result["dataset_dir"] = "$str(@bundle_root) + '/data'"
         result.update(zip(_GRID, (self.spacing_mm, self.patch_size)))
         for ours, theirs in _SHARED.items():

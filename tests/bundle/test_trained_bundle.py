@@ -108,6 +108,14 @@ def test_a_model_is_not_asked_at_another_voxel_size_than_it_was_trained_at(train
     check_inference_settings(trained / "model.pt", [1, 1, 1], [8, 8, 8])
 
 
+def test_a_model_of_another_name_is_found(run: Callable, phantom: Path, tmp_path: Path) -> None:
+    for number, file in enumerate((tmp_path / "out" / "nets" / "a.pt", tmp_path / "elsewhere" / "b.pt")):
+        given = {"output_dir": str(tmp_path / "out"), "model_file": str(file)}
+        run("train", "ablation/pic", epochs=1, **given)
+        scan = next((phantom / "images").glob("*_006.nii*"))
+        infer(scan, tmp_path / f"labels_{number}", tmp_path / "out" / "configs" / "inference.json")
+
+
 def test_in_the_bundle_itself_no_config_is_replaced(run: Callable, tmp_path: Path) -> None:
     root = tmp_path / "bundle"
     shutil.copytree(CONFIGS.parent, root, ignore=shutil.ignore_patterns("data", "models", "logs", "report"))
