@@ -28,6 +28,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from dinomix_monai.autolabel import Labeled, place_nifti, write_nnunet_raw
 from dinomix_monai.core.files import write_json
 from dinomix_monai.data import Datalist, dataset_root, open_datalist, relative_name
 from dinomix_monai.metrics import CaseScores, score_rule, write_scores
@@ -153,7 +154,7 @@ class NnUnet:
         """Segments scans by the trained model; returns a label map of each."""
         source, folder = self.folder / f"{target}_images", self.folder / target
         for place, image in enumerate(images):
-            copy_nifti(image, source / f"{_name('test', place)}_0000.nii.gz")
+            place_nifti(Path(image), source / f"{_name('test', place)}_0000.nii.gz")
         plain = ["-tr", TRAINER, "-c", CONFIGURATION, "-f", FOLD, "-device", self.device, "-npp", "1", "-nps", "1"]
         self._call("predict", "-i", source, "-o", folder, "-d", name, *plain, "--continue_prediction")
         return [folder / f"{_name('test', place)}.nii.gz" for place in range(len(images))]
@@ -176,28 +177,13 @@ class NnUnet:
 
 def write_raw(folder: Path, training: Sequence[Mapping[str, str]], cases: Datalist, channel: str) -> None:
     """Writes a raw data set of nnU-Net v2: training cases, and the validation cases that its fold 0 leaves out."""
-    listed = {"train": training, "val": cases.validation}
-    for key, section in listed.items():
-        for place, case in enumerate(section):
-            copy_nifti(case["image"], folder / "imagesTr" / f"{_name(key, place)}_0000.nii.gz")
-            copy_nifti(case["label"], folder / "labelsTr" / f"{_name(key, place)}.nii.gz")
-    about = {
-        "channel_names": {"0": channel},
-        "labels": {name: value for value, name in enumerate(cases.class_names)},
-        "numTraining": len(training) + len(cases.validation),
-        "file_ending": ".nii.gz",
-    }
-    write_json(folder / "dataset.json", about)
-
-
-def copy_nifti(source: str | Path, target: Path) -> None:
-    """Links a NIfTI file, or writes it compressed where it is not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    if str(source).lower().endswith(".gz"):
-        target.symlink_to(Path(source).absolute())
-    else:
-        nib.save(nib.load(source), target)
+    scans = [
+        Labeled(_name(key, place), Path(case["image"]), Path(case["label"]), True)
+        for key, section in (("train", training), ("val", cases.validation))
+        for place, case in enumerate(section)
+    ]
+    for _ in write_nnunet_raw(folder, scans, cases.class_names, channel=channel):
+        pass
 
 
 def score(cases: Datalist, root: Path, predictions: Path, folder: Path) -> dict:

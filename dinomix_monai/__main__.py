@@ -18,6 +18,7 @@ from dinomix_monai.run import (
 )
 
 __all__ = [
+    "autolabel",
     "bundle",
     "cache_tokens",
     "check",
@@ -409,6 +410,43 @@ def predict(
         print(f"{path}: {found or 'none of the classes'}", flush=True)
 
 
+@SetParseFn(str, "bundle_root", "dataset_dir", "out_dir", "layout", "datalist_file", "teacher_weights")
+def autolabel(
+    bundle_root: str,
+    dataset_dir: str,
+    out_dir: str,
+    layout: str = "monailabel",
+    copy: bool = False,
+    datalist_file: str = "dataset.json",
+    allow_outside: bool = False,
+    **settings: Any,
+) -> None:
+    """
+    Segments all unlabeled scans of a data set by a trained model, for people to correct or for another training.
+
+    A data set is made of them and of the labeled training scans. uncertainty.csv in it lists the scans that the model
+    has segmented, the least certain one first, and uncertainty has a map of each.
+
+    Args:
+        bundle_root: output_dir of the training.
+        dataset_dir: folder of the data set.
+        out_dir: folder to make.
+        layout: monailabel for a datastore of MONAI Label, nnunet for a raw data set of nnU-Net v2.
+        copy: copy the scans; otherwise they are links to where they lie.
+        datalist_file: name of the list of the data set.
+        allow_outside: whether the list may name files that are not in the folder.
+        **settings: ids of the bundle's inference.json with other values, such as --teacher_weights or --device.
+    """
+    from dinomix_monai import load_model
+    from dinomix_monai.autolabel import autolabel as label_all
+    from dinomix_monai.data import open_datalist
+
+    datalist = open_datalist(dataset_dir, file=datalist_file, allow_outside=allow_outside)
+    for name, uncertainty in label_all(load_model(bundle_root, **settings), datalist, out_dir, layout, copy):
+        print(f"{name}: uncertainty {uncertainty:.3f}", flush=True)
+    print(out_dir)
+
+
 @SetParseFn(str, "dataset", "raw_dir", "out_dir", "protocol")
 def prepare(
     dataset: str, raw_dir: str, out_dir: str, labeled: int | None = None, protocol: str | None = None, workers: int = 4
@@ -520,6 +558,7 @@ def main() -> None:
     """What ``python -m dinomix_monai`` and the installed command ``dinomix`` run."""
     report_failures()
     commands = {
+        "autolabel": autolabel,
         "bundle": bundle,
         "cache_tokens": cache_tokens,
         "check": check,

@@ -13,6 +13,7 @@ from dinomix_monai.data.datalist import (
 )
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
+from dinomix_monai.data.layouts import case_name
 from dinomix_monai.data.new_datalist import NewDatalist, make_datalist
 from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.patch_voxels import patch_voxels
@@ -31,6 +32,7 @@ __all__ = [
     "OriginalScans",
     "PatchStream",
     "Protocol",
+    "case_name",
     "cases_of_rank",
     "check_dataset",
     "class_weights",

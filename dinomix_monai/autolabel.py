@@ -1,0 +1,211 @@
+"""The command ``autolabel``: a data set whose unlabeled scans have label maps of a model."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from dinomix_monai.core.files import atomic_write, write_json
+from dinomix_monai.data import Datalist, case_name
+from dinomix_monai.prediction import Prediction, TrainedModel
+from dinomix_monai.volumes import write_volume
+
+__all__ = ["LAYOUTS", "Labeled", "autolabel", "place_nifti", "scan_names", "write_nnunet_raw"]
+
+LAYOUTS = ("monailabel", "nnunet")
+"""Layouts of the data set: a datastore of MONAI Label, or a raw data set of nnU-Net v2."""
+
+_TABLE = "uncertainty.csv"
+
+
+class Labeled(NamedTuple):
+    """
+    A scan of the new data set.
+
+    Args:
+        name: its name there.
+        image: its file.
+        label: its label map, a file or a volume.
+        is_true: whether people have drawn the label map.
+    """
+
+    name: str
+    image: Path
+    label: Path | nib.Nifti1Image
+    is_true: bool
+
+
+def autolabel(
+    model: TrainedModel, datalist: Datalist, out_dir: str | Path, layout: str = "monailabel", copy: bool = False
+) -> Iterator[tuple[str, float]]:
+    """
+    Segments all unlabeled scans of a data set, and makes a data set of them and of the labeled training scans.
+
+    Validation and test cases are left out, so a model that is trained on the new data set can be scored by them.
+    ``uncertainty/NAME.nii.gz`` is the uncertainty map of each scan that the model has segmented, and
+    ``uncertainty.csv`` lists these scans, the least certain one first: the mean uncertainty where the label map has a
+    class.
+
+    Args:
+        model: the model.
+        datalist: the data set.
+        out_dir: folder to make.
+        layout: one of ``LAYOUTS``. In a datastore of MONAI Label, label maps of people lie under ``labels/final`` and
+            those of the model under ``labels/original``, as MONAI Label keeps its own proposals. In a raw data set of
+            nnU-Net all of them are labels of training cases.
+        copy: whether scans are copied; otherwise they are links to where they lie, but for files that have to be
+            compressed.
+
+    Yields:
+        Name and uncertainty of each scan, once it is written.
+
+    Raises:
+        FileExistsError: When there is something in ``out_dir``.
+        ValueError: When ``layout`` is none, or the classes of model and data set are not the same.
+        OSError: When a file cannot be written.
+    """
+    root = Path(out_dir).expanduser().absolute()
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"out_dir must be empty or not there yet, because nothing is replaced, got {root}.")
+    if tuple(datalist.class_names) != tuple(model.class_names):
+        raise ValueError(
+            f"The data set must have the classes of the model, {', '.join(model.class_names)}, got "
+            f"{', '.join(datalist.class_names)}."
+        )
+    cases = [*datalist.training, *datalist.unlabeled]
+    names = scan_names([case["image"] for case in cases])
+    found: dict[str, float] = {}
+
+    def labeled() -> Iterator[Labeled]:
+        for place, (name, case) in enumerate(zip(names, tqdm(cases, "Labeling", unit="scan", disable=None))):
+            if place < len(datalist.training):
+                yield Labeled(name, Path(case["image"]), Path(case["label"]), True)
+                continue
+            answer = model.predict(case["image"])
+            write_volume(answer.uncertainty, root / "uncertainty" / f"{name}.nii.gz")
+            found[name] = _mean_uncertainty(answer)
+            yield Labeled(name, Path(case["image"]), answer.label, False)
+
+    writer = write_nnunet_raw if layout == "nnunet" else _write_datastore
+    for scan in writer(root, labeled(), model.class_names, copy):
+        if not scan.is_true:
+            yield scan.name, found[scan.name]
+    with (root / _TABLE).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["scan", "uncertainty"])
+        rows.writerows((name, f"{value:.4f}") for name, value in sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def scan_names(images: Sequence[str | Path]) -> list[str]:
+    """
+    A name for each scan that no other has: that of its file, with its folders in front where two files have one name.
+
+    Example:
+        >>> scan_names(["a/ct.nii.gz", "b/ct.nii.gz", "b/x.nii"])
+        ['a', 'b', 'x']
+        >>> scan_names(["1/x.nii", "2/x.nii"])
+        ['1_x', '2_x']
+    """
+    root = Path(os.path.commonpath([Path(image).absolute().parent for image in images]))
+    names = [case_name(image, root) for image in images]
+    folders = [Path(image).absolute().parent.relative_to(root).parts for image in images]
+    return ["_".join((*parts, name)) if names.count(name) > 1 else name for name, parts in zip(names, folders)]
+
+
+def write_nnunet_raw(
+    root: Path,
+    scans: Iterable[Labeled],
+    class_names: Sequence[str],
+    copy: bool = False,
+    channel: str = "CT",
+) -> Iterator[Labeled]:
+    """
+    Writes a raw data set of nnU-Net v2, scan by scan.
+
+    Args:
+        root: its folder.
+        scans: the training cases.
+        class_names: names by label value, background first.
+        copy: whether scans are copied, see :func:`autolabel`.
+        channel: what nnU-Net calls the intensities, and normalizes them by.
+
+    Yields:
+        Each scan, once it is written.
+    """
+    count = 0
+    for scan in scans:
+        place_nifti(scan.image, root / "imagesTr" / f"{scan.name}_0000.nii.gz", copy)
+        _write(scan.label, root / "labelsTr" / f"{scan.name}.nii.gz", copy)
+        count += 1
+        yield scan
+    about: Mapping[str, Any] = {
+        "channel_names": {"0": channel},
+        "labels": {name: value for value, name in enumerate(class_names)},
+        "numTraining": count,
+        "file_ending": ".nii.gz",
+    }
+    write_json(root / "dataset.json", about)
+
+
+def _write_datastore(
+    root: Path, scans: Iterable[Labeled], class_names: Sequence[str], copy: bool = False
+) -> Iterator[Labeled]:
+    for scan in scans:
+        place_nifti(scan.image, root / f"{scan.name}.nii.gz", copy)
+        _write(scan.label, root / "labels" / ("final" if scan.is_true else "original") / f"{scan.name}.nii.gz", copy)
+        yield scan
+    write_json(root / "labels.json", {str(value): name for value, name in enumerate(class_names)})
+
+
+def _write(label: Path | nib.Nifti1Image, target: Path, copy: bool) -> None:
+    if isinstance(label, Path):
+        place_nifti(label, target, copy)
+    else:
+        write_volume(label, target)
+
+
+def place_nifti(source: Path, target: Path, copy: bool = False) -> None:
+    """
+    Puts a NIfTI file under another name, which ends in ``.nii.gz``.
+
+    Args:
+        source: the file.
+        target: what to make; its folder is made if it is not there.
+        copy: whether a compressed file is copied; otherwise a link leads to it. Another one is written compressed.
+
+    Raises:
+        OSError: When it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.name.lower().endswith(".gz"):
+        (shutil.copyfile if copy else _link)(source, target)
+    else:
+        # Byte by byte, so that the header says what it said.
+        with (
+            source.open("rb") as file,
+            atomic_write(target) as packed,
+            gzip.GzipFile("", "wb", 1, packed, 0) as stream,
+        ):
+            shutil.copyfileobj(file, stream)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.symlink_to(source.absolute())
+
+
+def _mean_uncertainty(answer: Prediction) -> float:
+    inside = np.asanyarray(answer.label.dataobj) > 0
+    values = np.asanyarray(answer.uncertainty.dataobj)
+    # Where nothing was found, everything is in question.
+    return float(values[inside].mean()) if inside.any() else 1.0
