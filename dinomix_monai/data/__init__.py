@@ -13,7 +13,7 @@ from dinomix_monai.data.datalist import (
 )
 from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
-from dinomix_monai.data.layouts import case_name
+from dinomix_monai.data.layouts import case_name, patient_name
 from dinomix_monai.data.new_datalist import NewDatalist, make_datalist
 from dinomix_monai.data.original_scans import OriginalScans
 from dinomix_monai.data.patch_voxels import patch_voxels
@@ -44,6 +44,7 @@ __all__ = [
     "open_datalist",
     "patch_stream",
     "patch_voxels",
+    "patient_name",
     "prepare_dataset",
     "read_datalist",
     "read_protocol",

@@ -13,7 +13,7 @@ from typing import Any
 from dinomix_monai.data.datalist import dataset_root
 from dinomix_monai.volumes import is_nifti_name, nifti_stem
 
-__all__ = ["SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans"]
+__all__ = ["SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans", "patient_name"]
 
 IMAGE_FOLDERS = (
     *("imagestr", "images", "image", "imgs", "img", "scans", "scan", "volumes", "volume"),
@@ -36,6 +36,8 @@ _KINDS = re.compile(rf"(?:(?<=^)|(?<=[-_. ]))(?:{_KIND})(?=$|[-_. ]|\d)", re.IGN
 _LABEL_KIND = re.compile(
     r"(?:^|[-_. ])(?:labels?|seg(?:mentations?)?|masks?|gt|groundtruth|annotations?)(?=$|[-_. ]|\d)", re.IGNORECASE
 )
+# What may follow a patient in the name of a file.
+_VISIT = r"(?:[-_.](?:frame|session|ses|time|visit|phase|scan|run|series|tp)[-_]?\w*)+$"
 _CHANNEL = re.compile(r"_(\d{4})$")
 # What a person would take for a scan, and is none here.
 _OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".npy", ".npz")
@@ -282,6 +284,35 @@ def case_name(image: str | Path, root: Path) -> str:
     """The name of a scan: that of its file or, where that says nothing but what kind of file it is, of its folder."""
     path = Path(image)
     return nifti_stem(path) if _case_name(nifti_stem(path)) or path.parent == root else path.parent.name
+
+
+def patient_name(image: str | Path, root: Path, pattern: str | None = None) -> str:
+    """
+    The patient whom a scan shows, as far as its name tells.
+
+    Args:
+        image: file of the scan.
+        root: folder of the data set.
+        pattern: regular expression whose first group finds the patient in the name of the scan; by default the name up
+            to a word such as ``frame``, ``session``, ``visit`` or ``time``.
+
+    Raises:
+        ValueError: When the pattern finds nothing.
+
+    Example:
+        >>> patient_name("images/patient001_frame12.nii.gz", Path())
+        'patient001'
+    """
+    name = case_name(image, root)
+    if pattern is None:
+        return re.sub(_VISIT, "", name, flags=re.IGNORECASE)
+    found = re.search(pattern, name)
+    if found is None or not found.groups() or not found[1]:
+        raise ValueError(
+            f"patient must be a regular expression whose first group finds the patient in the name of every scan, got "
+            f"{pattern!r}, which finds none in {name}."
+        )
+    return found[1]
 
 
 def _case_name(stem: str) -> str:

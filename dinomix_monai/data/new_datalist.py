@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from dinomix_monai.core.files import set_aside, write_json
 from dinomix_monai.core.text import text_table
 from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, relative_name
-from dinomix_monai.data.layouts import SPLIT_KEY, FoundScan, FoundScans, case_name, find_scans
+from dinomix_monai.data.layouts import SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
     VolumeError,
     label_on_grid,
@@ -35,8 +34,6 @@ _ENOUGH_FOR_VALIDATION = 3
 _HELD_OUT_SHARE = 0.2
 # Orders of the patients that are tried, for one in which each list has all classes.
 _ORDERS = 200
-# What may follow a patient in the name of a file.
-_VISIT = r"(?:[-_.](?:frame|session|ses|time|visit|phase|scan|run|series|tp)[-_]?\w*)+$"
 _MERGED = "label.nii.gz"
 
 
@@ -118,7 +115,7 @@ def make_datalist(
         names = ["background", *(f"class {value}" for value in range(1, max(most, 2)))]
     by_file = {scan.image: row for scan, row in zip(labeled, voxels)}
     classes = label_names(names, path)
-    patients = {scan.image: _patient(scan.image, root, patient) for scan in scans}
+    patients = {scan.image: patient_name(scan.image, root, patient) for scan in scans}
     lists = _split(scans, patients, by_file, validation, test, seed)
     content: dict[str, Any] = {}
     if path.is_file():
@@ -207,19 +204,6 @@ def _open(file: Path) -> Any:
         return open_volume(file)
     except VolumeError as error:
         raise error.of(file) from error
-
-
-def _patient(image: Path, root: Path, pattern: str | None) -> str:
-    name = case_name(image, root)
-    if pattern is None:
-        return re.sub(_VISIT, "", name, flags=re.IGNORECASE)
-    found = re.search(pattern, name)
-    if found is None or not found.groups() or not found[1]:
-        raise ValueError(
-            f"patient must be a regular expression whose first group finds the patient in the name of every scan, got "
-            f"{pattern!r}, which finds none in {name}."
-        )
-    return found[1]
 
 
 def _split(

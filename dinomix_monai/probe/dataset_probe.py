@@ -17,6 +17,7 @@ from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
 from dinomix_monai.core.text import number, text_table
+from dinomix_monai.data import dataset_root, patient_name
 from dinomix_monai.engines import ScanLabeler, ScanTokens, TokenProbe
 from dinomix_monai.losses import FeatureDistillationLoss
 from dinomix_monai.metrics.class_dice import class_dice
@@ -54,8 +55,8 @@ class DatasetProbe:
 
     Args:
         teacher: the teacher in words.
-        views: Dice of each foreground class by cross-validation over the labeled scans, for each view that was tried;
-            empty where there is a single labeled scan, over which nothing can be chosen.
+        views: Dice of each foreground class by cross-validation over the labeled patients, for each view that was
+            tried; empty where there is a single labeled patient, over whom nothing can be chosen.
         chosen: the view with the highest mean.
         table: Dice on the validation cases by what the probe was given; ``None`` without such cases.
         probe: the probe of the chosen view, fitted to all labeled scans.
@@ -63,6 +64,7 @@ class DatasetProbe:
         class_names: names by label value, background first.
         preprocessing: transforms of a case.
         training: the labeled cases.
+        patients: the patient of each of them.
     """
 
     teacher: str
@@ -74,11 +76,12 @@ class DatasetProbe:
     class_names: Sequence[str]
     preprocessing: Compose = field(repr=False)
     training: Sequence[Mapping[str, str]] = field(repr=False)
+    patients: Sequence[str] = field(repr=False)
 
     def __str__(self) -> str:
         lines = [f"Teacher: {self.teacher}."]
         if self.views:
-            lines.append("Cross-validation over the labeled scans, mean Dice:")
+            lines.append("Cross-validation over the labeled patients, mean Dice:")
             rows = [["layer", "voxels of a token", "mean"]]
             rows += [
                 [str(view.layer), " x ".join(map(str, view.cell)), number(float(nan_mean(dice, axis=0)), 3)]
@@ -101,9 +104,11 @@ class DatasetProbe:
         """
         folder, loss = Path(out_dir).expanduser(), FeatureDistillationLoss(weighting)
         folder.mkdir(parents=True, exist_ok=True)
-        is_held_out = len(self.scans) > 1
-        found = _held_out(self.probe, self.scans) if is_held_out else [_segmented(self.probe, self.scans[0])]
-        title = "linear probe of the other scans" if is_held_out else "linear probe, fitted to this scan"
+        if len(set(self.patients)) > 1:
+            found, title = _held_out(self.probe, self.scans, self.patients), "linear probe of the other patients"
+        else:
+            found = [_segmented(self.probe, scan) for scan in self.scans]
+            title = "linear probe, fitted to this patient"
         return [
             draw_probe(
                 folder / f"scan_{place}.png",
@@ -145,7 +150,7 @@ def probe_dataset(
     Fits linear probes to a teacher's tokens of the labeled scans, and scores them on the validation cases.
 
     Scans are preprocessed as for training. Layer and size of a token are chosen by cross-validation over the labeled
-    scans, and the validation cases are looked at once, by the chosen one.
+    patients, and the validation cases are looked at once, by the chosen one.
 
     Args:
         parser: the bundle's training configuration with all overlays and settings.
@@ -188,21 +193,22 @@ def probe_dataset(
     looks = [[layer] for layer in tried] if first.is_convnext else [tried]
     views: dict[TeacherView, np.ndarray] = {}
     best: tuple[float, TeacherView, list[ScanTokens]] | None = None
-    if len(labeled) > 1:
+    patients = [patient_name(case[Keys.IMAGE], dataset_root(get("dataset_dir"))) for case in training]
+    if len(set(patients)) > 1:
         for cell, look in tqdm([(cell, look) for cell in sizes for look in looks], "Views of the teacher", unit="view"):
             looker = probe_of(teacher_of(look), cell)
             seen = seen_by(looker, labeled)
             for part, layer in enumerate(look):
                 own = [replace(scan, tokens=scan.tokens.chunk(len(look))[part]) for scan in seen]
                 view = TeacherView(layer, cell)
-                views[view] = _class_dice(_held_out(looker, own), own, num_classes)
+                views[view] = _class_dice(_held_out(looker, own, patients), own, num_classes)
                 mean = float(np.nan_to_num(nan_mean(views[view], axis=0)))
                 if best is None or mean > best[0]:
                     best = mean, view, own
     else:
         logger.warning(
-            "There is a single labeled scan, so layer and size of a token cannot be chosen by cross-validation. Label "
-            "another scan, or choose them."
+            "There is a single labeled patient, so layer and size of a token cannot be chosen by cross-validation. "
+            "Label a scan of another one, or choose them."
         )
     chosen = TeacherView(tried[len(tried) // 2], sizes[len(sizes) // 2]) if best is None else best[1]
     probe = probe_of(teacher_of(chosen.layer), chosen.cell)
@@ -231,6 +237,7 @@ def probe_dataset(
         class_names=datalist.class_names,
         preprocessing=preprocessing,
         training=training,
+        patients=patients,
     )
 
 
@@ -244,12 +251,15 @@ def _segmented(probe: TokenProbe, scan: ScanTokens) -> torch.Tensor:
     return probe.logits(scan.tokens, scan.label.shape).argmax(0)
 
 
-def _held_out(probe: TokenProbe, scans: Sequence[ScanTokens]) -> list[torch.Tensor]:
-    """Classes of each scan by a probe of the others; the given probe stays as it is."""
+def _held_out(probe: TokenProbe, scans: Sequence[ScanTokens], patients: Sequence[str]) -> list[torch.Tensor]:
+    """Classes of each scan by a probe of the other patients' scans; the given probe stays as it is."""
     other = copy.copy(probe)
-    return [
-        _segmented(other.fit([*scans[:left_out], *scans[left_out + 1 :]]), scan) for left_out, scan in enumerate(scans)
-    ]
+    found: dict[int, torch.Tensor] = {}
+    for left_out in sorted(set(patients)):
+        other.fit([scan for scan, patient in zip(scans, patients) if patient != left_out])
+        places = [place for place, patient in enumerate(patients) if patient == left_out]
+        found |= {place: _segmented(other, scans[place]) for place in places}
+    return [found[place] for place in range(len(scans))]
 
 
 def _class_dice(found: Sequence[torch.Tensor], scans: Sequence[ScanTokens], num_classes: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def test_an_untrained_teacher_is_one_column_beside_the_intensities(parser) -> No
 def test_a_single_labeled_scan_chooses_nothing(parser, caplog) -> None:
     found = probe_dataset(parser(), **QUICK, max_scans=1)
     assert found.views == {}
-    assert "There is a single labeled scan" in caplog.text
+    assert "There is a single labeled patient" in caplog.text
     assert "Cross-validation" not in str(found)
 
 
