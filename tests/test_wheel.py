@@ -51,6 +51,7 @@ def test_an_installed_package_trains_and_segments_in_any_folder(site: Path, tmp_
     dinomix = str(site / "bin" / "dinomix")
     assert "bundle/configs/train.json" in call(dinomix, "bundle")
     small = ["--network_def#n_filters", "2", "--device", "cpu", "--amp", "False", "--distillation_weight", "0"]
+    small += ["--spacing_mm", "[9,9,11]", "--patch_size", "[32,32,16]"]
     short = ["--epochs", "1", "--steps_per_epoch", "2", "--output_dir", "OUT"]
     call("-m", "monai.bundle", "run", "training", "--config_file", "bundle/configs/train.json", *short, *small)
     scan = tmp_path / "bundle" / "data" / "phantom" / "images" / "phantom_001.nii"
