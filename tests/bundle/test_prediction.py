@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose
+from scipy import ndimage
 
 import dinomix_monai
 import dinomix_monai.__main__ as commands
@@ -58,9 +59,20 @@ def test_a_model_says_what_inferring_says(run: Callable, bundle: Path, scan: Pat
     assert model.class_names[6] == "liver"
 
 
-def test_uncertainty_is_high_between_classes_and_lies_where_the_scan_does(bundle: Path, scan: Path) -> None:
-    found = dinomix_monai.load_model(bundle, **CPU).predict(scan)
+def test_uncertainty_is_the_entropy_of_the_same_place_and_high_between_classes(bundle: Path, scan: Path) -> None:
+    model = dinomix_monai.load_model(bundle, **CPU)
+    found = model.predict(scan)
     label, uncertainty = (np.asarray(one.dataobj) for one in found)
+    # Read off by hand: each voxel of the file has a place in mm, and that a place among the network's voxels.
+    seen = model._label(scan)
+    probabilities = torch.softmax(seen["logits"].as_tensor().double(), dim=0)
+    entropy = -(probabilities * probabilities.log()).sum(0) / np.log(14)
+    to_network = np.linalg.inv(seen["image"].affine.numpy()) @ nib.load(scan).affine
+    indices = np.stack(np.meshgrid(*map(np.arange, label.shape), indexing="ij")).reshape(3, -1)
+    places = nib.affines.apply_affine(to_network, indices.T).T
+    expected = ndimage.map_coordinates(entropy.numpy(), places, order=1, mode="nearest").reshape(label.shape)
+    np.testing.assert_allclose(uncertainty, expected, atol=1e-4)
+    assert np.std(expected) > 1e-3
     np.testing.assert_allclose(found.uncertainty.affine, nib.load(scan).affine)
     assert uncertainty.shape == nib.load(scan).shape
     assert 0 <= uncertainty.min() < uncertainty.max() <= 1
