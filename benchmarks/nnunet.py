@@ -178,7 +178,7 @@ class NnUnet:
 def write_raw(folder: Path, training: Sequence[Mapping[str, str]], cases: Datalist, channel: str) -> None:
     """Writes a raw data set of nnU-Net v2: training cases, and the validation cases that its fold 0 leaves out."""
     scans = [
-        Labeled(_name(key, place), Path(case["image"]), Path(case["label"]), True)
+        Labeled(_name(key, place), Path(case["image"]), Path(case["label"]))
         for key, section in (("train", training), ("val", cases.validation))
         for place, case in enumerate(section)
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
-from dinomix_monai.bundle import open_configuration, prepare_volumes, token_cache_of
+from dinomix_monai.bundle import config_files, open_configuration, prepare_volumes, token_cache_of
 from dinomix_monai.run import (
     read_configuration,
     report_failures,
@@ -247,8 +247,7 @@ def configure(
     """
     from dinomix_monai.planning import configure_training
 
-    parser = open_configuration(config_file, **settings)
-    parser.update({"dataset_dir": dataset_dir})
+    parser = open_configuration(config_file, dataset_dir=dataset_dir, **settings)
     print(
         configure_training(
             parser,
@@ -293,8 +292,7 @@ def train(
 
     from dinomix_monai.planning import configure_training
 
-    parser = open_configuration(config_file, **settings)
-    parser.update({"dataset_dir": dataset_dir})
+    parser = open_configuration(config_file, dataset_dir=dataset_dir, **settings)
     overlay = Path(output_dir) / "plan.json"
     given = {**settings, "output_dir": output_dir}
     print(
@@ -303,9 +301,7 @@ def train(
         ),
         flush=True,
     )
-    files = [config_file] if isinstance(config_file, str) else list(config_file)
-    names = [name for one in files for name in one.split(",")]
-    run("training", config_file=[*names, str(overlay)], dataset_dir=dataset_dir, **given)
+    run("training", config_file=[*config_files(config_file), str(overlay)], dataset_dir=dataset_dir, **given)
 
 
 @SetParseFn(str, "dataset_dir")
@@ -406,7 +402,11 @@ def predict(
 
     model = load_model(bundle_root, **settings)
     for path, volumes in model.predict_all(scans, output_dir or model.root / "output", uncertainty):
-        found = ", ".join(f"{name} {volume:.3g} ml" for name, volume in volumes.items() if volume)
+        found = ", ".join(
+            f"{name} {volume:.0f} ml" if volume >= 100 else f"{name} {volume:.3g} ml"
+            for name, volume in volumes.items()
+            if volume
+        )
         print(f"{path}: {found or 'none of the classes'}", flush=True)
 
 

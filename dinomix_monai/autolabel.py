@@ -6,9 +6,9 @@ import csv
 import gzip
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -35,13 +35,13 @@ class Labeled(NamedTuple):
         name: its name there.
         image: its file.
         label: its label map, a file or a volume.
-        is_true: whether people have drawn the label map.
+        uncertainty: of the model, where the label map is its own; ``None`` where people have drawn it.
     """
 
     name: str
     image: Path
     label: Path | nib.Nifti1Image
-    is_true: bool
+    uncertainty: float | None = None
 
 
 def autolabel(
@@ -83,24 +83,23 @@ def autolabel(
             f"The data set must have the classes of the model, {', '.join(model.class_names)}, got "
             f"{', '.join(datalist.class_names)}."
         )
-    cases = [*datalist.training, *datalist.unlabeled]
-    names = scan_names([case["image"] for case in cases])
-    found: dict[str, float] = {}
+    names = scan_names([case["image"] for case in (*datalist.training, *datalist.unlabeled)])
+    given = len(datalist.training)
 
     def labeled() -> Iterator[Labeled]:
-        for place, (name, case) in enumerate(zip(names, tqdm(cases, "Labeling", unit="scan", disable=None))):
-            if place < len(datalist.training):
-                yield Labeled(name, Path(case["image"]), Path(case["label"]), True)
-                continue
+        for name, case in zip(names[:given], datalist.training):
+            yield Labeled(name, Path(case["image"]), Path(case["label"]))
+        for name, case in zip(names[given:], tqdm(datalist.unlabeled, "Labeling", unit="scan", disable=None)):
             answer = model.predict(case["image"])
             write_volume(answer.uncertainty, root / "uncertainty" / f"{name}.nii.gz")
-            found[name] = _mean_uncertainty(answer)
-            yield Labeled(name, Path(case["image"]), answer.label, False)
+            yield Labeled(name, Path(case["image"]), answer.label, _mean_uncertainty(answer))
 
+    found: dict[str, float] = {}
     writer = write_nnunet_raw if layout == "nnunet" else _write_datastore
     for scan in writer(root, labeled(), model.class_names, copy):
-        if not scan.is_true:
-            yield scan.name, found[scan.name]
+        if scan.uncertainty is not None:
+            found[scan.name] = scan.uncertainty
+            yield scan.name, scan.uncertainty
     with (root / _TABLE).open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["scan", "uncertainty"])
@@ -149,7 +148,7 @@ def write_nnunet_raw(
         _write(scan.label, root / "labelsTr" / f"{scan.name}.nii.gz", copy)
         count += 1
         yield scan
-    about: Mapping[str, Any] = {
+    about = {
         "channel_names": {"0": channel},
         "labels": {name: value for value, name in enumerate(class_names)},
         "numTraining": count,
@@ -163,7 +162,11 @@ def _write_datastore(
 ) -> Iterator[Labeled]:
     for scan in scans:
         place_nifti(scan.image, root / f"{scan.name}.nii.gz", copy)
-        _write(scan.label, root / "labels" / ("final" if scan.is_true else "original") / f"{scan.name}.nii.gz", copy)
+        _write(
+            scan.label,
+            root / "labels" / ("final" if scan.uncertainty is None else "original") / f"{scan.name}.nii.gz",
+            copy,
+        )
         yield scan
     write_json(root / "labels.json", {str(value): name for value, name in enumerate(class_names)})
 
@@ -189,7 +192,10 @@ def place_nifti(source: Path, target: Path, copy: bool = False) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.name.lower().endswith(".gz"):
-        (shutil.copyfile if copy else _link)(source, target)
+        if copy:
+            shutil.copyfile(source, target)
+        else:
+            target.symlink_to(source.absolute())
     else:
         # Byte by byte, so that the header says what it said.
         with (
@@ -198,10 +204,6 @@ def place_nifti(source: Path, target: Path, copy: bool = False) -> None:
             gzip.GzipFile("", "wb", 1, packed, 0) as stream,
         ):
             shutil.copyfileobj(file, stream)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.symlink_to(source.absolute())
 
 
 def _mean_uncertainty(answer: Prediction) -> float:

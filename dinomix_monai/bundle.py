@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dinomix_monai.teacher import TokenCache
 
-__all__ = ["Bundle", "open_configuration", "prepare_volumes", "token_cache_of"]
+__all__ = ["Bundle", "config_files", "open_configuration", "prepare_volumes", "token_cache_of"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,13 @@ def _has_owner(parser: ConfigParser, name: str) -> bool:
     return not owner or owner in parser
 
 
+def config_files(config_file: str | Path | Sequence[str | Path]) -> list[str]:
+    """The files of a configuration and its overlays, in a list or, as MONAI has it, separated by commas."""
+    files = [str(config_file)] if isinstance(config_file, (str, Path)) else [*map(str, config_file)]
+    # The name of a file may have a comma.
+    return files[0].split(",") if len(files) == 1 and not Path(files[0]).is_file() else files
+
+
 def open_configuration(config_file: str | Path | Sequence[str | Path], **settings: Any) -> ConfigParser:
     """
     Reads a configuration for a command of this package, as ``python -m monai.bundle`` does for its own.
@@ -167,9 +174,7 @@ def open_configuration(config_file: str | Path | Sequence[str | Path], **setting
         FileNotFoundError: When there is no such file.
         ValueError: When a file is no configuration, or nothing refers to one of the settings.
     """
-    files: list[str | Path] = [config_file] if isinstance(config_file, (str, Path)) else list(config_file)
-    if len(files) == 1 and not Path(files[0]).is_file():
-        files = [*str(files[0]).split(",")]
+    files = config_files(config_file)
     for file in files:
         read_configuration(file)
     return Bundle(Path(folder_above_configs(Path(files[0]).parent))).parser(*map(Path, files), **settings)

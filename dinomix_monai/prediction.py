@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from dinomix_monai.bundle import Bundle
 from dinomix_monai.data import image_files
 from dinomix_monai.engines import ScanLabeler
 from dinomix_monai.models import load_model
-from dinomix_monai.volumes import label_path, label_volume, nifti_stem, uncertainty_volume, write_volume
+from dinomix_monai.transforms import to_label_volume
+from dinomix_monai.volumes import label_path, nifti_stem, uncertainty_volume, write_volume
 
 __all__ = ["Prediction", "TrainedModel"]
 
@@ -54,7 +56,7 @@ class TrainedModel:
     """
 
     def __init__(self, bundle_root: str | Path, **settings: Any) -> None:
-        root = Path(bundle_root).expanduser().absolute()
+        root = Path(os.path.abspath(Path(bundle_root).expanduser()))
         config = root / "configs" / "inference.json"
         if not config.is_file():
             raise FileNotFoundError(
@@ -82,6 +84,8 @@ class TrainedModel:
             FileNotFoundError: When there is no such file.
             ValueError: When it is no scan.
         """
+        if Path(scan).is_dir():
+            raise ValueError(f"scan must be one NIfTI file, got {scan}, a folder, which predict_all segments.")
         (case,) = image_files(scan)
         return self._predict(case["image"])
 
@@ -120,8 +124,7 @@ class TrainedModel:
     def _predict(self, scan: str) -> Prediction:
         found = self._label(scan)
         label, image = found[Keys.PRED], found[Keys.IMAGE]
-        affine = np.asarray(label.affine.cpu(), dtype=float)
-        volume = label_volume(label.as_tensor()[0].cpu().numpy().astype(np.uint8), affine, label.meta)
+        volume = to_label_volume(label)
         logits = convert_to_tensor(found["logits"], track_meta=False).float().movedim(0, -1)
         entropy = torch.distributions.Categorical(logits=logits).entropy()[None] / math.log(len(self.class_names))
         to_file = SpatialResample(mode="bilinear", padding_mode="border", dtype="float32")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from monai.bundle import ConfigParser
 
 from dinomix_monai.core.files import atomic_write, write_json
 from dinomix_monai.core.text import by
 from dinomix_monai.metrics import CaseScores, read_scores
+from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.run import present_parser, read_configuration
 
 __all__ = ["TrainedBundle", "check_inference_settings"]
@@ -49,6 +51,7 @@ class TrainedBundle:
         patch_size: voxels of a patch.
         class_names: names by label value, background first.
         facts: what the report says of the run: ``cases``, ``teacher``, ``protocol``, ``seed`` and ``steps``.
+        intensity_window: intensities that are mapped to [0, 1]; ``None`` where each image is scaled by its own.
         model_file: file of the model; ``models/model.pt`` in the folder if not given.
         rules: rules that the report scores by; the card has the first.
         has_scores: whether there is a report, which a training without validation cases has not.
@@ -67,6 +70,7 @@ class TrainedBundle:
         patch_size: Sequence[int],
         class_names: Sequence[str],
         facts: Mapping[str, Any],
+        intensity_window: Sequence[float] | None = None,
         model_file: str | Path | None = None,
         rules: Sequence[str] = ("sound",),
         has_scores: bool = True,
@@ -79,11 +83,13 @@ class TrainedBundle:
             config = parser.get()
         # As it is now, before anything that runs can change it.
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
-        self.root, self.source = Path(output_dir).expanduser().absolute(), Path(bundle_root).expanduser().absolute()
+        # Without `..`, so that what is printed shows where a path leads.
+        self.root, self.source = (Path(os.path.abspath(Path(path).expanduser())) for path in (output_dir, bundle_root))
         self.spacing_mm, self.patch_size = [float(size) for size in spacing_mm], [int(side) for side in patch_size]
+        self.intensity_window = intensity_window
         self.class_names = list(class_names)
         self.facts = {**facts, "teacher": _without_folder(str(facts.get("teacher", "none")))}
-        model = Path(model_file or self.root / "models" / "model.pt").expanduser().absolute()
+        model = Path(os.path.abspath(Path(model_file or self.root / "models" / "model.pt").expanduser()))
         is_inside = model.is_relative_to(self.root)
         # One in the folder is found there when the folder is moved.
         self.model_file = (
@@ -138,18 +144,17 @@ class TrainedBundle:
         print(f"A MONAI bundle of this model is in {self.root}. To segment scans:\n  {_command(self.inference_file)}")
 
     def _inference(self, template: dict[str, Any]) -> dict[str, Any]:
-        result = dict(template)
-        result["_desc_"] = _WRITTEN
-        result["model_file"] = self.model_file
-        result["dataset_dir"] = "$str(@bundle_root) + '/data'"
-        result.update(zip(_GRID, (self.spacing_mm, self.patch_size)))
-        for ours, theirs in _SHARED.items():
-            owner, names = result, theirs.split("#")
-            for name in names[:-1]:
-                owner[name] = dict(owner[name])
-                owner = owner[name]
-            owner[names[-1]] = _item(self.config, ours)
-        return result
+        result, own = ConfigParser(template), ConfigParser(self.config)
+        result.update(
+            {
+                "_desc_": _WRITTEN,
+                "model_file": self.model_file,
+                "dataset_dir": "$str(@bundle_root) + '/data'",
+                **dict(zip(_GRID, (self.spacing_mm, self.patch_size))),
+                **{theirs: own[ours] for ours, theirs in _SHARED.items()},
+            }
+        )
+        return result.get()
 
     def _write_card(self, scores: CaseScores | None) -> None:
         metadata = self._metadata(read_configuration(self.source / "configs" / "metadata.json"), scores)
@@ -158,16 +163,10 @@ class TrainedBundle:
             file.write(self._card(scores).encode())
 
     @property
-    def _window(self) -> tuple[float, float] | None:
-        scaled = self.config["scale_intensity"]
-        is_window = isinstance(scaled, dict) and str(scaled.get("_target_")).endswith("ScaleIntensityRanged")
-        return (float(scaled["a_min"]), float(scaled["a_max"])) if is_window else None
-
-    @property
     def _intensities(self) -> str:
-        if self._window is None:
+        if self.intensity_window is None:
             return "each image is scaled by its own intensities"
-        return "intensities from {:g} to {:g}, as in CT in Hounsfield units".format(*self._window)
+        return "intensities from {:g} to {:g}, as in CT in Hounsfield units".format(*self.intensity_window)
 
     def _metadata(self, template: dict[str, Any], scores: CaseScores | None) -> dict[str, Any]:
         organs = ", ".join(self.class_names[1:])
@@ -181,11 +180,13 @@ class TrainedBundle:
         result["data_source"] = self.data_license or "not stated"
         result["image_classes"] = f"single channel data, {self._intensities}"
         result["label_classes"] = "single channel data, whole numbers as in channel_def of network_data_format"
-        result["eval_metrics"] = {} if scores is None else {"validation_mean_dice": round(_mean_dice(scores), 4)}
+        result["eval_metrics"] = (
+            {} if scores is None else {"validation_mean_dice": round(float(nan_mean(scores.mean()[0], axis=0)), 4)}
+        )
         channels = result["network_data_format"]
         image, pred = channels["inputs"]["image"], channels["outputs"]["pred"]
         image["spatial_shape"] = pred["spatial_shape"] = self.patch_size
-        image["format"], image["modality"] = ("hounsfield", "CT") if self._window else ("magnitude", "n/a")
+        image["format"], image["modality"] = ("hounsfield", "CT") if self.intensity_window else ("magnitude", "n/a")
         pred["num_channels"] = len(self.class_names)
         pred["channel_def"] = {str(value): name for value, name in enumerate(self.class_names)}
         return result
@@ -277,14 +278,3 @@ def _without_folder(teacher: str) -> str:
     if origin is None or not Path(origin[1]).is_file():
         return teacher
     return teacher.replace(origin[1], Path(origin[1]).name)
-
-
-def _item(config: Mapping[str, Any], name: str) -> Any:
-    item: Any = config
-    for part in name.split("#"):
-        item = item[part]
-    return item
-
-
-def _mean_dice(scores: CaseScores) -> float:
-    return float(np.nanmean(scores.mean()[0]))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["by", "number", "text_table"]
+__all__ = ["by", "number", "some", "text_table"]
 
 
 def by(numbers: Iterable[float]) -> str:
@@ -23,6 +23,18 @@ def by(numbers: Iterable[float]) -> str:
 def number(value: float, decimals: int, sign: str = "") -> str:
     """A number with so many decimals, and a sign if it is ``"+"``; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:{sign}.{decimals}f}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """
+    The first few of some names, and how many more there are.
+
+    Example:
+        >>> some(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def text_table(rows: Sequence[Sequence[Any]], is_of_numbers: bool = True) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "label_names",
     "open_datalist",
     "read_datalist",
+    "read_label",
     "relative_name",
 ]
 
@@ -110,16 +111,26 @@ class Datalist:
         Raises:
             ValueError: When it cannot be read, or has values that are no classes.
         """
-        try:
-            values = label_values(open_volume(file), self.num_classes)
-        except VolumeError as error:
-            raise error.of(file) from error
+        values = read_label(file, self.num_classes)
         if values.strays:
             raise ValueError(
                 f"Label values must be whole numbers below {self.num_classes} (`labels` of dataset.json), got "
                 f"{values.low:g} to {values.high:g} in {file}."
             )
         return values
+
+
+def read_label(file: str | Path, num_classes: int) -> LabelValues:
+    """
+    What a label map comes down to, whatever values it has.
+
+    Raises:
+        ValueError: When it cannot be read.
+    """
+    try:
+        return label_values(open_volume(file), num_classes)
+    except VolumeError as error:
+        raise error.of(file) from error
 
 
 def class_weights(voxels: Sequence[float], power: float) -> list[float]:

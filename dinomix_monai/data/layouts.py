@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dinomix_monai.core.text import some
 from dinomix_monai.data.datalist import dataset_root
 from dinomix_monai.volumes import is_nifti_name, nifti_stem
 
@@ -60,11 +61,6 @@ class FoundScan:
     label: Path | None = None
     masks: dict[str, Path] = field(default_factory=dict)
     is_test: bool = False
-
-    @property
-    def is_labeled(self) -> bool:
-        """Whether there is a label map, or what it can be made of."""
-        return self.label is not None or bool(self.masks)
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,11 @@ def find_scans(
     ]
     found = next((result for find in finders if (result := find()) and result[1]), None)
     if found is None:
-        named = f" It has {_some(others, folder)}: convert them to NIfTI." if others else ""
+        named = (
+            f" It has {some([str(file.relative_to(folder)) for file in others], 3)}: convert them to NIfTI."
+            if others
+            else ""
+        )
         raise FileNotFoundError(
             "dataset_dir must hold NIfTI scans (.nii, .nii.gz) in one of the layouts of docs/data.md, got "
             f"{folder}, where there is none.{named}"
@@ -359,8 +359,3 @@ def _by(name_of: Callable[[str], str], files: Iterable[Path]) -> dict[str, list[
     for file in files:
         found.setdefault(name_of(nifti_stem(file)), []).append(file)
     return found
-
-
-def _some(files: Sequence[Path], folder: Path) -> str:
-    shown = ", ".join(str(file.relative_to(folder)) for file in files[:3])
-    return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"

@@ -14,13 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dinomix_monai.core.files import set_aside, write_json
-from dinomix_monai.core.text import text_table
-from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, relative_name
+from dinomix_monai.core.text import some, text_table
+from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, read_label, relative_name
 from dinomix_monai.data.layouts import SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
     VolumeError,
     label_on_grid,
-    label_values,
     open_volume,
     write_volume,
 )
@@ -43,12 +42,10 @@ class NewDatalist(NamedTuple):
 
     Args:
         path: the file.
-        found: the scans.
         description: layout, patients, lists, and voxels of each class, as text.
     """
 
     path: Path
-    found: FoundScans
     description: str
 
 
@@ -130,7 +127,7 @@ def make_datalist(
         for section in SECTIONS
     }
     write_json(path, content | {SPLIT_KEY: {"seed": seed, "unit": "patient"}})
-    return NewDatalist(path, found, _describe(root, found, lists, patients, by_file, classes, seed))
+    return NewDatalist(path, _describe(root, found, lists, patients, by_file, classes, seed))
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -184,10 +181,7 @@ def _class_voxels(labels: Sequence[Path]) -> list[np.ndarray]:
     """Voxels of each class in each label map, up to its greatest value."""
 
     def count(file: Path) -> np.ndarray:
-        try:
-            values = label_values(open_volume(file), MOST_CLASSES)
-        except VolumeError as error:
-            raise error.of(file) from error
+        values = read_label(file, MOST_CLASSES)
         if values.strays:
             raise ValueError(
                 f"Label maps must have whole numbers from 0 to {MOST_CLASSES - 1}, got {values.low:g} to "
@@ -322,6 +316,4 @@ def _names(files: Sequence[Path], root: Path) -> list[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return f" ({', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''})"
+    return f" ({some(names, 6)})" if names else ""

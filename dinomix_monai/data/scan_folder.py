@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from dinomix_monai.core.text import some
 from dinomix_monai.volumes import (
     VolumeError,
     is_answer,
@@ -46,14 +47,14 @@ def image_files(path: str | Path, output_dir: str | Path | None = None) -> list[
     images = [root] if root.is_file() else [file for file in sorted(root.iterdir()) if _is_scan(file)]
     others = [] if root.is_file() else left_out(root, images)
     if not images:
-        found = f" with {_some(others)}" if others else ""
+        found = f" with {some(others)}" if others else ""
         raise FileNotFoundError(
             f"dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got {root}{found}."
         )
     if output_dir is not None and Path(output_dir).expanduser().absolute() == root:
         others = [name for name in others if name != "logs/"]
     if others:
-        logger.warning("Left out of %s, because no NIfTI scan: %s.", root, _some(others))
+        logger.warning("Left out of %s, because no NIfTI scan: %s.", root, some(others))
     by_stem: dict[str, Path] = {}
     for image in images:
         other = by_stem.setdefault(nifti_stem(image), image)
@@ -104,8 +105,3 @@ def _has_label_intent(file: Path) -> bool | None:
         return is_label_map(open_volume(file))
     except VolumeError:
         return None
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
+from dinomix_monai.bundle import config_files
 from dinomix_monai.core.files import set_aside, write_json
 from dinomix_monai.planning.dataset_plan import DatasetPlan, plan_dataset
 from dinomix_monai.planning.fingerprint import take_fingerprint
@@ -74,7 +75,7 @@ def configure_training(
         patch_budget(device, datalist.num_classes, stem_stride, memory_gb),
         stem_stride,
         None if modality is None else _CALIBRATED[modality.upper()],
-        given,
+        given.get("spacing_mm"),
     )
     _plan_length(plan, parser, device, hours, given)
     for name in given:
@@ -82,9 +83,7 @@ def configure_training(
         plan.reasons.pop(name, None)
     set_aside(path)
     write_json(path, plan.overlay(f"Made by configure for {datalist.describe()} cases."))
-    files = [config_file] if isinstance(config_file, (str, Path)) else list(config_file)
-    names = [name for one in files for name in str(one).split(",")]
-    configs = ",".join(f"'{name}'" for name in (*names, path))
+    configs = ",".join(f"'{name}'" for name in (*config_files(config_file), path))
     options = {"dataset_dir": parser.get("dataset_dir"), "output_dir": "OUT", **given}
     typed = " ".join(f"--{shlex.quote(name)} {shlex.quote(str(value))}" for name, value in options.items())
     line = f'python -m monai.bundle run training --config_file "[{configs}]" {typed}'

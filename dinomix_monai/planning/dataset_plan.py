@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ def plan_dataset(
     patch_voxels: tuple[int, str],
     stem_stride: int = 2,
     is_calibrated: bool | None = None,
-    given: Mapping[str, Any] | None = None,
+    spacing_mm: Sequence[float] | None = None,
 ) -> DatasetPlan:
     """
     Chooses voxel size, patch, strides, intensities, flips and the cells of the teacher.
@@ -85,10 +85,10 @@ def plan_dataset(
         patch_voxels: voxels that a patch may have, and why, see :func:`patch_budget`.
         stem_stride: stride of the network's stem along the finest axis.
         is_calibrated: whether one intensity means the same tissue in all scans; as the scans show it if not given.
-        given: ids that have values already; what depends on ``spacing_mm`` goes by it.
+        spacing_mm: voxel size that is given; chosen here if not.
     """
     plan = DatasetPlan()
-    spacing = _plan_spacing(plan, scans, patch_voxels[0], (given or {}).get("spacing_mm"))
+    spacing = _plan_spacing(plan, scans, patch_voxels[0], spacing_mm)
     strides = _strides(spacing, _field(scans) / spacing, stem_stride)
     _plan_patch(plan, scans, spacing, strides, patch_voxels)
     _plan_network(plan, strides)

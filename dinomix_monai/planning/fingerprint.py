@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from monai.transforms import Compose
 from monai.utils.enums import CommonKeys as Keys
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import io_orientation
 from tqdm import tqdm
 
 from dinomix_monai.data import Datalist
@@ -88,7 +87,8 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
             f"dataset_dir must have labeled cases under `training`, got {datalist.describe()}: spacing and intensities "
             "go by the organs."
         )
-    places = [_place(case[Keys.IMAGE]) for case in (*datalist.training, *datalist.unlabeled)]
+    cases = (*datalist.training, *datalist.unlabeled)
+    shapes, spacings = zip(*(read_geometry(open_volume(case[Keys.IMAGE]).header).on_body for case in cases))
     load = Compose([LoadVolumed([Keys.IMAGE, Keys.LABEL]), LabelOnGridd(Keys.LABEL, datalist.num_classes)])
     volumes, ranges, intensities = [], [], []
     for case in tqdm(datalist.training, "Reading labeled cases", unit="case", disable=None):
@@ -107,21 +107,12 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
     low, high = np.percentile(np.concatenate(intensities), _PERCENTILES)
     return DatasetFingerprint(
         datalist.class_names,
-        np.array([shape for shape, _ in places]),
-        np.array([spacing for _, spacing in places]),
+        np.array(shapes),
+        np.array(spacings),
         class_mm3,
         np.array(ranges),
         (float(low), float(high)),
     )
-
-
-def _place(file: str) -> tuple[Sequence[int], np.ndarray]:
-    """Shape and voxel size along R, A and S."""
-    geometry = read_geometry(open_volume(file).header)
-    # For each axis of the file, the axis of the body.
-    axes = io_orientation(geometry.affine)[:, 0].astype(int)
-    order = np.argsort(axes)
-    return np.array(geometry.shape)[order].tolist(), voxel_sizes(geometry.affine)[order]
 
 
 def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:

@@ -15,9 +15,9 @@ _CLASS_BYTES = 31.0
 # Of the memory, a part is left to what is not foreseen, to cached volumes and to others.
 _USED_SHARE = 0.7
 # Beyond, a step takes longer, and more context has not been seen to help.
-MOST_VOXELS = 160 * 160 * 96
+_MOST_VOXELS = 160 * 160 * 96
 # On two cores, a step of three such patches takes a second.
-CPU_VOXELS = 2**18
+_CPU_VOXELS = 2**18
 
 
 def patch_budget(
@@ -36,12 +36,12 @@ def patch_budget(
         ValueError: When the memory is too little for any training.
     """
     if memory_gb is None and device.type != "cuda":
-        return CPU_VOXELS, f"{CPU_VOXELS} voxels, which a CPU computes in time"
+        return _CPU_VOXELS, f"{_CPU_VOXELS} voxels, which a CPU computes in time"
     memory = memory_gb * 1e9 if memory_gb is not None else torch.cuda.get_device_properties(device).total_memory
     free = _USED_SHARE * memory - _BASE_BYTES
     voxels = int(free / (_VOXEL_BYTES[stem_stride] + _CLASS_BYTES * num_classes))
     if voxels < 32**3:
         raise ValueError(f"memory_gb must be enough for a training, at least 3, got {memory / 1e9:.3g}.")
-    if voxels > MOST_VOXELS:
-        return MOST_VOXELS, f"{MOST_VOXELS} voxels, the most that are used"
+    if voxels > _MOST_VOXELS:
+        return _MOST_VOXELS, f"{_MOST_VOXELS} voxels, the most that are used"
     return voxels, f"{voxels} voxels, which fit into {memory / 1e9:.3g} GB"

@@ -16,7 +16,7 @@ from dinomix_monai.transforms.pic_recipe import MixRecipe, Paste, apply_recipes
 from dinomix_monai.transforms.pic_sampler import DIRECTIONS, RecipeSampler, Recipient
 from dinomix_monai.transforms.rand_tensor_noise import RandTensorNoised
 from dinomix_monai.transforms.safe_spacing import SafeSpacingd
-from dinomix_monai.transforms.save_label import SaveLabeld
+from dinomix_monai.transforms.save_label import SaveLabeld, to_label_volume
 from dinomix_monai.transforms.source_coordinates import SourceCoordinatesd
 
 __all__ = [
@@ -44,4 +44,5 @@ __all__ = [
     "class_probabilities",
     "imbalance",
     "interpolated_argmax",
+    "to_label_volume",
 ]

@@ -6,14 +6,27 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey
 
 from dinomix_monai.volumes import label_path, label_volume, write_volume
 
-__all__ = ["SaveLabeld"]
+__all__ = ["SaveLabeld", "to_label_volume"]
+
+
+def to_label_volume(label: MetaTensor) -> nib.Nifti1Image:
+    """
+    A label map as it is written, where its scan lies.
+
+    Args:
+        label: shape (1, H, W, D), on the grid of the scan's file; its ``meta`` is that of the scan.
+    """
+    array = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
+    return label_volume(array, np.asarray(label.affine.cpu(), dtype=float), label.meta)
 
 
 class SaveLabeld(SaveImaged):
@@ -44,7 +57,5 @@ class SaveLabeld(SaveImaged):
         """
         for key in self.key_iterator(dict(data)):
             label = data[key]
-            array = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
-            volume = label_volume(array, np.asarray(label.affine.cpu(), dtype=float), label.meta)
-            write_volume(volume, label_path(self.output_dir, label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+            write_volume(to_label_volume(label), label_path(self.output_dir, label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
         return dict(data)

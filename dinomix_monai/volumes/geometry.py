@@ -74,6 +74,13 @@ class Geometry(NamedTuple):
         """The affine that counts."""
         return self.forms[0]
 
+    @property
+    def on_body(self) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels and voxel sizes in mm along R, A and S."""
+        # For each axis of the body, the axis of the file.
+        axes = np.argsort(io_orientation(self.affine)[:, 0])
+        return np.array(self.shape)[axes], voxel_sizes(self.affine)[axes]
+
     def resampled(self, spacing_mm: Sequence[float]) -> list[int]:
         """
         The shape that MONAI's ``Orientationd`` to RAS and ``Spacingd`` give.
@@ -81,10 +88,7 @@ class Geometry(NamedTuple):
         Args:
             spacing_mm: voxel size along R, A and S; what is not above 0 is the volume's own.
         """
-        # For each axis of the body, the axis of the file.
-        axes = np.argsort(io_orientation(self.affine)[:, 0])
-        lengths, spacing = np.array(self.shape)[axes], voxel_sizes(self.affine)[axes]
-        return np.round(resampled_shape(lengths, spacing, spacing_mm)).astype(int).tolist()
+        return np.round(resampled_shape(*self.on_body, spacing_mm)).astype(int).tolist()
 
     def difference_from_image(self, image: Geometry) -> str:
         """How the grid of a label map differs from that of its image, as a phrase whose subject is the file."""

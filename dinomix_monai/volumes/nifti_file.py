@@ -41,8 +41,10 @@ __all__ = [
 ]
 
 LABEL_INTENT = 1002
-UNCERTAINTY = b"uncertainty"
 """NIfTI's code for the voxels of a label map, by which it is told from a scan."""
+
+UNCERTAINTY = b"uncertainty"
+"""The name of the intent of an uncertainty map, likewise."""
 
 _SUFFIXES = (".nii.gz", ".nii")
 

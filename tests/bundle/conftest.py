@@ -82,3 +82,17 @@ def run(workflow: Callable[..., ConfigWorkflow]) -> Callable[..., ConfigWorkflow
         return built
 
     return build_and_run
+
+
+@pytest.fixture(scope="session")
+def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the training below, which is made once for all tests."""
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def trained_bundle(run: Callable[..., ConfigWorkflow], trained_dir: Path) -> Path:
+    """The bundle of a training, not to be written to."""
+    if not (trained_dir / "configs").is_dir():
+        run("train", "ablation/pic", output_dir=str(trained_dir))
+    return trained_dir

@@ -19,33 +19,20 @@ from dinomix_monai.data import make_datalist, open_datalist
 CPU = {"device": "cpu", "amp": False}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trained")
-
-
-@pytest.fixture
-def bundle(run: Callable, trained: Path) -> str:
-    """The bundle of a training, made once."""
-    if not (trained / "configs").is_dir():
-        run("train", "ablation/pic", epochs=1, output_dir=str(trained))
-    return str(trained)
-
-
 def labels(file: Path) -> np.ndarray:
     return np.asarray(nib.load(file).dataobj)
 
 
 def test_a_datastore_of_monai_label_tells_people_from_the_model(
-    bundle: str, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    trained_bundle: Path, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     new = tmp_path / "new"
-    commands.autolabel(bundle, str(phantom), str(new), **CPU)
+    commands.autolabel(str(trained_bundle), str(phantom), str(new), **CPU)
     final, original = ({file.name for file in (new / "labels" / tag).iterdir()} for tag in ("final", "original"))
     assert (len(final), len(original)) == (2, 2)
     assert {file.name for file in new.glob("*.nii.gz")} == final | original
     assert {file.name for file in (new / "uncertainty").iterdir()} == original
-    model = load_model(bundle, **CPU)
+    model = load_model(trained_bundle, **CPU)
     datalist = open_datalist(phantom)
     for case in datalist.unlabeled:
         name = f"{Path(case['image']).name.partition('.')[0]}.nii.gz"
@@ -67,9 +54,9 @@ def test_a_datastore_of_monai_label_tells_people_from_the_model(
     assert len(json.loads((new / "dataset.json").read_text())["training"]) == 2
 
 
-def test_a_raw_data_set_of_nnunet_has_all_as_labels(bundle: str, phantom: Path, tmp_path: Path) -> None:
+def test_a_raw_data_set_of_nnunet_has_all_as_labels(trained_bundle: Path, phantom: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    commands.autolabel(bundle, str(phantom), str(new), layout="nnunet", **CPU)
+    commands.autolabel(str(trained_bundle), str(phantom), str(new), layout="nnunet", **CPU)
     about = json.loads((new / "dataset.json").read_text())
     assert (about["numTraining"], about["labels"]["liver"], about["file_ending"]) == (4, 6, ".nii.gz")
     images, maps = ({file.name for file in (new / folder).iterdir()} for folder in ("imagesTr", "labelsTr"))
@@ -81,15 +68,15 @@ def test_a_raw_data_set_of_nnunet_has_all_as_labels(bundle: str, phantom: Path, 
 
 
 def test_what_cannot_be_is_refused_before_any_scan(
-    bundle: str, phantom: Path, edited_phantom: Callable, tmp_path: Path
+    trained_bundle: Path, phantom: Path, edited_phantom: Callable, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="layout must be one of monailabel, nnunet, got 'x'"):
-        commands.autolabel(bundle, str(phantom), str(tmp_path / "new"), layout="x", **CPU)
+        commands.autolabel(str(trained_bundle), str(phantom), str(tmp_path / "new"), layout="x", **CPU)
     with pytest.raises(FileExistsError, match="out_dir must be empty or not there yet"):
-        commands.autolabel(bundle, str(phantom), str(phantom), **CPU)
+        commands.autolabel(str(trained_bundle), str(phantom), str(phantom), **CPU)
     other = edited_phantom(labels=["background", *(f"organ {value}" for value in range(1, 14))])
     with pytest.raises(ValueError, match="must have the classes of the model, background, spleen"):
-        commands.autolabel(bundle, str(other), str(tmp_path / "new"), **CPU)
+        commands.autolabel(str(trained_bundle), str(other), str(tmp_path / "new"), **CPU)
     assert not (tmp_path / "new").exists()
 
 

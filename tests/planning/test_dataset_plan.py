@@ -143,7 +143,7 @@ def test_a_long_scan_is_no_reason_for_large_voxels() -> None:
 
 
 def test_a_given_spacing_is_kept_and_the_patch_goes_by_it() -> None:
-    plan = plan_dataset(scans(), CPU, given={"spacing_mm": [4.0, 4.0, -1.0]})
+    plan = plan_dataset(scans(), CPU, spacing_mm=[4.0, 4.0, -1.0])
     assert plan.settings["spacing_mm"] == [4.0, 4.0, 4.0]
     assert plan.settings["patch_size"] == [64, 64, 64]
     assert plan.settings["network_def#stem_stride"] == [2, 2, 2]
