@@ -139,7 +139,7 @@ def test_configs_are_there_with_the_first_model_and_scores_at_the_end(tmp_path: 
     weights.touch()
     teacher = f"vit, layer 8, weights from {weights}, fingerprint 0123"
     facts = {"cases": "2 training", "teacher": teacher, "seed": 0, "steps": 3}
-    given = (tmp_path, CONFIGS.parent, [2, 2, 2], [16, 16, 16], None, ["background", "heart"], facts)
+    given = (tmp_path, CONFIGS.parent, [2, 2, 2], [16, 16, 16], ["background", "heart"], facts)
     bundle = TrainedBundle(*given, data_license="CC BY 4.0", config=config)
     bundle.write()
     metadata = json.loads((tmp_path / "configs" / "metadata.json").read_text())
