@@ -27,6 +27,9 @@ def open_workflow(*configs: str, workflow_type: str = "train", **settings: Any) 
     # Imported here: the process that only starts others needs none of it.
     from dinomix_monai.bundle import Bundle
 
+    if workflow_type == "train":
+        # What an overlay does not say is as on the phantom, so that results do not depend on a plan.
+        settings = {"planned_for": None, **settings}
     sys.path.insert(0, str(ROOT))
     workflow = Bundle(ROOT / "bundle").workflow(*configs, workflow_type=workflow_type, **settings)
     workflow.initialize()

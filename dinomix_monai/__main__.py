@@ -24,6 +24,7 @@ __all__ = [
     "check",
     "compare",
     "configure",
+    "export",
     "init",
     "label",
     "phantom",
@@ -245,7 +246,7 @@ def configure(
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them; they win over the plan.
     """
-    from dinomix_monai.planning import configure_training
+    from dinomix_monai.configuring import configure_training
 
     parser = open_configuration(config_file, dataset_dir=dataset_dir, **settings)
     print(
@@ -290,7 +291,7 @@ def train(
 
     from monai.bundle import run
 
-    from dinomix_monai.planning import configure_training
+    from dinomix_monai.configuring import configure_training
 
     parser = open_configuration(config_file, dataset_dir=dataset_dir, **settings)
     overlay = Path(output_dir) / "plan.json"
@@ -408,6 +409,27 @@ def predict(
             if volume
         )
         print(f"{path}: {found or 'none of the classes'}", flush=True)
+
+
+@SetParseFn(str, "bundle_root", "scan", "formats")
+def export(bundle_root: str, scan: str, formats: str = "torchscript,onnx", overwrite: bool = False) -> None:
+    """
+    Writes the network of a trained model as TorchScript and ONNX, and proves on a scan that they segment alike.
+
+    The files are model.ts and model.onnx beside model.pt. They take patches in [0, 1] and give logits; what comes
+    before and after is in the bundle's inference.json.
+
+    Args:
+        bundle_root: output_dir of the training.
+        scan: NIfTI file to compare their label maps on.
+        formats: torchscript, onnx or both, separated by a comma.
+        overwrite: whether files that are there are replaced.
+    """
+    from dinomix_monai.export import export_model
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    for exported in export_model(bundle_root, scan, names, overwrite):
+        print(f"{exported.path}: labels differ in {exported.different} of {exported.voxels} voxels", flush=True)
 
 
 @SetParseFn(str, "bundle_root", "dataset_dir", "out_dir", "layout", "datalist_file", "teacher_weights")
@@ -564,6 +586,7 @@ def main() -> None:
         "check": check,
         "compare": compare,
         "configure": configure,
+        "export": export,
         "init": init,
         "label": label,
         "phantom": phantom,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,13 @@ class TrainedModel:
         **settings: ids of its ``configs/inference.json`` with other values, such as ``device``, ``amp`` or
             ``teacher_weights``.
 
+    Attributes:
+        root: the folder.
+        class_names: names by label value, background first.
+        network: the network, in evaluation mode.
+        device: where it is.
+        patch_size: voxels of the patches that it sees.
+
     Raises:
         FileNotFoundError: When the folder is no bundle of a training, or the training has left no model in it.
         ValueError: When the model is damaged, or a setting is none.
@@ -68,10 +75,19 @@ class TrainedModel:
         self.class_names = tuple(parser.get_parsed_content("class_names"))
         self.network = load_model(parser.get_parsed_content("network"), parser.get_parsed_content("model_file")).eval()
         self.device = torch.device(parser.get_parsed_content("device"))
-        inferer = parser.get_parsed_content("inferer")
-        self._label = ScanLabeler(
-            parser.get_parsed_content("preprocessing"), lambda image: inferer(image.to(self.device), self.network)
-        )
+        self.patch_size = tuple(parser.get_parsed_content("patch_size"))
+        self._preprocessing = parser.get_parsed_content("preprocessing")
+        self._inferer = parser.get_parsed_content("inferer")
+        self._label = self.labeler(self.network)
+
+    def labeler(self, network: Callable[[torch.Tensor], torch.Tensor]) -> ScanLabeler:
+        """
+        What segments scans as this model does, by another network.
+
+        Args:
+            network: gives logits, shape (B, C, H, W, D), of patches (B, 1, H, W, D) on the device of the model.
+        """
+        return ScanLabeler(self._preprocessing, lambda image: self._inferer(image.to(self.device), network))
 
     def predict(self, scan: str | Path) -> Prediction:
         """

@@ -16,12 +16,16 @@ from dinomix_monai.core.files import atomic_write, write_json
 from dinomix_monai.core.text import by
 from dinomix_monai.metrics import CaseScores, read_scores
 from dinomix_monai.metrics.nan_means import nan_mean
+from dinomix_monai.planning import PlannedSettings
 from dinomix_monai.run import present_parser, read_configuration
 
 __all__ = ["TrainedBundle", "check_inference_settings"]
 
 # What a training and the inference by its model share, by the id in either configuration.
-_SHARED = {"scale_intensity": "scale_intensity", "network_def": "network_def", "validate#inferer": "inferer#inferer"}
+_SCALING = "scale_intensity"
+_SHARED = {_SCALING: _SCALING, "network_def": "network_def", "validate#inferer": "inferer#inferer"}
+# How a configuration asks for a setting of :class:`PlannedSettings`.
+_PLANNED = "$@plan("
 _GRID = ("spacing_mm", "patch_size")
 # With the overlays that go on with a training; a bundle need not have all of it.
 _COPIED = (
@@ -52,6 +56,7 @@ class TrainedBundle:
         class_names: names by label value, background first.
         facts: what the report says of the run: ``cases``, ``teacher``, ``protocol``, ``seed`` and ``steps``.
         intensity_window: intensities that are mapped to [0, 1]; ``None`` where each image is scaled by its own.
+        plan: what the configuration asks for settings, in whose place the written configs have numbers.
         model_file: file of the model; ``models/model.pt`` in the folder if not given.
         rules: rules that the report scores by; the card has the first.
         has_scores: whether there is a report, which a training without validation cases has not.
@@ -71,6 +76,7 @@ class TrainedBundle:
         class_names: Sequence[str],
         facts: Mapping[str, Any],
         intensity_window: Sequence[float] | None = None,
+        plan: PlannedSettings | None = None,
         model_file: str | Path | None = None,
         rules: Sequence[str] = ("sound",),
         has_scores: bool = True,
@@ -85,6 +91,7 @@ class TrainedBundle:
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
         # Without `..`, so that what is printed shows where a path leads.
         self.root, self.source = (Path(os.path.abspath(Path(path).expanduser())) for path in (output_dir, bundle_root))
+        self.plan = plan
         self.spacing_mm, self.patch_size = [float(size) for size in spacing_mm], [int(side) for side in patch_size]
         self.intensity_window = intensity_window
         self.class_names = list(class_names)
@@ -124,7 +131,7 @@ class TrainedBundle:
         if _RESUMED not in self.config:
             # The folder may be moved.
             own = {"bundle_root": {"_target_": "dinomix_monai.run.bundle_root"}, "output_dir": "@bundle_root"}
-            write_json(self.root / "configs" / "train.json", {**self.config, **own})
+            write_json(self.root / "configs" / "train.json", {**self._trained().get(), **own})
         for name in _COPIED:
             if (self.source / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +151,13 @@ class TrainedBundle:
         print(f"A MONAI bundle of this model is in {self.root}. To segment scans:\n  {_command(self.inference_file)}")
 
     def _inference(self, template: dict[str, Any]) -> dict[str, Any]:
-        result, own = ConfigParser(template), ConfigParser(self.config)
+        result, own = ConfigParser(template), self._trained()
+        window = "intensity_window"
+        if f"@{window}" in str(own[_SCALING]):
+            result[window] = own[window]
+        else:
+            # A transform of the user's own needs none.
+            template.pop(window, None)
         result.update(
             {
                 "_desc_": _WRITTEN,
@@ -155,6 +168,14 @@ class TrainedBundle:
             }
         )
         return result.get()
+
+    def _trained(self) -> ConfigParser:
+        """The configuration of the run, with the numbers that were planned."""
+        parser = ConfigParser(json.loads(json.dumps(self.config)))
+        for name, value in (self.plan.asked if self.plan else {}).items():
+            if str(parser.get(name)).startswith(_PLANNED):
+                parser[name] = value
+        return parser
 
     def _write_card(self, scores: CaseScores | None) -> None:
         metadata = self._metadata(read_configuration(self.source / "configs" / "metadata.json"), scores)

@@ -156,7 +156,7 @@ class CaseCheck:
             report.error(report.image, f"is {values.low:g} everywhere", "Export it anew, or take the case out.")
         elif self.intensity_window is not None and values.low < values.high:
             least, greatest = self.intensity_window
-            remedy = "Set scale_intensity for this modality, or bring it to the same units."
+            remedy = "Set intensity_window for this modality, or bring it to the same units."
             if values.outside > _OUTSIDE:
                 problem = f"has {values.outside:.1%} of its voxels outside of {least:g} to {greatest:g}"
                 report.warn(report.image, problem, remedy)

@@ -101,7 +101,12 @@ class FirstAnswer:
         place = self.folder.root / "tmp" / "first_answer"
         labels = {str(value): name for value, name in enumerate(self.folder.class_names)}
         write_json(place / "dataset.json", {"labels": labels, "training": cases})
-        settings = {"datalist#allow_outside": True, "dataset_dir": str(place), "output_dir": str(place)}
+        settings = {
+            "datalist#allow_outside": True,
+            "dataset_dir": str(place),
+            "output_dir": str(place),
+            "planned_for": None,
+        }
         parser = self.folder.bundle.parser("train", device=device, **settings)
         probe: TokenProbe | None = parser.get_parsed_content("report#probe")
         if probe is None:

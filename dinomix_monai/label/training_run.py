@@ -196,6 +196,8 @@ class TrainingRun:
         overrides: dict[str, Any] = {
             "output_dir": str(self.path),
             "dataset_dir": str(self.path),
+            # The settings are those of the app, by which it segments, whatever its scans are like.
+            "planned_for": None,
             "datalist#allow_outside": True,
             "token_cache#folder": str(self.folder.root / "tokens"),
             "check_data": False,

@@ -59,9 +59,7 @@ class DatasetPlan:
 
     def __str__(self) -> str:
         lines = [
-            line
-            for name, value in self.settings.items()
-            for line in (f"{name}: {_text(value)}", f"    {self.reasons[name]}")
+            line for name, value in self.settings.items() for line in (f"{name}: {value}", f"    {self.reasons[name]}")
         ]
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 
@@ -210,30 +208,14 @@ def _plan_network(plan: DatasetPlan, strides: Sequence[Sequence[int]]) -> None:
 
 
 def _plan_intensity(plan: DatasetPlan, scans: DatasetFingerprint, is_calibrated: bool) -> None:
-    scaled = {"keys": "image", "b_min": 0, "b_max": 1, "clip": True}
     wider = _MARGIN * (scans.foreground[1] - scans.foreground[0])
     least, most = np.median(scans.ranges, axis=0)
     low, high = max(scans.foreground[0] - wider, least), min(scans.foreground[1] + wider, most)
-    if is_calibrated:
-        value = {
-            "_target_": "ScaleIntensityRanged",
-            "a_min": float(f"{low:.4g}"),
-            "a_max": float(f"{high:.4g}"),
-            **scaled,
-        }
-        reason = (
-            "Intensities mean the same in all scans, as in CT: 99 % of the organs' voxels are inside, and a quarter "
-            "more on either side, where scans have more."
-        )
-    else:
-        value = {"_target_": "ScaleIntensityRangePercentilesd", "lower": 0.5, "upper": 99.5, **scaled}
-        reason = "Intensities mean something else in each scan, as in MR: each is scaled by its own percentiles."
-    plan.set("scale_intensity", value, reason)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{name} {one}" for name, one in value.items() if name not in ("keys", "b_min", "b_max", "clip")
-        )
-    return str(value)
+    value = [float(f"{end:.4g}") for end in (low, high)] if is_calibrated else None
+    reason = (
+        "Intensities mean the same in all scans, as in CT: 99 % of the organs' voxels are inside, and a quarter more "
+        "on either side, where scans have more."
+        if is_calibrated
+        else "Intensities mean something else in each scan, as in MR: each is scaled by its own percentiles."
+    )
+    plan.set("intensity_window", value, reason)

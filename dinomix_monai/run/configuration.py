@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "check_paths",
     "check_settings",
     "folder_above_configs",
+    "output_folder",
     "present_parser",
     "read_configuration",
     "unused_settings",
@@ -84,6 +86,28 @@ def bundle_root() -> str:
 
     workflow = _present(ConfigWorkflow)
     return folder_above_configs(workflow.config_root_path if workflow is not None else Path())
+
+
+def output_folder(
+    bundle_root: str | os.PathLike, dataset_dir: str | os.PathLike, phantom_dir: str | os.PathLike | None = None
+) -> str:
+    """
+    Where the outputs of a training go by default: the bundle for the phantom, a folder of its own for other scans.
+
+    That folder becomes a bundle of the model; the one whose configuration runs keeps its configs for others.
+
+    Args:
+        bundle_root: the bundle.
+        dataset_dir: the scans.
+        phantom_dir: folder of the phantom.
+
+    Example:
+        >>> output_folder("bundle", "scans/abdomen", "bundle/data/phantom")
+        'abdomen_model'
+    """
+    if str(dataset_dir) == str(phantom_dir):
+        return str(bundle_root)
+    return f"{Path(dataset_dir).expanduser().resolve().name}_model"
 
 
 def folder_above_configs(folder: Path) -> str:
@@ -159,7 +183,7 @@ def check_paths(parser: ConfigParser) -> None:
                 f"{name} must be a path, got {value}, which the command line takes for a number. Write it with ./ in "
                 "front."
             )
-    if isinstance(output := config.get("output_dir"), str) and "@bundle_root" in output:
+    if "@bundle_root" in str(config.get("output_dir")):
         root = Path(parser.get_parsed_content("bundle_root"))
         if not (root / "configs").is_dir():
             raise ValueError(f"output_dir must be given where no bundle is known, got none in {root.absolute()}.")

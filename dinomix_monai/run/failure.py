@@ -21,6 +21,8 @@ _WRAPPERS = ("Failed to instantiate component", "Failed to evaluate", "applying 
 _RESOLVER, _ITEM = "_resolve_one_item", "id"
 # What a bundle runs as a whole: no place that says more than the message.
 _COMMANDS = ("initialize", "run", "training", "evaluating", "inferring", "finalize")
+# A data set is looked at by whichever setting is planned first; the message names what to change.
+_OF_THE_DATA = "dataset_dir must "
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -42,7 +44,7 @@ def failure_text(error: BaseException) -> str:
         text = cause.strerror  # without the number
     elif not _is_ours(cause):
         text = f"{text} ({type(cause).__name__})" if text else type(cause).__name__
-    place = _place(error)
+    place = "" if text.startswith(_OF_THE_DATA) else _place(error)
     return f"Error at {place}: {text}" if place else f"Error: {text}"
 
 

@@ -474,7 +474,7 @@ FILES = {
         ("inference",),
         {"dataset_dir": "OUT/models"},
         {MODEL: fitting},
-        "Error at dataset::data: dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got "
+        "Error: dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got "
         "OUT/models with model.pt.",
     ),
     "inferring with voxels of half a kilometer": (

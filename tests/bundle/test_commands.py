@@ -80,7 +80,7 @@ def test_evaluating_and_inferring_take_what_training_wrote(trained: tuple[Path, 
     assert str(output_dir / "evaluation" / "metrics.csv") in printed.split("Written:")[1]
 
     case = json.loads((phantom / "dataset.json").read_text())["test"][0]["image"]
-    python(
+    printed = python(
         *("monai.bundle", "run", "inferring"),
         config_file="bundle/configs/inference.json",
         dataset_dir=phantom / case,
@@ -88,6 +88,7 @@ def test_evaluating_and_inferring_take_what_training_wrote(trained: tuple[Path, 
         output_dir=output_dir / "segmented",
         **TINY_NETWORK,
     )
+    assert f"Label maps: 1 in {output_dir / 'segmented'}" in printed
     label = nib.load(output_dir / "segmented" / f"{Path(case).stem}_seg.nii.gz")
     assert label.shape == nib.load(phantom / case).shape
 

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 import dinomix_monai.__main__ as commands
 from dinomix_monai.bundle import Bundle
-from dinomix_monai.planning import configure_training
+from dinomix_monai.configuring import configure_training
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 # What a toy is made small by, and no plan decides.
@@ -117,8 +117,7 @@ def test_options_that_cannot_be_are_refused(parser: Callable, tmp_path: Path, op
 
 def test_the_modality_may_be_said(parser: Callable, tmp_path: Path) -> None:
     configure_training(parser(), tmp_path / "plan.json", modality="mr")
-    scaled = json.loads((tmp_path / "plan.json").read_text())["scale_intensity"]
-    assert scaled["_target_"] == "ScaleIntensityRangePercentilesd"
+    assert json.loads((tmp_path / "plan.json").read_text())["intensity_window"] is None
 
 
 def test_the_command_train_plans_and_trains(phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

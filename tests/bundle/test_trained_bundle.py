@@ -23,7 +23,7 @@ CONFIGS = HERE.parents[1] / "bundle" / "configs"
 OTHERS = {
     "spacing_mm": [9.0, 9.0, 10.0],
     "patch_size": [32, 32, 32],
-    "scale_intensity#a_max": 300,
+    "intensity_window": [-160, 300],
     "network_def#num_convs": [1, 1, 1, 1],
     "validate#inferer#overlap": 0.5,
 }

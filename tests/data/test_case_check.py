@@ -15,7 +15,7 @@ from dinomix_monai.data import CaseCheck
 
 ON_ITS_GRID = "Export the label on the grid of its image."
 PADDED = "It will be padded; a smaller patch_size wastes less."
-UNITS = "Set scale_intensity for this modality, or bring it to the same units."
+UNITS = "Set intensity_window for this modality, or bring it to the same units."
 
 
 @pytest.fixture

@@ -245,6 +245,8 @@ class Site:
     def _build_workflow(self, *overlays: str, **changes: Any) -> ConfigWorkflow:
         settings = {
             "output_dir": str(self.settings.folder),
+            # All sites have the same settings, whatever their scans are like.
+            "planned_for": None,
             **self.plan.settings,
             "epochs": self.plan.epochs,
             **self.settings.overrides,

@@ -7,24 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
 from dinomix_monai.bundle import config_files
 from dinomix_monai.core.files import set_aside, write_json
-from dinomix_monai.planning.dataset_plan import DatasetPlan, plan_dataset
-from dinomix_monai.planning.fingerprint import take_fingerprint
-from dinomix_monai.planning.memory import patch_budget
+from dinomix_monai.planning.dataset_plan import DatasetPlan
+from dinomix_monai.planning.planned_settings import VALIDATIONS, PlannedSettings, means_the_same
 from dinomix_monai.training_plan import plan_training
 
 __all__ = ["configure_training"]
-
-_CALIBRATED = {"CT": True, "MR": False}
-# Steps of a first training, where no time is given.
-_STEPS = {"cpu": 2000, "cuda": 12000}
-_VALIDATIONS = 8
-# From so many steps on, the EMA teacher remembers longer, as in synapse.json.
-_LONG = 4000
 
 
 def configure_training(
@@ -63,26 +54,23 @@ def configure_training(
             f"out_file must not be there yet, because nothing is replaced unasked, got {path}. Pass another name, or "
             "--overwrite True, which keeps it as *.previous.json."
         )
-    if modality is not None and modality.upper() not in _CALIBRATED:
-        raise ValueError(f"modality must be CT or MR, got {modality}.")
+    means_the_same(modality)
     if hours is not None and not hours > 0:
         raise ValueError(f"hours must be above 0, got {hours}.")
     given = dict(given or {})
-    device, datalist = torch.device(parser.get_parsed_content("device")), parser.get_parsed_content("datalist")
-    stem_stride = 1 if device.type == "cuda" else 2
-    plan = plan_dataset(
-        take_fingerprint(datalist),
-        patch_budget(device, datalist.num_classes, stem_stride, memory_gb),
-        stem_stride,
-        None if modality is None else _CALIBRATED[modality.upper()],
-        given.get("spacing_mm"),
-    )
-    _plan_length(plan, parser, device, hours, given)
+    # Whatever the settings of an overlay went by.
+    options = {"memory_gb": memory_gb, "modality": modality}
+    asked = {"planned_for": parser.get("dataset_dir"), **{f"plan#{name}": value for name, value in options.items()}}
+    parser.update(asked)
+    planned: PlannedSettings = parser.get_parsed_content("plan")
+    plan = planned.plan(given.get("spacing_mm"), given.get("epochs"))
+    if hours is not None:
+        _fit_length(plan, planned, parser, hours, given)
     for name in given:
         plan.settings.pop(name, None)
         plan.reasons.pop(name, None)
     set_aside(path)
-    write_json(path, plan.overlay(f"Made by configure for {datalist.describe()} cases."))
+    write_json(path, plan.overlay(f"Made by configure for {planned.datalist.describe()} cases."))
     configs = ",".join(f"'{name}'" for name in (*config_files(config_file), path))
     options = {"dataset_dir": parser.get("dataset_dir"), "output_dir": "OUT", **given}
     typed = " ".join(f"--{shlex.quote(name)} {shlex.quote(str(value))}" for name, value in options.items())
@@ -90,25 +78,15 @@ def configure_training(
     return f"{plan}\n\n{path} is written. To train with it:\n{line}"
 
 
-def _plan_length(
-    plan: DatasetPlan, parser: ConfigParser, device: torch.device, hours: float | None, given: Mapping[str, Any]
+def _fit_length(
+    plan: DatasetPlan, planned: PlannedSettings, parser: ConfigParser, hours: float, given: Mapping[str, Any]
 ) -> None:
-    steps_per_epoch = int(parser.get_parsed_content("steps_per_epoch"))
-    if hours is None:
-        steps = _STEPS[device.type if device.type in _STEPS else "cpu"]
-        epochs = max(_VALIDATIONS, round(steps / steps_per_epoch))
-        reason = f"{epochs * steps_per_epoch} steps for a first training; --hours fits them to a time."
-    else:
-        settings = {name: value for name, value in plan.settings.items() if name not in given}
-        parser.update({**settings, "epochs": 10 * _VALIDATIONS, "val_interval": 10})
-        timed = plan_training(parser)
-        epochs = timed.epochs_in(3600 * hours)
-        early, late = timed.step_s
-        reason = (
-            f"What fits into {hours:g} hours on {timed.device}: a step takes {early:.2g} s without and {late:.2g} s "
-            "with unlabeled patches."
-        )
-    plan.set("epochs", epochs, reason)
-    plan.set("val_interval", max(1, epochs // _VALIDATIONS), f"{_VALIDATIONS} validations of the run.")
-    if epochs * steps_per_epoch >= _LONG:
-        plan.set("ema_teacher#decay", 0.99, "The EMA teacher remembers longer in a long run.")
+    settings = {name: value for name, value in plan.settings.items() if name not in given}
+    parser.update({**settings, "epochs": 10 * VALIDATIONS, "val_interval": 10})
+    timed = plan_training(parser)
+    early, late = timed.step_s
+    reason = (
+        f"What fits into {hours:g} hours on {timed.device}: a step takes {early:.2g} s without and {late:.2g} s "
+        "with unlabeled patches."
+    )
+    planned.set_length(plan, timed.epochs_in(3600 * hours), reason)
