@@ -44,7 +44,7 @@ class DinoMixInferTask(BasicInferTask):
 
     def __init__(self, folder: AppFolder, first_answer: FirstAnswer) -> None:
         self.folder, self.first_answer = folder, first_answer
-        self._parsers: dict[str, ConfigParser] = {}
+        self._parsers: dict[str, tuple[ConfigParser, int]] = {}
         self._inferers: dict[str, tuple[Inferer, int]] = {}
         names = folder.class_names
         super().__init__(
@@ -146,10 +146,10 @@ class DinoMixInferTask(BasicInferTask):
 
     def _parsed(self, name: str, data: Mapping[str, Any] | None) -> Any:
         # One for each device, since what inverts the preprocessing must be the objects that preprocessed.
-        device = str((data or {}).get("device", "cpu"))
-        if device not in self._parsers:
-            self._parsers[device] = self.folder.bundle.parser("inference", device=device)
-        return self._parsers[device].get_parsed_content(name)
+        device, stamp = str((data or {}).get("device", "cpu")), self.folder.settings_file.stat().st_mtime_ns
+        if device not in self._parsers or self._parsers[device][1] != stamp:
+            self._parsers[device] = self.folder.bundle.parser("inference", device=device), stamp
+        return self._parsers[device][0].get_parsed_content(name)
 
 
 def _doubts(image: str) -> list[str]:

@@ -24,8 +24,15 @@ from dinomix_monai.handlers import BestModelHandler
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.models import load_model, probe_path
+from dinomix_monai.run import read_configuration
 
 __all__ = ["TrainingResult", "TrainingRun", "latest_progress"]
+
+# Settings that go by the scans and that inference shares, or that belong to them.
+_PLANNED = (
+    *("spacing_mm", "patch_size", "scale_intensity", "flip_prob", "token_cell"),
+    *("network_def#stem_stride", "network_def#strides", "distiller#modules"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class TrainingRun:
     Whether a labeled scan is for validation is decided by a hash of its name, once and for all: no scan that a model
     has learned from judges a later one.
 
+    An app without a model plans the settings that it does not have by the labels of its first training, and keeps them.
+
     Args:
         folder: folder of the app.
         labeled: ``name``, and paths of ``image`` and ``label``, of each labeled scan.
@@ -98,6 +107,7 @@ class TrainingRun:
                 f"Training needs at least one labeled scan beside those for validation, got {len(labeled)} labeled, "
                 f"all for validation with val_split {validation_share}. Label more, or lower val_split."
             )
+        self.planned: dict[str, Any] = {}
         self.path = folder.runs / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
     def __call__(
@@ -120,6 +130,9 @@ class TrainingRun:
         self.path.mkdir(parents=True)
         try:
             current = self._current_model(pretrained)
+            self._write_list()
+            # A model keeps the settings that it was trained by.
+            self.planned = {} if self.folder.model_file.is_file() else self._plan(device)
             warnings = self._check()
         except Refusal:
             shutil.rmtree(self.path)
@@ -168,8 +181,7 @@ class TrainingRun:
             return None
         return self.folder.model_file
 
-    def _check(self) -> list[str]:
-        """What may be wrong with the scans; errors are raised."""
+    def _write_list(self) -> None:
         content = {
             "labels": {str(value): name for value, name in enumerate(self.folder.class_names)},
             "training": self.training,
@@ -177,7 +189,25 @@ class TrainingRun:
             "validation": self.validation,
         }
         write_json(self.path / "dataset.json", content)
-        parser = self.folder.bundle.parser("train")
+
+    def _plan(self, device: str) -> dict[str, Any]:
+        """Settings that the app does not have and that go by the scans; none where the app wants the phantom's."""
+        data = {"dataset_dir": str(self.path), "datalist#allow_outside": True, "check_data": False}
+        parser = self.folder.bundle.parser("train", device=device, **data)
+        if parser.get("planned_for") is None:
+            return {}
+        try:
+            for name in _PLANNED:
+                if name in parser:
+                    parser.get_parsed_content(name)
+        except RuntimeError:
+            # The check, which follows, says what is wrong with the scans.
+            return {}
+        return dict(parser.get_parsed_content("plan").asked)
+
+    def _check(self) -> list[str]:
+        """What may be wrong with the scans; errors are raised."""
+        parser = self.folder.bundle.parser("train", **self.planned)
         findings = check_dataset(
             self.path,
             allow_outside=True,  # the list is ours, and scans stay where the annotator has them
@@ -198,6 +228,7 @@ class TrainingRun:
             "dataset_dir": str(self.path),
             # The settings are those of the app, by which it segments, whatever its scans are like.
             "planned_for": None,
+            **self.planned,
             "datalist#allow_outside": True,
             "token_cache#folder": str(self.folder.root / "tokens"),
             "check_data": False,
@@ -225,6 +256,9 @@ class TrainingRun:
         return best.best
 
     def _publish(self) -> None:
+        if self.planned:
+            # Before the model that sees scans so.
+            write_json(self.folder.settings_file, {**read_configuration(self.folder.settings_file), **self.planned})
         self.folder.scores_file.unlink(missing_ok=True)
         probe = probe_path(self.folder.model_file)
         # Before the model that it belongs to goes.

@@ -60,6 +60,19 @@ def test_it_trains_by_its_plan_and_leaves_a_bundle_that_needs_none(
     evaluated.initialize()
     evaluated.run()
     assert (out / "evaluation" / "report" / "index.html").is_file()
+    # A training that goes on from it has its settings, and makes a bundle again.
+    tuned = ConfigWorkflow(
+        [str(out / "configs" / name) for name in ("train.json", "finetune.json")],
+        workflow_type="train",
+        logging_file=False,
+        run_id="training",
+        output_dir=str(tmp_path / "tuned"),
+        start_file=str(out / "models" / "model.pt"),
+    )
+    tuned.initialize()
+    tuned.run()
+    again = json.loads((tmp_path / "tuned" / "configs" / "inference.json").read_text())
+    assert {**again, "model_file": None} == {**inference, "model_file": None}
 
 
 @pytest.mark.parametrize("overlay", ["acdc", "synapse", "amos"])

@@ -20,6 +20,7 @@ ORGANS = ["spleen", "right kidney", "left kidney"]
 
 SETTINGS = {
     **TOY,
+    "planned_for": None,
     "epochs": 2,
     "steps_per_epoch": 2,
     "val_interval": 1,

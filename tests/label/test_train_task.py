@@ -295,3 +295,29 @@ def test_what_training_does_not_know_is_said(client, make_folder, save_label, tr
     result = train(http, client_id="viewer", epochs=2)
     assert f"Training can be given {known}, and has left out epochs." in result["warnings"]
     assert "client_id" not in str(train(http, client_id="viewer")["warnings"])
+
+
+def test_an_app_without_a_model_plans_its_settings_and_keeps_them(
+    client, make_folder, save_label, train, labels: Path, studies: Path
+) -> None:
+    given = {"network_def#n_filters": 4, "steps_per_epoch": 2, "amp": False, "flip_prob": [0.0, 0.0, 0.5]}
+    folder = make_folder(settings=given)
+    http = client(folder)
+    # As a viewer may, before there is a model: what it has seen of the settings then is not what counts later.
+    http.post("/infer/dinomix?image=case_2&output=json")
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    train(http)
+    settings = json.loads(folder.settings_file.read_text())
+    assert (settings["spacing_mm"], settings["patch_size"]) == ([8.0, 8.0, 10.0], [32, 32, 32])
+    assert settings["network_def#strides"][-1] == [2, 2, 1]
+    assert "intensity_window" in settings
+    # What is given stays, and the length of a training is what its request says.
+    assert settings["flip_prob"] == given["flip_prob"]
+    assert "epochs" not in settings
+    answer = http.post("/infer/dinomix?image=case_2&output=json")
+    assert answer.status_code == 200, answer.text
+    parser = folder.bundle.parser("inference")
+    assert parser.get_parsed_content("inferer#inferer").roi_size == [32, 32, 32]
+    save_label(http, "case_2", labels / "phantom_002.nii")
+    train(http)
+    assert json.loads(folder.settings_file.read_text()) == settings
