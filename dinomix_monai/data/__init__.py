@@ -16,7 +16,7 @@ from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.layouts import case_name, patient_name
 from dinomix_monai.data.new_datalist import NewDatalist, make_datalist
 from dinomix_monai.data.original_scans import OriginalScans
-from dinomix_monai.data.patch_voxels import patch_voxels
+from dinomix_monai.data.patch_counts import patch_voxels
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.data.preparation import prepare_dataset
 from dinomix_monai.data.protocol import Protocol, read_protocol
