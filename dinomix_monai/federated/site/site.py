@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 from pathlib import Path
@@ -18,6 +19,7 @@ from monai.utils.enums import CommonKeys as Keys
 from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.core.tensor_file import load_tensors
+from dinomix_monai.core.text import by
 from dinomix_monai.federated.protocol import RunPlan, SiteDescription
 from dinomix_monai.federated.site.site_settings import SiteSettings
 from dinomix_monai.federated.site.update import Weights, make_update, normalization_names
@@ -26,6 +28,8 @@ from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.run.versions import package_version
 
 __all__ = ["RoundResult", "Site"]
+
+logger = logging.getLogger(__name__)
 
 _REPORTED_PACKAGES = ("dinomix-monai", "monai", "torch", "timm", "numpy")
 _NO_TEACHER = "none"
@@ -81,6 +85,13 @@ class Site:
         datalist = self._resolve(workflow, "datalist")
         network = self._resolve(workflow, "network_def")
         has_teacher = self._resolve(workflow, "distillation_weight") > 0
+        if not datalist.is_phantom and "spacing_mm" in self._resolve(workflow, "plan").asked:
+            logger.warning(
+                "The voxel size of %s mm is that of the phantom, because the federation was given none, and small "
+                "organs may be missed. Run `python -m dinomix_monai configure` at a site, and pass the numbers of its "
+                "plan to all: --settings \"{'spacing_mm': [2.0, 2.0, 3.0], ...}\".",
+                by(self._resolve(workflow, "spacing_mm")),
+            )
         return {
             "teacher": self._resolve(workflow, "teacher").fingerprint if has_teacher else _NO_TEACHER,
             "class_names": list(datalist.class_names),

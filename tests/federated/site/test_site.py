@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -177,3 +178,18 @@ def test_what_a_site_says_of_itself_is_plain_and_names_no_file(make_site, phanto
     # One labeled case: a whole patch.
     assert sum(described["patch_voxels"]) == pytest.approx(32 * 32 * 16)
     assert {"monai", "torch", "dinomix-monai", "python"} <= described["versions"].keys()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_site_warns_where_its_scans_would_be_seen_as_the_phantom(
+    make_site, make_plan, phantom, tmp_path, caplog, given
+):
+    folder = shutil.copytree(phantom, tmp_path / "own")
+    name = "site-1-of-3-1-unlabeled.json"
+    listed = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({key: value for key, value in listed.items() if key != "phantom_seed"}))
+    plan = make_plan()
+    if not given:
+        del plan.settings["spacing_mm"]
+    make_site(plan=plan, dataset_dir=str(folder)).describe()
+    assert ("The voxel size of 4.5 x 4.5 x 5.5 mm is that of the phantom" in caplog.text) == (not given)
