@@ -73,8 +73,8 @@ def export_model(
         raise ValueError(f"formats must be some of {', '.join(FORMATS)}, got {', '.join(formats) or 'none'}.")
     if "onnx" in formats and (missing := [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]):
         raise RuntimeError(
-            f"The format onnx needs {', '.join(missing)}, which is not installed. Install dinomix-monai[onnx], or pass "
-            "--formats torchscript."
+            f"The format onnx needs packages that are not installed: {', '.join(missing)}. Install "
+            "dinomix-monai[onnx], or pass --formats torchscript."
         )
     # On the CPU and in single precision, where the files are compared.
     model = TrainedModel(bundle_root, device="cpu", amp=False, teacher_weights="none")

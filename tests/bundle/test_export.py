@@ -76,5 +76,5 @@ def test_what_cannot_be_is_refused(bundle: Path, scan: Path, tmp_path: Path, mon
     with pytest.raises(FileNotFoundError, match="bundle_root must be the output_dir of a training"):
         export_model(tmp_path, scan)
     monkeypatch.setattr(module, "_ONNX_PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(RuntimeError, match=r"needs no_such_package, which is not installed\. Install dinomix-monai"):
+    with pytest.raises(RuntimeError, match=r"packages that are not installed: no_such_package\. Install dinomix-monai"):
         export_model(bundle, scan)
