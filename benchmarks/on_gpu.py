@@ -74,9 +74,9 @@ def parts_in(folder: str) -> dict[str, Part]:
         "training": Part((*RUN, "training", "--config_file", train, *output), 100),
         "evaluating": Part((*RUN, "evaluating", "--config_file", f"['{train}','{evaluate}']", *output), 60),
         "steps": Part(steps, 100),
-        "steps, compiled": Part((*steps, "--compiled"), 90),
-        "steps, transforms on the CPU": Part((*steps, "--on_cpu", "--steps", "100"), 60),
-        "step, against two networks": Part(
+        "compiled steps": Part((*steps, "--compiled"), 90),
+        "steps with transforms on the CPU": Part((*steps, "--on_cpu", "--steps", "100"), 60),
+        "step against two networks": Part(
             (sys.executable, str(HERE / "step_cost.py"), "--peers", "--repetitions", "20"), 60
         ),
         "inference": Part((sys.executable, str(HERE / "inference.py"), "--repetitions", "3"), 120),

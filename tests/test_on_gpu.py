@@ -82,4 +82,4 @@ def test_the_script_checks_its_packages_and_starts(tmp_path: Path) -> None:
     printed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert printed.returncode == 0, printed.stderr
     assert "tests: left out" in printed.stdout
-    assert "steps, compiled: left out" in printed.stdout
+    assert "compiled steps: left out" in printed.stdout
