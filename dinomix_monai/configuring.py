@@ -11,8 +11,7 @@ from monai.bundle import ConfigParser
 
 from dinomix_monai.bundle import config_files
 from dinomix_monai.core.files import set_aside, write_json
-from dinomix_monai.planning.dataset_plan import DatasetPlan
-from dinomix_monai.planning.planned_settings import VALIDATIONS, PlannedSettings, means_the_same
+from dinomix_monai.planning import VALIDATIONS, DatasetPlan, PlannedSettings, means_the_same
 from dinomix_monai.training_plan import plan_training
 
 __all__ = ["configure_training"]

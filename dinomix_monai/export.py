@@ -27,6 +27,7 @@ FORMATS = {"torchscript": "model.ts", "onnx": "model.onnx"}
 # Of the voxels of a scan, so many may differ: other arithmetic decides ties in another way.
 _MOST_DIFFERENT = 1e-4
 _IMAGE, _PRED = "image", "pred"
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 _Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -129,9 +130,6 @@ def _torchscript() -> Iterator[None]:
         # It is deprecated, and what other programs read.
         warnings.filterwarnings("ignore", message="`torch.jit")
         yield
-
-
-_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def _write_onnx(model: TrainedModel) -> bytes:

@@ -22,7 +22,7 @@ from dinomix_monai.run import present_parser, read_configuration
 __all__ = ["TrainedBundle", "check_inference_settings"]
 
 # What a training and the inference by its model share, by the id in either configuration.
-_SCALING = "scale_intensity"
+_SCALING, _WINDOW = "scale_intensity", "intensity_window"
 _SHARED = {_SCALING: _SCALING, "network_def": "network_def", "validate#inferer": "inferer#inferer"}
 # How a configuration asks for a setting of :class:`PlannedSettings`.
 _PLANNED = "$@plan("
@@ -151,13 +151,10 @@ class TrainedBundle:
         print(f"A MONAI bundle of this model is in {self.root}. To segment scans:\n  {_command(self.inference_file)}")
 
     def _inference(self, template: dict[str, Any]) -> dict[str, Any]:
-        result, own = ConfigParser(template), self._trained()
-        window = "intensity_window"
-        if f"@{window}" in str(own[_SCALING]):
-            result[window] = own[window]
-        else:
-            # A transform of the user's own needs none.
-            template.pop(window, None)
+        own = self._trained()
+        # A transform of the user's own needs no window.
+        window = {_WINDOW: own[_WINDOW]} if f"@{_WINDOW}" in str(own[_SCALING]) else {}
+        result = ConfigParser({name: value for name, value in template.items() if name != _WINDOW} | window)
         result.update(
             {
                 "_desc_": _WRITTEN,

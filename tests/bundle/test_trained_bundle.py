@@ -153,3 +153,11 @@ def test_configs_are_there_with_the_first_model_and_scores_at_the_end(tmp_path: 
     assert str(tmp_path) not in card + (tmp_path / "configs" / "metadata.json").read_text()
     with pytest.raises(ValueError, match="config must be given"):
         TrainedBundle(*given)
+
+
+def test_a_transform_of_intensities_of_ones_own_takes_the_place_of_the_window(run: Callable, tmp_path: Path) -> None:
+    own = {"_target_": "ScaleIntensityd", "keys": "image"}
+    run("train", "ablation/pic", epochs=1, scale_intensity=own)
+    written = json.loads((tmp_path / "configs" / "inference.json").read_text())
+    assert written["scale_intensity"] == own
+    assert "intensity_window" not in written
