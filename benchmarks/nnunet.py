@@ -182,7 +182,7 @@ def write_raw(folder: Path, training: Sequence[Mapping[str, str]], cases: Datali
         for key, section in (("train", training), ("val", cases.validation))
         for place, case in enumerate(section)
     ]
-    for _ in write_nnunet_raw(folder, scans, cases.class_names, channel=channel):
+    for _ in write_nnunet_raw(folder, scans, cases.class_names, channels=[channel]):
         pass
 
 

@@ -59,7 +59,7 @@ def check(
     datalist_file: str = "dataset.json",
     patch_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
-    intensity_window: Sequence[float] | None = None,
+    intensity_window: Sequence | None = None,
     json: bool = False,
     allow_outside: bool = False,
 ) -> None:
@@ -71,7 +71,8 @@ def check(
         datalist_file: name of its list.
         patch_size: patch that will be trained on, to warn of smaller volumes.
         spacing_mm: voxel size that it will be trained at.
-        intensity_window: intensities that will be mapped to [0, 1], to warn of images that do not fit them.
+        intensity_window: intensities that will be mapped to [0, 1], to warn of images that do not fit them; of several
+            channels also a list, with null for one that has no window.
         json: print one JSON object instead of a table.
         allow_outside: accept a list that names files outside of its folder.
     """
@@ -123,7 +124,7 @@ def init(
         patient: regular expression whose first group finds the patient in the name of a scan.
         images_dir: folder of the images in dataset_dir, where its name does not tell.
         labels_dir: folder of the label maps in dataset_dir, where its name does not tell.
-        channel: which of several channels of nnU-Net's images to take.
+        channel: the only one to take of several channels, counted from 0; all if not given.
         datalist_file: name of the list to write.
         overwrite: replace a list that is there, which is kept as *.previous.json.
     """
@@ -241,7 +242,8 @@ def configure(
         out_file: overlay to write.
         hours: length of the training on this machine; 2000 steps on a CPU and 12000 on a GPU if not given.
         memory_gb: memory that a training may take; that of the GPU if not given, and on a CPU what is soon computed.
-        modality: CT where one intensity means the same in all scans, MR where not; as the scans show it if not given.
+        modality: CT where one intensity means the same in all scans, MR or PET where not, or one for each channel with
+            commas between; as the scans show it if not given.
         overwrite: replace a file that is there, which is kept as *.previous.json.
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them; they win over the plan.
@@ -283,7 +285,8 @@ def train(
         output_dir: folder to train in, which becomes the bundle; the plan is plan.json there.
         hours: length of the training on this machine; 2000 steps on a CPU and 12000 on a GPU if not given.
         memory_gb: memory that a training may take; that of the GPU if not given, and on a CPU what is soon computed.
-        modality: CT where one intensity means the same in all scans, MR where not; as the scans show it if not given.
+        modality: CT where one intensity means the same in all scans, MR or PET where not, or one for each channel with
+            commas between; as the scans show it if not given.
         config_file: the bundle's training configuration and its overlays.
         **settings: ids of the configuration with other values, such as --teacher_weights; they win over the plan.
     """

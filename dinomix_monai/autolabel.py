@@ -7,6 +7,7 @@ import gzip
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from dinomix_monai.core.files import atomic_write, write_json
 from dinomix_monai.data import Datalist, case_name
 from dinomix_monai.prediction import Prediction, TrainedModel
-from dinomix_monai.volumes import write_volume
+from dinomix_monai.volumes import Image, channel_files, first_file, image_name, write_volume
 
 __all__ = ["LAYOUTS", "Labeled", "autolabel", "place_nifti", "scan_names", "write_nnunet_raw"]
 
@@ -33,13 +34,13 @@ class Labeled(NamedTuple):
 
     Args:
         name: its name there.
-        image: its file.
+        image: its file, or those of its channels.
         label: its label map, a file or a volume.
         uncertainty: of the model, where the label map is its own; ``None`` where people have drawn it.
     """
 
     name: str
-    image: Path
+    image: Image
     label: Path | nib.Nifti1Image
     uncertainty: float | None = None
 
@@ -70,7 +71,8 @@ def autolabel(
 
     Raises:
         FileExistsError: When there is something in ``out_dir``.
-        ValueError: When ``layout`` is none, or the classes of model and data set are not the same.
+        ValueError: When ``layout`` is none, or cannot hold images of several channels, or model and data set do not
+            have the same classes and as many channels.
         OSError: When a file cannot be written.
     """
     root = Path(out_dir).expanduser().absolute()
@@ -78,24 +80,38 @@ def autolabel(
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"out_dir must be empty or not there yet, because nothing is replaced, got {root}.")
+    if datalist.num_channels != model.num_channels:
+        raise ValueError(
+            f"The data set must have images of the channels of the model, {model.num_channels}, got "
+            f"{datalist.num_channels}."
+        )
+    if layout == "monailabel" and model.num_channels > 1:
+        raise ValueError(
+            f"layout must be nnunet for images of {model.num_channels} channels, because a datastore of MONAI Label "
+            "has one file for each, got monailabel."
+        )
     if tuple(datalist.class_names) != tuple(model.class_names):
         raise ValueError(
             f"The data set must have the classes of the model, {', '.join(model.class_names)}, got "
             f"{', '.join(datalist.class_names)}."
         )
-    names = scan_names([case["image"] for case in (*datalist.training, *datalist.unlabeled)])
+    names = scan_names([image_name(case["image"]) for case in (*datalist.training, *datalist.unlabeled)])
     given = len(datalist.training)
 
     def labeled() -> Iterator[Labeled]:
         for name, case in zip(names[:given], datalist.training):
-            yield Labeled(name, Path(case["image"]), Path(case["label"]))
+            yield Labeled(name, case["image"], Path(case["label"]))
         for name, case in zip(names[given:], tqdm(datalist.unlabeled, "Labeling", unit="scan", disable=None)):
             answer = model.predict(case["image"])
             write_volume(answer.uncertainty, root / "uncertainty" / f"{name}.nii.gz")
-            yield Labeled(name, Path(case["image"]), answer.label, _mean_uncertainty(answer))
+            yield Labeled(name, case["image"], answer.label, _mean_uncertainty(answer))
 
     found: dict[str, float] = {}
-    writer = write_nnunet_raw if layout == "nnunet" else _write_datastore
+    writer = (
+        partial(write_nnunet_raw, channels=_nnunet_channels(datalist, model))
+        if layout == "nnunet"
+        else _write_datastore
+    )
     for scan in writer(root, labeled(), model.class_names, copy):
         if scan.uncertainty is not None:
             found[scan.name] = scan.uncertainty
@@ -127,7 +143,7 @@ def write_nnunet_raw(
     scans: Iterable[Labeled],
     class_names: Sequence[str],
     copy: bool = False,
-    channel: str = "CT",
+    channels: Sequence[str] = ("CT",),
 ) -> Iterator[Labeled]:
     """
     Writes a raw data set of nnU-Net v2, scan by scan.
@@ -137,19 +153,20 @@ def write_nnunet_raw(
         scans: the training cases.
         class_names: names by label value, background first.
         copy: whether scans are copied, see :func:`autolabel`.
-        channel: what nnU-Net calls the intensities, and normalizes them by.
+        channels: what nnU-Net calls the intensities of each channel, and normalizes them by.
 
     Yields:
         Each scan, once it is written.
     """
     count = 0
     for scan in scans:
-        place_nifti(scan.image, root / "imagesTr" / f"{scan.name}_0000.nii.gz", copy)
+        for number, file in enumerate(channel_files(scan.image)):
+            place_nifti(Path(file), root / "imagesTr" / f"{scan.name}_{number:04}.nii.gz", copy)
         _write(scan.label, root / "labelsTr" / f"{scan.name}.nii.gz", copy)
         count += 1
         yield scan
     about = {
-        "channel_names": {"0": channel},
+        "channel_names": {str(number): name for number, name in enumerate(channels)},
         "labels": {name: value for value, name in enumerate(class_names)},
         "numTraining": count,
         "file_ending": ".nii.gz",
@@ -161,7 +178,7 @@ def _write_datastore(
     root: Path, scans: Iterable[Labeled], class_names: Sequence[str], copy: bool = False
 ) -> Iterator[Labeled]:
     for scan in scans:
-        place_nifti(scan.image, root / f"{scan.name}.nii.gz", copy)
+        place_nifti(Path(first_file(scan.image)), root / f"{scan.name}.nii.gz", copy)
         _write(
             scan.label,
             root / "labels" / ("final" if scan.uncertainty is None else "original") / f"{scan.name}.nii.gz",
@@ -204,6 +221,13 @@ def place_nifti(source: Path, target: Path, copy: bool = False) -> None:
             gzip.GzipFile("", "wb", 1, packed, 0) as stream,
         ):
             shutil.copyfileobj(file, stream)
+
+
+def _nnunet_channels(datalist: Datalist, model: TrainedModel) -> list[str]:
+    """The names that the data set has; nnU-Net normalizes a channel called CT by one range, and others scan by scan."""
+    if datalist.has_channel_names:
+        return list(datalist.channel_names)
+    return ["MR" if window is None else "CT" for window in model.windows]
 
 
 def _mean_uncertainty(answer: Prediction) -> float:

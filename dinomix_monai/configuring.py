@@ -35,7 +35,7 @@ def configure_training(
         out_file: overlay to write.
         hours: length of the training on this machine, which a few steps are timed for.
         memory_gb: see :func:`patch_budget`.
-        modality: ``CT``, ``MR``, or ``None`` to let the intensities tell.
+        modality: see :func:`means_the_same`; ``None`` to let the intensities tell.
         overwrite: whether a file that is there may be replaced; it is kept as ``*.previous.json``.
         given: ids that have values already; they stay, and what depends on them goes by them.
         config_file: the configuration's files, for the command in the answer.

@@ -19,6 +19,7 @@ from monai.utils.enums import CommonKeys as Keys
 from dinomix_monai.core.files import atomic_write
 from dinomix_monai.data import image_files
 from dinomix_monai.prediction import TrainedModel
+from dinomix_monai.volumes import Image
 
 __all__ = ["FORMATS", "Exported", "export_model"]
 
@@ -53,14 +54,14 @@ def export_model(
     """
     Writes the network of a trained model in other formats, and proves on a scan that they segment alike.
 
-    The network takes patches (B, 1, H, W, D) in [0, 1], of ``patch_size``, and gives logits (B, C, H, W, D); what the
-    bundle's ``inference.json`` does before and after it is not part of it, nor is the teacher beside the model. In a
-    TorchScript file the entry ``metadata.json`` has the bundle's metadata, as in those of ``monai.bundle ckpt_export``.
-    A file that segments otherwise is not kept.
+    The network takes patches (B, num_channels, H, W, D) in [0, 1], of ``patch_size``, and gives logits (B, C, H, W, D);
+    what the bundle's ``inference.json`` does before and after it is not part of it, nor is the teacher beside the
+    model. In a TorchScript file the entry ``metadata.json`` has the bundle's metadata, as in those of ``monai.bundle
+    ckpt_export``. A file that segments otherwise is not kept.
 
     Args:
         bundle_root: the bundle, the ``output_dir`` of a training.
-        scan: NIfTI file of one volume.
+        scan: see :meth:`TrainedModel.predict`.
         formats: some of ``torchscript`` and ``onnx``.
         overwrite: whether files that are there are replaced.
 
@@ -84,7 +85,7 @@ def export_model(
         raise FileExistsError(
             f"models must not have {there[0]} yet, because nothing is replaced unasked. Pass --overwrite True."
         )
-    (case,) = image_files(scan)
+    (case,) = image_files(scan, num_channels=model.num_channels)
     expected = _label_map(model, model.network, case[Keys.IMAGE])
     written = []
     for name, path in paths.items():
@@ -102,13 +103,13 @@ def export_model(
     return written
 
 
-def _label_map(model: TrainedModel, network: _Network, image: str) -> np.ndarray:
+def _label_map(model: TrainedModel, network: _Network, image: Image) -> np.ndarray:
     return convert_to_tensor(model.labeler(network)(image)[Keys.PRED], track_meta=False).cpu().numpy()
 
 
 def _patch(model: TrainedModel) -> torch.Tensor:
     # Of two: a batch of one would be taken for a constant.
-    return torch.rand(2, 1, *model.patch_size, generator=torch.Generator().manual_seed(0))
+    return torch.rand(2, model.num_channels, *model.patch_size, generator=torch.Generator().manual_seed(0))
 
 
 def _write_torchscript(model: TrainedModel) -> bytes:

@@ -21,8 +21,16 @@ from dinomix_monai.bundle import Bundle
 from dinomix_monai.data import image_files
 from dinomix_monai.engines import ScanLabeler
 from dinomix_monai.models import load_model
-from dinomix_monai.transforms import to_label_volume
-from dinomix_monai.volumes import label_path, nifti_stem, uncertainty_volume, write_volume
+from dinomix_monai.transforms import scaling_window, to_label_volume
+from dinomix_monai.volumes import (
+    Image,
+    channel_windows,
+    first_file,
+    label_path,
+    nifti_stem,
+    uncertainty_volume,
+    write_volume,
+)
 
 __all__ = ["Prediction", "TrainedModel"]
 
@@ -55,6 +63,8 @@ class TrainedModel:
         network: the network, in evaluation mode.
         device: where it is.
         patch_size: voxels of the patches that it sees.
+        num_channels: channels of the images that it sees.
+        windows: of each channel, the intensities that become 0 and 1; ``None`` for percentiles of each image.
 
     Raises:
         FileNotFoundError: When the folder is no bundle of a training, or the training has left no model in it.
@@ -76,6 +86,8 @@ class TrainedModel:
         self.network = load_model(parser.get_parsed_content("network"), parser.get_parsed_content("model_file")).eval()
         self.device = torch.device(parser.get_parsed_content("device"))
         self.patch_size = tuple(parser.get_parsed_content("patch_size"))
+        self.num_channels = int(parser.get_parsed_content("num_channels"))
+        self.windows = channel_windows(scaling_window(parser.get_parsed_content("scale_intensity")), self.num_channels)
         self._preprocessing = parser.get_parsed_content("preprocessing")
         self._inferer = parser.get_parsed_content("inferer")
         self._label = self.labeler(self.network)
@@ -85,24 +97,26 @@ class TrainedModel:
         What segments scans as this model does, by another network.
 
         Args:
-            network: gives logits, shape (B, C, H, W, D), of patches (B, 1, H, W, D) on the device of the model.
+            network: gives logits, shape (B, C, H, W, D), of patches (B, num_channels, H, W, D) on the device of
+                the model.
         """
         return ScanLabeler(self._preprocessing, lambda image: self._inferer(image.to(self.device), network))
 
-    def predict(self, scan: str | Path) -> Prediction:
+    def predict(self, scan: Image) -> Prediction:
         """
         Segments a scan.
 
         Args:
-            scan: NIfTI file of one volume.
+            scan: NIfTI file of one volume; of several channels a list of files, one for each, or one of those that
+                :func:`dinomix_monai.data.image_files` finds by their names.
 
         Raises:
             FileNotFoundError: When there is no such file.
             ValueError: When it is no scan.
         """
-        if Path(scan).is_dir():
+        if Path(first_file(scan)).is_dir():
             raise ValueError(f"scan must be one NIfTI file, got {scan}, a folder, which predict_all segments.")
-        (case,) = image_files(scan)
+        (case,) = image_files(scan, num_channels=self.num_channels)
         return self._predict(case["image"])
 
     def predict_all(
@@ -124,12 +138,13 @@ class TrainedModel:
             ValueError: When a file is no scan, or a label map would be written over what is none.
             OSError: When a file cannot be written.
         """
-        cases = image_files(scans, output_dir)
+        cases = image_files(scans, output_dir, self.num_channels)
         for case in tqdm(cases, "Segmenting", unit="scan", disable=None):
             found = self._predict(case["image"])
-            path = write_volume(found.label, label_path(output_dir, case["image"]))
+            file = first_file(case["image"])
+            path = write_volume(found.label, label_path(output_dir, file))
             if uncertainty:
-                write_volume(found.uncertainty, path.with_name(f"{nifti_stem(case['image'])}_uncertainty.nii.gz"))
+                write_volume(found.uncertainty, path.with_name(f"{nifti_stem(file)}_uncertainty.nii.gz"))
             yield path, self._volumes(found.label)
 
     def _volumes(self, label: nib.Nifti1Image) -> dict[str, float]:
@@ -137,7 +152,7 @@ class TrainedModel:
         voxel_ml = float(np.prod(nib.affines.voxel_sizes(label.affine))) / 1000
         return {name: count * voxel_ml for name, count in zip(self.class_names[1:], voxels[1:].tolist())}
 
-    def _predict(self, scan: str) -> Prediction:
+    def _predict(self, scan: Image) -> Prediction:
         found = self._label(scan)
         label, image = found[Keys.PRED], found[Keys.IMAGE]
         volume = to_label_volume(label)

@@ -18,6 +18,7 @@ from dinomix_monai.metrics import CaseScores, read_scores
 from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.planning import PlannedSettings
 from dinomix_monai.run import present_parser, read_configuration
+from dinomix_monai.volumes import channel_windows
 
 __all__ = ["TrainedBundle", "check_inference_settings"]
 
@@ -54,8 +55,10 @@ class TrainedBundle:
         spacing_mm: voxel size that the network works on.
         patch_size: voxels of a patch.
         class_names: names by label value, background first.
+        channel_names: names of the channels of an image.
         facts: what the report says of the run: ``cases``, ``teacher``, ``protocol``, ``seed`` and ``steps``.
-        intensity_window: intensities that are mapped to [0, 1]; ``None`` where each image is scaled by its own.
+        intensity_window: intensities that are mapped to [0, 1], or a list with those of each channel; ``None`` where
+            each image is scaled by its own.
         plan: what the configuration asks for settings, in whose place the written configs have numbers.
         model_file: file of the model; ``models/model.pt`` in the folder if not given.
         rules: rules that the report scores by; the card has the first.
@@ -75,7 +78,8 @@ class TrainedBundle:
         patch_size: Sequence[int],
         class_names: Sequence[str],
         facts: Mapping[str, Any],
-        intensity_window: Sequence[float] | None = None,
+        channel_names: Sequence[str] = ("image",),
+        intensity_window: Sequence | None = None,
         plan: PlannedSettings | None = None,
         model_file: str | Path | None = None,
         rules: Sequence[str] = ("sound",),
@@ -93,7 +97,8 @@ class TrainedBundle:
         self.root, self.source = (Path(os.path.abspath(Path(path).expanduser())) for path in (output_dir, bundle_root))
         self.plan = plan
         self.spacing_mm, self.patch_size = [float(size) for size in spacing_mm], [int(side) for side in patch_size]
-        self.intensity_window = intensity_window
+        self.channel_names = list(channel_names)
+        self.windows = channel_windows(intensity_window, len(self.channel_names))
         self.class_names = list(class_names)
         self.facts = {**facts, "teacher": _without_folder(str(facts.get("teacher", "none")))}
         model = Path(os.path.abspath(Path(model_file or self.root / "models" / "model.pt").expanduser()))
@@ -160,6 +165,7 @@ class TrainedBundle:
                 "_desc_": _WRITTEN,
                 "model_file": self.model_file,
                 "dataset_dir": "$str(@bundle_root) + '/data'",
+                "num_channels": len(self.channel_names),
                 **dict(zip(_GRID, (self.spacing_mm, self.patch_size))),
                 **{theirs: own[ours] for ours, theirs in _SHARED.items()},
             }
@@ -182,9 +188,22 @@ class TrainedBundle:
 
     @property
     def _intensities(self) -> str:
-        if self.intensity_window is None:
-            return "each image is scaled by its own intensities"
-        return "intensities from {:g} to {:g}, as in CT in Hounsfield units".format(*self.intensity_window)
+        texts = [
+            "each image is scaled by its own intensities"
+            if window is None
+            else "intensities from {:g} to {:g}, as in CT in Hounsfield units".format(*window)
+            for window in self.windows
+        ]
+        if len(texts) == 1:
+            return texts[0]
+        return "; ".join(f"{name}: {text}" for name, text in zip(self.channel_names, texts))
+
+    @property
+    def _files_of_channels(self) -> str:
+        if len(self.channel_names) == 1:
+            return ""
+        names = ", ".join(f"`NAME_{number:04}.nii.gz` for {name}" for number, name in enumerate(self.channel_names))
+        return f"\nEach channel of an image is a file: {names}.\n"
 
     def _metadata(self, template: dict[str, Any], scores: CaseScores | None) -> dict[str, Any]:
         organs = ", ".join(self.class_names[1:])
@@ -196,7 +215,9 @@ class TrainedBundle:
             f"{self.facts.get('steps')} steps, teacher: {self.facts.get('teacher')}."
         )
         result["data_source"] = self.data_license or "not stated"
-        result["image_classes"] = f"single channel data, {self._intensities}"
+        number = len(self.channel_names)
+        kind = "single channel data" if number == 1 else f"{number} channels, a file for each"
+        result["image_classes"] = f"{kind}, {self._intensities}"
         result["label_classes"] = "single channel data, whole numbers as in channel_def of network_data_format"
         result["eval_metrics"] = (
             {} if scores is None else {"validation_mean_dice": round(float(nan_mean(scores.mean()[0], axis=0)), 4)}
@@ -204,7 +225,10 @@ class TrainedBundle:
         channels = result["network_data_format"]
         image, pred = channels["inputs"]["image"], channels["outputs"]["pred"]
         image["spatial_shape"] = pred["spatial_shape"] = self.patch_size
-        image["format"], image["modality"] = ("hounsfield", "CT") if self.intensity_window else ("magnitude", "n/a")
+        are_ct = all(window is not None for window in self.windows)
+        image["format"], image["modality"] = ("hounsfield", "CT") if are_ct else ("magnitude", "n/a")
+        image["num_channels"] = number
+        image["channel_def"] = {str(channel): name for channel, name in enumerate(self.channel_names)}
         pred["num_channels"] = len(self.class_names)
         pred["channel_def"] = {str(value): name for value, name in enumerate(self.class_names)}
         return result
@@ -229,6 +253,7 @@ A model of a training by DINO-Mix for MONAI, as a MONAI bundle.
 - Cases: {facts.get("cases")}.
 - Protocol: {protocol if protocol else "none that is published"}.
 - Classes: {", ".join(f"{value} {name}" for value, name in enumerate(self.class_names))}.
+- Channels of an image: {", ".join(self.channel_names)}.
 - License and source: {self.data_license or "not stated by whoever has trained the model"}.
 
 ## Training configuration
@@ -250,7 +275,7 @@ From this folder, with the package `dinomix-monai` installed:
 ```
 {_command("configs/inference.json")}
 ```
-
+{self._files_of_channels}
 If `models/model.probe.pt` is there, the frozen teacher is asked beside the model: give its weights by
 `--teacher_weights FILE`, or `--teacher_weights none` for the model alone.
 

@@ -22,7 +22,7 @@ from dinomix_monai.bundle import prepare_volumes, token_cache_of
 from dinomix_monai.core.text import by
 from dinomix_monai.run import check_counts
 from dinomix_monai.transforms import MemoryMapd
-from dinomix_monai.volumes import open_volume, read_geometry
+from dinomix_monai.volumes import first_file, open_volume, read_geometry
 
 __all__ = ["TrainingPlan", "plan_training"]
 
@@ -134,7 +134,7 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
     )
     datalist, spacing_mm, patch_size = get("datalist"), get("spacing_mm"), get("patch_size")
     shapes = {
-        name: [_cached_shape(case["image"], spacing_mm, patch_size) for case in getattr(datalist, name)]
+        name: [_cached_shape(first_file(case["image"]), spacing_mm, patch_size) for case in getattr(datalist, name)]
         for name in _SECTIONS.values()
     }
     # A whole number of the steps that distill and those that do not, after two that fill caches.
@@ -158,10 +158,10 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
     voxels, seen = (
         sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
     )
-    # An image in single precision and a label for each volume; the measurement held one of each list.
-    cached = 5.0 * (voxels - seen)
+    # An image in single precision, of each channel, and a label for each volume; the measurement held one of each list.
+    cached = (4.0 * datalist.num_channels + 1) * (voxels - seen)
     if any(isinstance(transform, MemoryMapd) for transform in get("volume_transforms")):
-        disk["mapped volumes, while it runs"], cached = 5.0 * voxels, 0.0
+        disk["mapped volumes, while it runs"], cached = (4.0 * datalist.num_channels + 1) * voxels, 0.0
     return TrainingPlan(
         what=_what(parser),
         epochs=epochs,

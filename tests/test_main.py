@@ -111,7 +111,10 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
         ),
         (("label", "nowhere", "--app", "OUT"), "Error: studies must be the folder of the scans, got nowhere, which is"),
         (("check", "DATA", "--patch_size", "1,2"), "Error: patch_size must have three numbers above 0, got (1, 2).\n"),
-        (("check", "DATA", "--intensity_window", "2,1"), "Error: intensity_window must have two numbers in ascending"),
+        (
+            ("check", "DATA", "--intensity_window", "2,1"),
+            "Error: intensity_window must be two intensities, the first one",
+        ),
         (
             ("cache_tokens", "DATA", "--distillation_weight", "0"),
             "Error: config_file must have a distillation_weight above 0 and the token cache",

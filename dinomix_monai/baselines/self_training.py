@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.transforms import Compose
@@ -17,7 +18,7 @@ from dinomix_monai.core.files import write_json
 from dinomix_monai.engines import ScanLabeler
 from dinomix_monai.models import load_model
 from dinomix_monai.teacher import fingerprint
-from dinomix_monai.volumes import label_path
+from dinomix_monai.volumes import first_file, label_path
 
 __all__ = ["label_cases"]
 
@@ -32,7 +33,7 @@ def label_cases(
     inferer: Callable,
     preprocessing: Compose,
     output_dir: str | Path,
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """
     Labels scans by a trained model, as ``inferring`` does.
 
@@ -70,8 +71,8 @@ def label_cases(
     labeled = []
     for place, case in enumerate(tqdm(cases, "Labels of the first model", unit="scan")):
         # A folder for each: two scans may have one name.
-        label = label_path(folder / str(place), case[Keys.IMAGE])
-        labeled.append({Keys.IMAGE.value: str(case[Keys.IMAGE]), Keys.LABEL.value: str(label)})
+        label = label_path(folder / str(place), first_file(case[Keys.IMAGE]))
+        labeled.append({Keys.IMAGE.value: case[Keys.IMAGE], Keys.LABEL.value: str(label)})
         if is_known and label.is_file():
             continue
         labeler.write(case[Keys.IMAGE], folder / str(place))

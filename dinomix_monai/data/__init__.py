@@ -11,7 +11,7 @@ from dinomix_monai.data.datalist import (
     read_datalist,
     relative_name,
 )
-from dinomix_monai.data.dataset_check import check_dataset, scaling_window, verify_dataset
+from dinomix_monai.data.dataset_check import check_dataset, verify_dataset
 from dinomix_monai.data.finding import Finding, findings_table
 from dinomix_monai.data.layouts import case_name, patient_name
 from dinomix_monai.data.new_datalist import NewDatalist, make_datalist
@@ -49,7 +49,6 @@ __all__ = [
     "read_datalist",
     "read_protocol",
     "relative_name",
-    "scaling_window",
     "split_dataset",
     "verify_dataset",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,8 @@ from dinomix_monai.volumes import (
     MOST_VOXELS,
     Geometry,
     VolumeError,
+    channel_files,
+    channel_windows,
     image_values,
     is_label_map,
     label_orientation,
@@ -42,7 +46,7 @@ class CaseReport:
 
     Args:
         section: list that the case is in.
-        image: path of its image.
+        image: path of its image, of several channels that of the first one.
         findings: its problems.
         digest: SHA-256 of the image's voxels; ``None`` where they could not be read.
         classes: classes of its label; ``None`` where there is no label that could be read.
@@ -81,18 +85,18 @@ class CaseCheck:
         patch_size: voxels of a patch along the axes R, A and S; ``None`` for any.
         spacing_mm: voxel size that volumes are resampled to, along the same axes; ``None`` for their own, and so is,
             as in MONAI's ``Spacingd``, what is not above 0.
-        intensity_window: least and greatest of the intensities that scaling maps to [0, 1]; ``None`` where scaling
-            adapts to each image.
+        intensity_window: least and greatest of the intensities that scaling maps to [0, 1], or a list with those of
+            each channel; ``None`` where scaling adapts to each image.
 
     Raises:
         ValueError: When ``patch_size`` does not have three numbers above 0, ``spacing_mm`` three numbers, or
-            ``intensity_window`` two in ascending order.
+            ``intensity_window`` is none, see :func:`channel_windows`.
     """
 
     num_classes: int
     patch_size: Sequence[int] | None = None
     spacing_mm: Sequence[float] | None = None
-    intensity_window: Sequence[float] | None = None
+    intensity_window: Sequence | None = None
 
     def __post_init__(self) -> None:
         patch, spacing = self.patch_size, self.spacing_mm
@@ -100,27 +104,37 @@ class CaseCheck:
             raise ValueError(f"patch_size must have three numbers above 0, got {patch}.")
         if spacing is not None and np.shape(spacing) != (3,):
             raise ValueError(f"spacing_mm must have three numbers, got {spacing}.")
-        window = self.intensity_window
-        if window is not None and (np.shape(window) != (2,) or window[0] >= window[1]):
-            raise ValueError(f"intensity_window must have two numbers in ascending order, got {window}.")
+        channel_windows(self.intensity_window)
 
-    def __call__(self, section: str, case: Mapping[str, str]) -> CaseReport:
+    def __call__(self, section: str, case: Mapping[str, Any]) -> CaseReport:
         """
         Checks a case.
 
         Args:
             section: list that it is in.
-            case: paths of ``image`` and, where it has one, ``label``.
+            case: paths of ``image``, one or those of its channels, and, where it has one, ``label``.
         """
-        report = CaseReport(section, case["image"])
+        files = channel_files(case["image"])
+        report = CaseReport(section, files[0])
         place = None
-        with report.reading(report.image):
-            image = open_volume(report.image)
-            place = read_geometry(image.header)
-            if is_label_map(image):
-                report.error(report.image, "is a label map, as its header says", "List the scan itself.")
-            self._check_geometry(report, place)
-            self._check_intensities(report, image)
+        digests: dict[str, str] = {}
+        for file, window in zip(files, channel_windows(self.intensity_window, len(files))):
+            with report.reading(file):
+                image = open_volume(file)
+                lies = read_geometry(image.header)
+                if is_label_map(image):
+                    report.error(file, "is a label map, as its header says", "List the scan itself.")
+                if place is None:
+                    place = lies
+                    self._check_geometry(report, place)
+                elif label_orientation(lies, place) is None:
+                    difference = lies.difference_from_image(place, "the first channel")
+                    report.error(file, difference, "Resample all channels of an image to one grid.")
+                digest = _check_intensities(report, file, image, window)
+                if (other := digests.setdefault(digest, file)) != file:
+                    report.error(file, f"has the voxels of {other}, another channel", "List the file of each channel.")
+        if len(digests) == len(files):
+            report.digest = _joined(list(digests))
         if "label" in case:
             with report.reading(case["label"]):
                 label = open_volume(case["label"])
@@ -146,24 +160,6 @@ class CaseCheck:
             problem = f"is {by(shape)} voxels when resampled, less than a patch of {by(self.patch_size)}"
             report.warn(report.image, problem, "It will be padded; a smaller patch_size wastes less.")
 
-    def _check_intensities(self, report: CaseReport, image: nib.Nifti1Pair) -> None:
-        values = image_values(image, self.intensity_window)
-        report.digest = values.digest
-        if values.not_finite:
-            problem = f"has {values.not_finite} voxels that are NaN or infinite"
-            report.error(report.image, problem, "Export it anew, or replace them.")
-        if values.low == values.high:
-            report.error(report.image, f"is {values.low:g} everywhere", "Export it anew, or take the case out.")
-        elif self.intensity_window is not None and values.low < values.high:
-            least, greatest = self.intensity_window
-            remedy = "Set intensity_window for this modality, or bring it to the same units."
-            if values.outside > _OUTSIDE:
-                problem = f"has {values.outside:.1%} of its voxels outside of {least:g} to {greatest:g}"
-                report.warn(report.image, problem, remedy)
-            elif values.high - values.low < _SPAN * (greatest - least):
-                problem = f"goes from {values.low:g} to {values.high:g}, hardly a part of {least:g} to {greatest:g}"
-                report.warn(report.image, problem, remedy)
-
     def _check_classes(self, report: CaseReport, file: str, label: nib.Nifti1Pair) -> None:
         values = label_values(label, self.num_classes)
         report.classes = values.classes
@@ -176,11 +172,35 @@ class CaseCheck:
             report.warn(file, "has nothing but background", "Make sure that this patient has none of the classes.")
 
 
+def _check_intensities(report: CaseReport, file: str, image: nib.Nifti1Pair, window: tuple[float, float] | None) -> str:
+    """What is wrong with the voxels of a channel; returns their digest."""
+    values = image_values(image, window)
+    if values.not_finite:
+        problem = f"has {values.not_finite} voxels that are NaN or infinite"
+        report.error(file, problem, "Export it anew, or replace them.")
+    if values.low == values.high:
+        report.error(file, f"is {values.low:g} everywhere", "Export it anew, or take the case out.")
+    elif window is not None and values.low < values.high:
+        least, greatest = window
+        remedy = "Set intensity_window for this modality, or bring it to the same units."
+        if values.outside > _OUTSIDE:
+            problem = f"has {values.outside:.1%} of its voxels outside of {least:g} to {greatest:g}"
+            report.warn(file, problem, remedy)
+        elif values.high - values.low < _SPAN * (greatest - least):
+            problem = f"goes from {values.low:g} to {values.high:g}, hardly a part of {least:g} to {greatest:g}"
+            report.warn(file, problem, remedy)
+    return values.digest
+
+
 def _check_grid(report: CaseReport, file: str, label: Geometry, image: Geometry) -> None:
     if label_orientation(label, image) is None:
         report.error(file, label.difference_from_image(image), "Export the label on the grid of its image.")
     elif label.doubt is not None:
         report.warn(file, *label.doubt)
+
+
+def _joined(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _obliquity_degrees(affine: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -15,10 +15,11 @@ import numpy as np
 from filelock import FileLock
 
 from dinomix_monai.data.phantom import make_phantom
-from dinomix_monai.volumes import LabelValues, VolumeError, label_values, open_volume
+from dinomix_monai.volumes import LabelValues, VolumeError, as_image, channel_files, label_values, open_volume
 
 __all__ = [
     "SECTIONS",
+    "Case",
     "Datalist",
     "class_weights",
     "dataset_root",
@@ -37,6 +38,9 @@ SECTIONS = {
 }
 """Lists of cases in a datalist, and the files that each of their cases must have."""
 
+Case = dict[str, Any]
+"""Paths of ``image`` and ``label``; those of an image of several channels are a list, one file for each."""
+
 MOST_CLASSES = 256
 """Label maps are stored in one byte for each voxel."""
 
@@ -48,28 +52,37 @@ class Datalist:
 
     Args:
         class_names: names by label value, background first.
-        training: labeled cases, ``{"image": path, "label": path}``.
+        training: labeled cases, ``{"image": path, "label": path}``; of several channels ``image`` is a list of paths.
         unlabeled: cases of which only the image is used, ``{"image": path}``.
         validation: labeled cases that choose the best model.
         test: labeled cases that nothing is chosen by.
         is_phantom: whether this is the built-in procedural phantom.
         protocol: the published protocol that it was prepared by, with its source, or ``None``.
         from_test: how many of the last unlabeled cases were listed under ``test``, where no case has a label.
+        channel_names: names of the channels of each image.
+        has_channel_names: whether the list says so.
     """
 
     class_names: tuple[str, ...]
-    training: list[dict[str, str]]
-    unlabeled: list[dict[str, str]]
-    validation: list[dict[str, str]]
-    test: list[dict[str, str]]
+    training: list[Case]
+    unlabeled: list[Case]
+    validation: list[Case]
+    test: list[Case]
     is_phantom: bool = False
     protocol: dict[str, Any] | None = None
     from_test: int = 0
+    channel_names: tuple[str, ...] = ("image",)
+    has_channel_names: bool = False
 
     @property
     def num_classes(self) -> int:
         """Number of classes, background included."""
         return len(self.class_names)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of each image."""
+        return len(self.channel_names)
 
     def describe(self) -> str:
         """How many cases each list has."""
@@ -78,7 +91,7 @@ class Datalist:
             counts["unlabeled"] += f" ({self.from_test} of them listed under test, without labels)"
         return ", ".join(counts.values())
 
-    def section(self, name: str) -> list[dict[str, str]]:
+    def section(self, name: str) -> list[Case]:
         """
         The cases of a list that has some.
 
@@ -92,7 +105,7 @@ class Datalist:
             )
         return getattr(self, name)
 
-    def cases(self) -> Iterator[tuple[str, dict[str, str]]]:
+    def cases(self) -> Iterator[tuple[str, Case]]:
         """All cases, each with the name of its section."""
         return ((section, case) for section in SECTIONS for case in getattr(self, section))
 
@@ -178,7 +191,7 @@ def open_datalist(
     for section, case in datalist.cases():
         if missing := [key for key in SECTIONS[section] if key not in case]:
             raise _incomplete(section, case, missing[0])
-        for path in case.values():
+        for path in _files(case):
             if not Path(path).is_file():
                 raise FileNotFoundError(f"The datalist names {path} under `{section}`, but there is no such file.")
             _read_header(path, section)
@@ -236,7 +249,7 @@ def read_datalist(
         if not isinstance(entries, list):
             raise ValueError(f"`{name}` of {path} must be a list of cases, got a {type(entries).__name__}.")
         sections[name] = [_case(root, entry, name) for entry in entries]
-        outside = [file for case in sections[name] for file in case.values() if not Path(file).is_relative_to(root)]
+        outside = [file for case in sections[name] for file in _files(case) if not Path(file).is_relative_to(root)]
         if outside and not allow_outside:
             raise ValueError(
                 f"`{name}` of {path} must name files in its folder, got {outside[0]}. If you trust the list, set "
@@ -251,6 +264,8 @@ def read_datalist(
         is_phantom="phantom_seed" in content,
         protocol=content.get("protocol"),
         from_test=len(moved),
+        channel_names=_channel_names(content, sections, path),
+        has_channel_names=_named_channels(content) is not None,
     )
 
 
@@ -263,6 +278,37 @@ def relative_name(file: str | Path, root: Path) -> str:
     """The path of a file from the folder of its data set, with slashes; the whole path of one that lies elsewhere."""
     path = Path(file)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(file)
+
+
+def _files(case: Mapping[str, Any]) -> list[str]:
+    return [file for files in case.values() for file in channel_files(files)]
+
+
+def _named_channels(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    # As nnU-Net v2 calls them, and nnU-Net v1 and the decathlon.
+    found = (content.get(name) for name in ("channel_names", "modality"))
+    return next((names for names in found if isinstance(names, dict) and names), None)
+
+
+def _channel_names(content: Mapping[str, Any], sections: Mapping[str, Sequence[Case]], path: Path) -> tuple[str, ...]:
+    """Names of the channels, of which all images must have as many."""
+    images = [channel_files(case["image"]) for cases in sections.values() for case in cases]
+    number = len(images[0])
+    if other := next((files for files in images if len(files) != number), None):
+        raise ValueError(
+            f"All images of {path} must have as many channels, got {number} of {images[0][0]} and {len(other)} of "
+            f"{other[0]}."
+        )
+    named = _named_channels(content)
+    if named is None:
+        return ("image",) if number == 1 else tuple(f"channel {channel}" for channel in range(number))
+    if len(named) != number:
+        raise ValueError(
+            f"{path} must name as many channels as its images have files, got the names "
+            f"{', '.join(map(str, named.values()))} and {number} for {images[0][0]}. Write each channel to a file of "
+            "its own, and list all files of a case as its `image`, in the order of the names."
+        )
+    return tuple(str(name) for name in named.values())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -282,14 +328,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _case(root: Path, entry: Any, section: str) -> dict[str, str]:
+def _case(root: Path, entry: Any, section: str) -> Case:
     # Decathlon lists of images alone may be plain strings.
     entry = {"image": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+    if not isinstance(entry, dict) or not _are_names(entry.get("image")):
         raise _incomplete(section, entry, "image")
-    named = {key: entry[key] for key in SECTIONS[section] if isinstance(entry.get(key), str)}
-    # Without `..`, so that it shows where a path leads.
-    return {key: os.path.normpath(root / _native(root, name, section)) for key, name in named.items()}
+
+    def absolute(name: str) -> str:
+        # Without `..`, so that it shows where a path leads.
+        return os.path.normpath(root / _native(root, name, section))
+
+    case: Case = {"image": as_image([absolute(name) for name in channel_files(entry["image"])])}
+    if "label" in SECTIONS[section] and isinstance(entry.get("label"), str):
+        case["label"] = absolute(entry["label"])
+    return case
+
+
+def _are_names(image: Any) -> bool:
+    names = image if isinstance(image, list) else [image]
+    return bool(names) and all(isinstance(name, str) for name in names)
 
 
 def _native(root: Path, name: str, section: str) -> str:

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monai.transforms import ScaleIntensityRanged, Transform
 from tqdm import tqdm
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
 from dinomix_monai.data.datalist import Datalist, dataset_root, read_datalist, relative_name
 from dinomix_monai.data.finding import Finding, findings_table
 
-__all__ = ["check_dataset", "scaling_window", "verify_dataset"]
+__all__ = ["check_dataset", "verify_dataset"]
 
 _HELD_OUT = ("validation", "test")
 
@@ -26,7 +25,7 @@ def check_dataset(
     file: str = "dataset.json",
     patch_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
-    intensity_window: Sequence[float] | None = None,
+    intensity_window: Sequence | None = None,
     needs_labels: bool = True,
     allow_outside: bool = False,
     sections: Sequence[str] | None = None,
@@ -99,13 +98,6 @@ def verify_dataset(dataset_dir: str | Path, **kwargs: Any) -> None:
         )
     if findings:
         print(findings_table(findings), flush=True)
-
-
-def scaling_window(scale_intensity: Transform) -> tuple[float, float] | None:
-    """The intensities that ``ScaleIntensityRanged`` maps; ``None`` for a transform that adapts to each image."""
-    if not isinstance(scale_intensity, ScaleIntensityRanged):
-        return None
-    return scale_intensity.scaler.a_min, scale_intensity.scaler.a_max
 
 
 def _copies(reports: Sequence[CaseReport], root: Path) -> Iterator[Finding]:

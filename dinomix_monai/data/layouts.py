@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dinomix_monai.core.text import some
 from dinomix_monai.data.datalist import dataset_root
-from dinomix_monai.volumes import is_nifti_name, nifti_stem
+from dinomix_monai.data.scan_folder import channel_of, images_of_channels
+from dinomix_monai.volumes import is_nifti_name, nifti_stem, split_names
 
 __all__ = ["SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans", "patient_name"]
 
@@ -39,7 +40,7 @@ _LABEL_KIND = re.compile(
 )
 # What may follow a patient in the name of a file.
 _VISIT = r"(?:[-_.](?:frame|session|ses|time|visit|phase|scan|run|series|tp)[-_]?\w*)+$"
-_CHANNEL = re.compile(r"_(\d{4})$")
+_CHANNEL = re.compile(r"_\d{4}$")
 # What a person would take for a scan, and is none here.
 _OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".npy", ".npz")
 _TOTALSEGMENTATOR_SCANS = ("ct", "mri", "mr")
@@ -51,16 +52,18 @@ class FoundScan:
     A scan of a folder.
 
     Args:
-        image: its file.
+        image: its file, or that of its first channel.
         label: its label map, or ``None``.
         masks: files of binary masks by class, of which its label map has to be made; empty if there are none.
         is_test: whether the layout keeps it for the test.
+        channels: files of its other channels.
     """
 
     image: Path
     label: Path | None = None
     masks: dict[str, Path] = field(default_factory=dict)
     is_test: bool = False
+    channels: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,14 @@ class FoundScans:
         scans: the scans in the order of their names.
         labels: ``labels`` of a ``dataset.json`` that is there, as it has them, or ``None``.
         left_out: files that look like volumes and are none of the scans.
+        channel_names: names of the channels, or ``None`` where there is one, or nothing tells.
     """
 
     layout: str
     scans: tuple[FoundScan, ...]
     labels: Any = None
     left_out: tuple[Path, ...] = ()
+    channel_names: tuple[str, ...] | None = None
 
 
 def find_scans(
@@ -91,19 +96,19 @@ def find_scans(
     nnU-Net's raw data set (``imagesTr/*_0000.nii.gz``, ``labelsTr``, ``imagesTs``, ``labelsTs``); a folder of
     TotalSegmentator for each case (``s0001/ct.nii.gz``, ``s0001/segmentations/*.nii.gz``); a datastore of MONAI Label
     (``*.nii.gz``, ``labels/final/*.nii.gz``); a folder of images and one of label maps; a folder for each case with an
-    image and a label map; and images beside label maps. A label map belongs to the image whose name differs from its
-    own in nothing but words such as ``img``, ``ct``, ``label`` or ``seg``.
+    image, or one for each channel, and a label map; and images beside label maps. A label map belongs to the image
+    whose name differs from its own in nothing but words such as ``img``, ``ct``, ``label`` or ``seg``.
 
     Args:
         root: the folder.
         images: its folder of images, where its name tells nothing.
         labels: its folder of label maps, where its name tells nothing.
-        channel: which channel of nnU-Net's to take, where there are several.
+        channel: the only one to take of several channels, counted from 0; ``None`` for all.
 
     Raises:
         FileNotFoundError: When there is no such folder, or no scan in it.
-        ValueError: When it is not clear which label map belongs to an image, a label map belongs to none, or there are
-            several channels and ``channel`` chooses none of them.
+        ValueError: When it is not clear which label map belongs to an image, a label map belongs to none, a case lacks
+            a channel, or ``channel`` is none of those that there are.
     """
     folder = dataset_root(root)
     if not folder.is_dir():
@@ -113,7 +118,7 @@ def find_scans(
     finders: list[Callable[[], tuple[str, list[FoundScan]] | None]] = [
         lambda: _two_folders(folder, volumes, images, labels) if images or labels else None,
         lambda: _decathlon(folder, content),
-        lambda: _nnunet(folder, volumes, channel),
+        lambda: _nnunet(folder, volumes),
         lambda: _totalsegmentator(volumes),
         lambda: _datastore(folder, volumes),
         lambda: _two_folders(folder, volumes, None, None),
@@ -132,13 +137,37 @@ def find_scans(
             f"{folder}, where there is none.{named}"
         )
     layout, scans = found
-    used = {file for scan in scans for file in (scan.image, scan.label, *scan.masks.values())}
+    names = _channel_names(scans, content)
+    if channel is not None:
+        scans = [_only(scan, channel) for scan in scans]
+        names = names and (names[channel],)
+    used = {file for scan in scans for file in (scan.image, *scan.channels, scan.label, *scan.masks.values())}
     return FoundScans(
         layout,
         tuple(sorted(scans, key=lambda scan: scan.image)),
         content.get("labels"),
         tuple(sorted(set(volumes) - used | set(others))),
+        names,
     )
+
+
+def _only(scan: FoundScan, channel: int) -> FoundScan:
+    """The scan with one of its channels alone."""
+    files = (scan.image, *scan.channels)
+    if not 0 <= channel < len(files):
+        raise ValueError(f"channel must be from 0 to {len(files) - 1}, which {scan.image} has, got {channel}.")
+    return replace(scan, image=files[channel], channels=())
+
+
+def _channel_names(scans: Sequence[FoundScan], content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of the channels: those of a ``dataset.json``, or what the names of the files of a case differ in."""
+    number = 1 + len(scans[0].channels)
+    for name in ("channel_names", "modality"):
+        named = content.get(name)
+        if isinstance(named, dict) and len(named) == number:
+            return tuple(str(one) for one in named.values())
+    _, parts = split_names([nifti_stem(file) for file in (scans[0].image, *scans[0].channels)])
+    return None if number == 1 or all(part.isdecimal() for part in parts) else parts
 
 
 def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -170,34 +199,35 @@ def _decathlon(folder: Path, content: dict[str, Any]) -> tuple[str, list[FoundSc
     for section in ("training", "unlabeled", "validation", "test"):
         for entry in content.get(section) or []:
             named = entry if isinstance(entry, dict) else {"image": entry}
-            image, label = (
-                Path(os.path.normpath(folder / named[key])) if isinstance(named.get(key), str) else None
-                for key in ("image", "label")
-            )
-            if image is not None:
-                is_test = section == "test" and label is not None
-                scans[image] = FoundScan(image, None if section == "unlabeled" else label, is_test=is_test)
+            images, labels = (_listed(folder, named.get(key)) for key in ("image", "label"))
+            if images:
+                label = labels[0] if labels and section != "unlabeled" else None
+                is_test = section == "test" and bool(labels)
+                scans[images[0]] = FoundScan(images[0], label, is_test=is_test, channels=tuple(images[1:]))
     return "a list of the Medical Segmentation Decathlon's form", list(scans.values())
 
 
-def _nnunet(folder: Path, volumes: Sequence[Path], channel: int | None) -> tuple[str, list[FoundScan]] | None:
+def _listed(folder: Path, files: Any) -> list[Path]:
+    """Files that an entry of a list names."""
+    names = files if isinstance(files, list) else [files]
+    return [Path(os.path.normpath(folder / name)) for name in names if isinstance(name, str)]
+
+
+def _nnunet(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]] | None:
     training = _in(volumes, folder / "imagesTr")
-    if not training or not all(_CHANNEL.search(nifti_stem(file)) for file in training):
+    if not training or not all(channel_of(file) for file in training):
         return None
-    channels = sorted({int(_CHANNEL.search(nifti_stem(file))[1]) for file in training})  # type: ignore[index]
-    if channel is None and len(channels) > 1:
-        raise ValueError(
-            f"channel must choose one of several, because a network has one channel, got channels {channels} in "
-            f"{folder / 'imagesTr'}."
-        )
-    chosen = channels[0] if channel is None else channel
-    if chosen not in channels:
-        raise ValueError(f"channel must be one of {channels}, which {folder / 'imagesTr'} has, got {channel}.")
+    number = 1 + max(channel for file in training if (name := channel_of(file)) for channel in name[1:])
     scans = []
     for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
-        mine = [file for file in _in(volumes, folder / images) if nifti_stem(file).endswith(f"_{chosen:04}")]
-        pairs = _pairs(mine, _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name))
-        scans += [FoundScan(image, label, is_test=images == "imagesTs" and label is not None) for image, label in pairs]
+        groups = images_of_channels(_in(volumes, folder / images), number)
+        files = {image: tuple(others) for image, *others in groups}
+        pairs = _pairs(list(files), _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name))
+        is_test = images == "imagesTs"
+        scans += [
+            FoundScan(image, label, is_test=is_test and label is not None, channels=files[image])
+            for image, label in pairs
+        ]
     return "a raw data set of nnU-Net", scans
 
 
@@ -248,17 +278,18 @@ def _folder_for_each(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[F
         by_folder.setdefault(file.parent, []).append(file)
     if folder in by_folder or not by_folder:
         return None
-    scans = []
+    scans, channels = [], set()
     for place, files in by_folder.items():
         labels = [file for file in files if _LABEL_KIND.search(nifti_stem(file))]
         images = [file for file in files if file not in labels]
-        if len(images) != 1 or len(labels) > 1:
+        channels.add(split_names([nifti_stem(file) for file in images])[1] if len(images) > 1 else ())
+        if not images or len(labels) > 1 or len(channels) > 1:
             raise ValueError(
-                f"A folder of a case must have one image and one label map at most, got {len(images)} and "
-                f"{len(labels)} in {place}. Put the images into one folder and the label maps, under the same names, "
-                "into another one."
+                "A folder of a case must have one image, or one of each channel under the same names in all folders, "
+                f"and one label map at most, got {len(images)} and {len(labels)} in {place}. Put the images into one "
+                "folder and the label maps, under the same names, into another one."
             )
-        scans.append(FoundScan(images[0], labels[0] if labels else None))
+        scans.append(FoundScan(images[0], labels[0] if labels else None, channels=tuple(images[1:])))
     return "a folder for each case", scans
 
 

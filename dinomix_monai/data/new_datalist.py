@@ -19,6 +19,8 @@ from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, la
 from dinomix_monai.data.layouts import SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
     VolumeError,
+    as_image,
+    image_name,
     label_on_grid,
     open_volume,
     write_volume,
@@ -112,22 +114,25 @@ def make_datalist(
         names = ["background", *(f"class {value}" for value in range(1, max(most, 2)))]
     by_file = {scan.image: row for scan, row in zip(labeled, voxels)}
     classes = label_names(names, path)
-    patients = {scan.image: patient_name(scan.image, root, patient) for scan in scans}
+    patients = {scan.image: patient_name(image_name((scan.image, *scan.channels)), root, patient) for scan in scans}
     lists = _split(scans, patients, by_file, validation, test, seed)
     content: dict[str, Any] = {}
     if path.is_file():
         content = json.loads(path.read_bytes())
         set_aside(path)
     content |= {"labels": names if isinstance(names, Mapping) else dict(enumerate(names))}
-    content |= {
-        section: [
-            {key: relative_name(one, root) for key, one in (("image", scan.image), ("label", scan.label)) if one}
-            for scan in lists[section]
-        ]
-        for section in SECTIONS
-    }
+    for name in ("channel_names", "modality"):
+        content.pop(name, None)
+    if found.channel_names:
+        content["channel_names"] = {str(number): name for number, name in enumerate(found.channel_names)}
+    content |= {section: [_entry(scan, root) for scan in lists[section]] for section in SECTIONS}
     write_json(path, content | {SPLIT_KEY: {"seed": seed, "unit": "patient"}})
     return NewDatalist(path, _describe(root, found, lists, patients, by_file, classes, seed))
+
+
+def _entry(scan: FoundScan, root: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": as_image([relative_name(one, root) for one in (scan.image, *scan.channels)])}
+    return entry | ({"label": relative_name(scan.label, root)} if scan.label else {})
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -276,6 +281,9 @@ def _describe(
     seed: int,
 ) -> str:
     lines = [f"{root} is {found.layout}: {len(found.scans)} scans of {len(set(patients.values()))} patients."]
+    if number := len(found.scans[0].channels):
+        names = f": {', '.join(found.channel_names)}" if found.channel_names else ""
+        lines.append(f"Each has {number + 1} channels{names}.")
     for section, scans in lists.items():
         members = sorted({patients[scan.image] for scan in scans})
         lines.append(f"  {section}: {len(scans)} scans of {len(members)} patients" + _few(members))

@@ -115,7 +115,7 @@ class FeatureDistiller(nn.Module, Randomizable):
         """
         Args:
             projected: what :meth:`project` gave.
-            volume: what the teacher sees of the same samples, shape (B, 1, H, W, D), values in [0, 1].
+            volume: what the teacher sees of the same samples, shape (B, C, H, W, D), values in [0, 1].
             layers: those of the projected features.
 
         Returns:

@@ -11,7 +11,7 @@ from monai.transforms import Compose
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.transforms import InvertToLabeld, SaveLabeld
-from dinomix_monai.volumes import label_path
+from dinomix_monai.volumes import Image, as_image, first_file, label_path
 
 __all__ = ["ScanLabeler"]
 
@@ -22,7 +22,7 @@ class ScanLabeler:
 
     Args:
         preprocessing: transforms of an image before it is segmented.
-        logits: gives logits, shape (1, C, H, W, D), of a preprocessed image (1, 1, H, W, D).
+        logits: gives logits, shape (1, C, H, W, D), of a preprocessed image (1, C, H, W, D).
     """
 
     def __init__(self, preprocessing: Compose, logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -30,27 +30,27 @@ class ScanLabeler:
         self._to_file = InvertToLabeld(Keys.PRED, Keys.IMAGE)
 
     @torch.no_grad()
-    def __call__(self, image: str | Path) -> dict[Hashable, Any]:
+    def __call__(self, image: Image) -> dict[Hashable, Any]:
         """
         Segments one scan.
 
         Args:
-            image: its file.
+            image: its file, or those of its channels.
 
         Returns:
             ``pred``, the label map (1, h, w, d) on the grid of the file; ``image`` as it was preprocessed; and
             ``logits``, shape (C, H, W, D), on the grid of that.
         """
-        sample = self.preprocessing({Keys.IMAGE: str(image)})
+        sample = self.preprocessing({Keys.IMAGE: as_image(image)})
         logits = self.logits(sample[Keys.IMAGE][None])[0]
         return {**self._to_file({**sample, Keys.PRED: logits}), "logits": logits}
 
-    def write(self, image: str | Path, output_dir: str | Path) -> Path:
+    def write(self, image: Image, output_dir: str | Path) -> Path:
         """
-        Writes the label map of a scan; returns its path, ``NAME_seg.nii.gz`` for ``NAME.nii.gz``.
+        Writes the label map of a scan; returns its path, ``NAME_seg.nii.gz`` for ``NAME.nii.gz``, its first channel.
 
         Raises:
             OSError: When it cannot be written.
         """
         SaveLabeld(Keys.PRED, output_dir)(self(image))
-        return label_path(output_dir, image)
+        return label_path(output_dir, first_file(image))

@@ -118,7 +118,7 @@ class TokenProbe:
         The teacher's tokens of a scan.
 
         Args:
-            volume: shape (1, H, W, D) in RAS order, values in [0, 1].
+            volume: shape (C, H, W, D) in RAS order, values in [0, 1].
 
         Returns:
             Shape (E, h, w, d), on the device of the volume.
@@ -129,7 +129,7 @@ class TokenProbe:
             return self.slice_tokens(voxels[None], grid)[0].float()
 
     def scan_tokens(self, scan: Mapping[str, Any]) -> ScanTokens:
-        """What a labeled scan, ``image`` and ``label`` of shape (1, H, W, D), gives to be fitted to."""
+        """What a labeled scan, ``image`` (C, H, W, D) and ``label`` (1, H, W, D), gives to be fitted to."""
         return ScanTokens(self.tokens(scan[Keys.IMAGE]), scan[Keys.LABEL].as_subclass(torch.Tensor)[0].long())
 
     def fit_to(self, scans: Sequence[Mapping[str, Any]]) -> TokenProbe:
@@ -198,7 +198,7 @@ class TokenProbe:
         What is added to the logits of a network.
 
         Args:
-            volumes: shape (B, 1, H, W, D) in RAS order, values in [0, 1].
+            volumes: shape (B, C, H, W, D) in RAS order, values in [0, 1].
 
         Returns:
             Logits times ``weight``, shape (B, C, H, W, D).
@@ -218,7 +218,7 @@ class TokenProbe:
         Args:
             network: the student, in evaluation mode.
             inferer: called with images and the network.
-            scans: labeled scans that neither has learned from, ``image`` and ``label`` of shape (1, H, W, D).
+            scans: labeled scans that neither has learned from, ``image`` (C, H, W, D) and ``label`` (1, H, W, D).
             candidates: weights to try; of equals the first one is taken.
 
         Returns:

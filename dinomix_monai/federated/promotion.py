@@ -52,9 +52,10 @@ def promote_checkpoint(
         ValueError: When the weights are not those of that network, or a file is damaged.
     """
     content = read_checkpoint(checkpoint)
-    class_names = content["meta_props"]["class_names"]
+    about = content["meta_props"]
+    class_names = about["class_names"]
     parser = open_configuration(config_file)
-    parser["num_classes"] = len(class_names)
+    parser["num_classes"], parser["num_channels"] = len(class_names), about.get("num_channels", 1)
     network = parser.get_parsed_content("network_def")
     try:
         network.load_state_dict(content["model"], strict=True)

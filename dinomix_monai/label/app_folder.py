@@ -107,10 +107,16 @@ def prepare_app_folder(
 
     Raises:
         FileNotFoundError: When ``bundle`` is no bundle, or there is no such ``model``.
-        ValueError: When ``labels`` are not those of the model, or its file or ``last/state.pt`` beside it is damaged.
+        ValueError: When the bundle is for images of several channels, ``labels`` are not those of the model, or its
+            file or ``last/state.pt`` beside it is damaged.
     """
     folder = AppFolder(Path(root).expanduser().absolute())
     source = Bundle.find(bundle, "bundle")
+    if (channels := source.parser("inference").get("num_channels")) != 1:
+        raise ValueError(
+            f"bundle must segment images of one channel, because MONAI Label has one file for each, got {channels} "
+            f"channels in {source.root}. Use `predict` and `autolabel`."
+        )
     is_new = not folder.model_file.with_name("labels.json").is_file()
     names = _class_names(folder, model, labels) if is_new else folder.class_names
     for name in ("configs", "models", "runs", "tmp"):

@@ -19,12 +19,13 @@ from monai.engines import SupervisedEvaluator
 from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.files import write_json
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.data import Finding, check_dataset, findings_table, scaling_window
+from dinomix_monai.data import Finding, check_dataset, findings_table
 from dinomix_monai.handlers import BestModelHandler
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.models import load_model, probe_path
 from dinomix_monai.run import read_configuration
+from dinomix_monai.transforms import scaling_window
 
 __all__ = ["TrainingResult", "TrainingRun", "latest_progress"]
 

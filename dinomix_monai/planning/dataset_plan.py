@@ -31,6 +31,11 @@ _ANISOTROPIC = 2.0
 _TAUGHT_LEVEL = 1
 # Share of the organs' range of intensities that is added on either side: what lies around them has to stand out.
 _MARGIN = 0.25
+_AS_IN_CT = (
+    "Intensities mean the same in all scans, as in CT: 99 % of the organs' voxels are inside, and a quarter more on "
+    "either side, where scans have more."
+)
+_AS_IN_MR = "Intensities mean something else in each scan, as in MR: each is scaled by its own percentiles."
 _SIDE = re.compile(r"(?:^|[^a-z])(?:left|right|l|r|lt|rt)(?:$|[^a-z])", re.IGNORECASE)
 
 
@@ -68,7 +73,7 @@ def plan_dataset(
     scans: DatasetFingerprint,
     patch_voxels: tuple[int, str],
     stem_stride: int = 2,
-    is_calibrated: bool | None = None,
+    is_calibrated: Sequence[bool] | None = None,
     spacing_mm: Sequence[float] | None = None,
 ) -> DatasetPlan:
     """
@@ -82,7 +87,8 @@ def plan_dataset(
         scans: what the scans are like.
         patch_voxels: voxels that a patch may have, and why, see :func:`patch_budget`.
         stem_stride: stride of the network's stem along the finest axis.
-        is_calibrated: whether one intensity means the same tissue in all scans; as the scans show it if not given.
+        is_calibrated: for each channel, whether one intensity means the same tissue in all scans; as the scans show it
+            if not given.
         spacing_mm: voxel size that is given; chosen here if not.
     """
     plan = DatasetPlan()
@@ -207,15 +213,22 @@ def _plan_network(plan: DatasetPlan, strides: Sequence[Sequence[int]]) -> None:
         plan.set("distiller#modules", [f"decoder.{level}"], f"It has cells of {cell} voxels.")
 
 
-def _plan_intensity(plan: DatasetPlan, scans: DatasetFingerprint, is_calibrated: bool) -> None:
-    wider = _MARGIN * (scans.foreground[1] - scans.foreground[0])
-    least, most = np.median(scans.ranges, axis=0)
-    low, high = max(scans.foreground[0] - wider, least), min(scans.foreground[1] + wider, most)
-    value = [float(f"{end:.4g}") for end in (low, high)] if is_calibrated else None
-    reason = (
-        "Intensities mean the same in all scans, as in CT: 99 % of the organs' voxels are inside, and a quarter more "
-        "on either side, where scans have more."
-        if is_calibrated
-        else "Intensities mean something else in each scan, as in MR: each is scaled by its own percentiles."
-    )
-    plan.set("intensity_window", value, reason)
+def _plan_intensity(plan: DatasetPlan, scans: DatasetFingerprint, is_calibrated: Sequence[bool]) -> None:
+    windows = [
+        _window(foreground, ranges) if is_same else None
+        for is_same, foreground, ranges in zip(is_calibrated, scans.foreground, scans.ranges.swapaxes(0, 1))
+    ]
+    reasons = [_AS_IN_CT if is_same else _AS_IN_MR for is_same in is_calibrated]
+    if len(windows) == 1:
+        plan.set("intensity_window", windows[0], reasons[0])
+    else:
+        named = " ".join(f"{name}: {reason}" for name, reason in zip(scans.channel_names, reasons))
+        plan.set("intensity_window", windows, named)
+
+
+def _window(foreground: np.ndarray, ranges: np.ndarray) -> list[float]:
+    """From percentiles of the organs and the range of each scan."""
+    wider = _MARGIN * (foreground[1] - foreground[0])
+    least, most = np.median(ranges, axis=0)
+    low, high = max(foreground[0] - wider, least), min(foreground[1] + wider, most)
+    return [float(f"{end:.4g}") for end in (low, high)]

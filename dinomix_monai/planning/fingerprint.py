@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from dinomix_monai.data import Datalist
 from dinomix_monai.transforms import LabelOnGridd, LoadVolumed
-from dinomix_monai.volumes import open_volume, read_geometry
+from dinomix_monai.volumes import first_file, open_volume, read_geometry
 
 __all__ = ["DatasetFingerprint", "take_fingerprint"]
 
+_CT = "CT"
 _AIR_HU = -500.0
 # Foreground voxels of a case that count: enough for a percentile, and no case outvotes the others.
 _SAMPLED = 20000
@@ -33,8 +34,10 @@ class DatasetFingerprint:
         shapes: voxels of each training scan along each axis, labeled and unlabeled, shape (scans, 3).
         spacings: voxel sizes in mm, same shape.
         class_mm3: of each foreground class, the median volume in mm³ over the labeled cases that have it; NaN for none.
-        ranges: least and greatest intensity of each labeled image, shape (labeled cases, 2).
-        foreground: the 0.5th and the 99.5th percentile of the intensities of all labeled organs.
+        ranges: least and greatest intensity of each labeled image, shape (labeled cases, channels, 2).
+        foreground: of each channel, the 0.5th and the 99.5th percentile of the intensities of all labeled organs, shape
+            (channels, 2).
+        channel_names: names of the channels.
     """
 
     class_names: tuple[str, ...]
@@ -42,7 +45,8 @@ class DatasetFingerprint:
     spacings: np.ndarray
     class_mm3: np.ndarray
     ranges: np.ndarray
-    foreground: tuple[float, float]
+    foreground: np.ndarray
+    channel_names: tuple[str, ...] = ("image",)
 
     @property
     def spacing_mm(self) -> np.ndarray:
@@ -60,17 +64,25 @@ class DatasetFingerprint:
         return int(np.nanargmin(self.class_mm3)) + 1
 
     @property
-    def is_calibrated(self) -> bool:
+    def is_calibrated(self) -> list[bool]:
         """
-        Whether one intensity means the same tissue in all scans, as in CT.
+        Whether one intensity means the same tissue in all scans, as in CT, for each channel.
 
-        That is so where images reach down to air in Hounsfield units, or where all have been cut to the same range of
-        them. Images that have been scaled one by one, as MR to 0 to 1000, have one range as well, but none below 0.
+        That is so where the list of the data set calls the channel CT, where images reach down to air in Hounsfield
+        units, or where all have been cut to the same range of them. Images that have been scaled one by one, as MR to 0
+        to 1000, have one range as well, but none below 0.
         """
-        has_air = float(np.median(self.ranges[:, 0])) <= _AIR_HU
-        span = np.ptp(self.ranges, axis=0)
-        is_cut = len(self.ranges) > 1 and bool((span <= 0.01 * np.ptp(self.ranges.mean(axis=0))).all())
-        return has_air or (is_cut and bool((self.ranges[:, 0] < 0).all()))
+        return [
+            name.upper() == _CT or _is_in_hounsfield(ranges)
+            for name, ranges in zip(self.channel_names, self.ranges.swapaxes(0, 1))
+        ]
+
+
+def _is_in_hounsfield(ranges: np.ndarray) -> bool:
+    """Whether these ranges, shape (cases, 2), are those of CT."""
+    has_air = float(np.median(ranges[:, 0])) <= _AIR_HU
+    is_cut = len(ranges) > 1 and bool((np.ptp(ranges, axis=0) <= 0.01 * np.ptp(ranges.mean(axis=0))).all())
+    return has_air or (is_cut and bool((ranges[:, 0] < 0).all()))
 
 
 def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
@@ -88,7 +100,7 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
             "go by the organs."
         )
     cases = (*datalist.training, *datalist.unlabeled)
-    shapes, spacings = zip(*(read_geometry(open_volume(case[Keys.IMAGE]).header).on_body for case in cases))
+    shapes, spacings = zip(*(read_geometry(open_volume(first_file(case[Keys.IMAGE])).header).on_body for case in cases))
     load = Compose([LoadVolumed([Keys.IMAGE, Keys.LABEL]), LabelOnGridd(Keys.LABEL, datalist.num_classes)])
     volumes, ranges, intensities = [], [], []
     for case in tqdm(datalist.training, "Reading labeled cases", unit="case", disable=None):
@@ -104,21 +116,23 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
     present = ~np.isnan(found).all(axis=0)
     class_mm3 = np.full(found.shape[1], np.nan)
     class_mm3[present] = np.nanmedian(found[:, present], axis=0)
-    low, high = np.percentile(np.concatenate(intensities), _PERCENTILES)
     return DatasetFingerprint(
         datalist.class_names,
         np.array(shapes),
         np.array(spacings),
         class_mm3,
         np.array(ranges),
-        (float(low), float(high)),
+        np.percentile(np.concatenate(intensities, axis=1), _PERCENTILES, axis=1).T,
+        datalist.channel_names,
     )
 
 
-def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
-    image, label = (sample[key].numpy(force=True)[0] for key in (Keys.IMAGE, Keys.LABEL))
+def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Volume of each class in mm³; range of each channel; intensities in organs, shape (channels, voxels)."""
+    image, label = sample[Keys.IMAGE].numpy(force=True), sample[Keys.LABEL].numpy(force=True)[0]
     voxel_mm3 = float(np.prod(voxel_sizes(np.asarray(sample[Keys.IMAGE].affine))))
     voxels = np.bincount(label.astype(np.intp).ravel(), minlength=num_classes)
-    inside = image[label > 0]
-    step = max(1, len(inside) // _SAMPLED)
-    return voxels[1:] * voxel_mm3, (float(image.min()), float(image.max())), inside[::step]
+    inside = image[:, label > 0]
+    step = max(1, inside.shape[1] // _SAMPLED)
+    flat = image.reshape(len(image), -1)
+    return voxels[1:] * voxel_mm3, np.stack([flat.min(axis=1), flat.max(axis=1)], axis=1), inside[:, ::step]

@@ -25,7 +25,7 @@ _IDS = {
     "modules": "distiller#modules",
     "decay": "ema_teacher#decay",
 }
-_CALIBRATED = {"CT": True, "MR": False}
+_CALIBRATED = {"CT": True, "MR": False, "PET": False}
 # Steps of a first training, where no time is given.
 _STEPS = {"cpu": 2000, "cuda": 12000}
 VALIDATIONS = 8
@@ -53,7 +53,7 @@ class PlannedSettings:
         allow_outside: likewise.
         check_data: whether scans that cannot be read have all that is wrong with the data set named.
         memory_gb: see :func:`patch_budget`.
-        modality: ``CT``, ``MR``, or ``None`` to let the intensities tell.
+        modality: see :func:`means_the_same`; ``None`` to let the intensities tell.
 
     Attributes:
         asked: the settings that were asked for, by their ids.
@@ -73,13 +73,14 @@ class PlannedSettings:
         allow_outside: bool = False,
         check_data: bool = True,
         memory_gb: float | None = None,
-        modality: str | None = None,
+        modality: str | Sequence[str] | None = None,
     ) -> None:
         self.dataset_dir, self.phantom_dir = dataset_dir, phantom_dir
         self.check_data = check_data
         self.phantom, self.device = dict(phantom), torch.device(device)
         self.steps_per_epoch, self.memory_gb = steps_per_epoch, memory_gb
-        self.is_calibrated = means_the_same(modality)
+        means_the_same(modality)
+        self.modality = modality
         self.asked: dict[str, Any] = {}
         self._list: dict[str, Any] = {
             "dataset_dir": dataset_dir,
@@ -152,7 +153,8 @@ class PlannedSettings:
             # Full resolution is for a GPU.
             stem_stride = 1 if self.device.type == "cuda" else 2
             budget = patch_budget(self.device, self.datalist.num_classes, stem_stride, self.memory_gb)
-            plan = plan_dataset(self._scans, budget, stem_stride, self.is_calibrated, given)
+            is_calibrated = means_the_same(self.modality, self.datalist.num_channels)
+            plan = plan_dataset(self._scans, budget, stem_stride, is_calibrated, given)
             if epochs is None:
                 steps = _STEPS.get(self.device.type, _STEPS["cpu"])
                 epochs = max(VALIDATIONS, round(steps / self.steps_per_epoch))
@@ -169,16 +171,31 @@ class PlannedSettings:
             plan.set("ema_teacher#decay", 0.99, "The EMA teacher remembers longer in a long run.")
 
 
-def means_the_same(modality: str | None) -> bool | None:
+def means_the_same(modality: str | Sequence[str] | None, channels: int | None = None) -> list[bool] | None:
     """
     Whether one intensity means the same tissue in all scans of a modality; ``None`` where none is given.
 
+    Args:
+        modality: ``CT``, ``MR`` or ``PET`` for all channels, or one of them for each, in a list or with commas between.
+        channels: how many there are; ``None`` to take what is given.
+
     Raises:
-        ValueError: When it is neither ``CT`` nor ``MR``.
+        ValueError: When it is none of these, or has an entry for as many channels as there are not.
     """
-    if modality is not None and str(modality).upper() not in _CALIBRATED:
-        raise ValueError(f"modality must be CT or MR, got {modality}.")
-    return None if modality is None else _CALIBRATED[str(modality).upper()]
+    if modality is None:
+        return None
+    given = [str(one).strip().upper() for one in (modality.split(",") if isinstance(modality, str) else modality)]
+    if not given or any(one not in _CALIBRATED for one in given):
+        raise ValueError(
+            f"modality must be one of {', '.join(_CALIBRATED)}, or one for each channel with commas between, got "
+            f"{modality}."
+        )
+    if channels is not None and len(given) not in (1, channels):
+        raise ValueError(
+            f"modality must be one for all channels, or one for each of {channels}, got {', '.join(given)}."
+        )
+    found = [_CALIBRATED[one] for one in given]
+    return found * (channels or 1) if len(found) == 1 else found
 
 
 def print_plan(plan: PlannedSettings, spacing_mm: Sequence[float], epochs: int, settings: Sequence[Any]) -> None:

@@ -26,6 +26,7 @@ from dinomix_monai.probe.intensities import Intensities
 from dinomix_monai.probe.picture import draw_probe
 from dinomix_monai.probe.probe_table import ProbeTable
 from dinomix_monai.teacher import FoundationTeacher, SliceTokens
+from dinomix_monai.volumes import first_file, image_name
 
 __all__ = ["DatasetProbe", "TeacherView", "probe_dataset"]
 
@@ -121,7 +122,7 @@ class DatasetProbe:
             for place, (case, scan, labels) in enumerate(zip(self.training, self.scans, found), start=1)
         ]
 
-    def propose(self, cases: Sequence[Mapping[str, str]], out_dir: str | Path) -> Iterator[Path]:
+    def propose(self, cases: Sequence[Mapping[str, Any]], out_dir: str | Path) -> Iterator[Path]:
         """
         Writes label maps of scans, on the grid of each scan, ``NAME_seg.nii.gz`` for ``NAME.nii.gz``.
 
@@ -137,7 +138,7 @@ class DatasetProbe:
         )
         for case in tqdm(cases, "Proposals", unit="scan"):
             labeler.write(case[Keys.IMAGE], Path(out_dir).expanduser())
-            yield Path(case[Keys.IMAGE])
+            yield Path(first_file(case[Keys.IMAGE]))
 
 
 def probe_dataset(
@@ -193,7 +194,7 @@ def probe_dataset(
     looks = [[layer] for layer in tried] if first.is_convnext else [tried]
     views: dict[TeacherView, np.ndarray] = {}
     best: tuple[float, TeacherView, list[ScanTokens]] | None = None
-    patients = [patient_name(case[Keys.IMAGE], dataset_root(get("dataset_dir"))) for case in training]
+    patients = [patient_name(image_name(case[Keys.IMAGE]), dataset_root(get("dataset_dir"))) for case in training]
     if len(set(patients)) > 1:
         for cell, look in tqdm([(cell, look) for cell in sizes for look in looks], "Views of the teacher", unit="view"):
             looker = probe_of(teacher_of(look), cell)

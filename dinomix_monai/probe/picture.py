@@ -36,7 +36,8 @@ def draw_probe(
 
     Args:
         path: PNG to write.
-        scan: labeled scan in RAS order, ``image`` and ``label`` of shape (1, H, W, D).
+        scan: labeled scan in RAS order, ``image`` (C, H, W, D), of which the first channel is drawn, and ``label``
+            (1, H, W, D).
         tokens: the teacher's tokens of the scan, shape (E, h, w, d).
         found: label map (H, W, D) of a probe, by its title.
         class_names: names by label value, background first.

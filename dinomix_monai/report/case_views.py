@@ -52,9 +52,9 @@ def orthogonal_views(image: MetaTensor, prediction: torch.Tensor, label: torch.T
     For each axis of a volume, the slice that shows most classes, in radiological convention.
 
     Args:
-        image: shape (1, H, W[, D]); its affine tells how it lies.
-        prediction: label map of the same shape.
-        label: label map of the same shape.
+        image: shape (C, H, W[, D]), of which the first channel is drawn; its affine tells how it lies.
+        prediction: label map, shape (1, H, W[, D]).
+        label: label map, likewise.
     """
     # The patient's right comes to the left; front and head come to the top, once the second axis points upwards.
     orient = Orientation(axcodes="LAS"[: image.ndim - 1], labels=None)

@@ -35,7 +35,8 @@ class SliceTokens(nn.Module):
     and column of a token are row and column of its cell, and nothing is flipped or transposed.
 
     With ``"repeat"``, flipping the volume in depth flips the tokens. With ``"neighbors"`` it also exchanges the first
-    and the third channel that the teacher sees. No gradient is computed. The teacher is frozen and no part of what is
+    and the third channel that the teacher sees. Of a volume with several channels the teacher sees each by itself, as
+    gray slices, and the tokens are averaged. No gradient is computed. The teacher is frozen and no part of what is
     learned, so keep this module outside the network, like the teacher.
 
     Args:
@@ -93,7 +94,7 @@ class SliceTokens(nn.Module):
     def forward(self, volume: torch.Tensor, grid: Sequence[int], cells: Iterable[int] | None = None) -> torch.Tensor:
         """
         Args:
-            volume: shape (B, 1, H, W, D), the last axis being depth; intensities are clamped to [0, 1].
+            volume: shape (B, C, H, W, D), the last axis being depth; intensities are clamped to [0, 1].
             grid: cells (h, w, d) of the student's feature map along each axis of ``volume``.
             cells: indices in ``range(d)`` of the layers to compute, in the order wanted. Defaults to all.
 
@@ -104,8 +105,8 @@ class SliceTokens(nn.Module):
             ValueError: When ``volume`` has another shape, ``grid`` is not three positive numbers, or ``cells`` is empty
                 or outside of the grid.
         """
-        if volume.ndim != 5 or volume.shape[1] != 1:
-            raise ValueError(f"volume must be (B, 1, H, W, D), got {tuple(volume.shape)}.")
+        if volume.ndim != 5:
+            raise ValueError(f"volume must be (B, C, H, W, D), got {tuple(volume.shape)}.")
         if len(grid) != 3 or min(grid) < 1:
             raise ValueError(f"grid must be three positive numbers of cells, got {tuple(grid)}.")
         h, w, d = (int(n) for n in grid)
@@ -113,7 +114,15 @@ class SliceTokens(nn.Module):
         if not layers or min(layers) < 0 or max(layers) >= d:
             raise ValueError(f"cells must be indices from 0 to {d - 1}, at least one, got {layers}.")
         # A MetaTensor would carry the meta data of the volume on to its tokens, where they are wrong.
-        voxels = volume.as_subclass(torch.Tensor)[:, 0]
+        channels = volume.as_subclass(torch.Tensor).unbind(1)
+        tokens = self._tokens_of(channels[0], (h, w, d), layers)
+        for other in channels[1:]:
+            tokens = tokens + self._tokens_of(other, (h, w, d), layers)
+        return tokens / len(channels) if len(channels) > 1 else tokens
+
+    def _tokens_of(self, voxels: torch.Tensor, grid: tuple[int, int, int], layers: Sequence[int]) -> torch.Tensor:
+        """Tokens of one channel (B, H, W, D)."""
+        h, w, d = grid
         wanted = list(product(range(len(voxels)), layers))
         chunks = [wanted[i : i + self.batch_size] for i in range(0, len(wanted), self.batch_size)]
         tokens = torch.cat([self._tokens(self._cut(voxels, d, chunk), h, w) for chunk in chunks])

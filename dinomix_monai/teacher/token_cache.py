@@ -147,7 +147,7 @@ class TokenCache:
         Its voxels are held until the teacher has seen them.
 
         Args:
-            volume: preprocessed as for training, shape (1, H, W, D), values in [0, 1].
+            volume: preprocessed as for training, shape (C, H, W, D), values in [0, 1].
 
         Returns:
             The number under which the token cache knows the volume; the same one whenever the folder is the same.
@@ -158,8 +158,8 @@ class TokenCache:
         """
         if not isinstance(volume, MetaTensor):
             raise TypeError(f"volume must be a MetaTensor, which tells where it lies, got {type(volume).__name__}.")
-        if volume.ndim != 4 or len(volume) != 1:
-            raise ValueError(f"volume must have shape (1, H, W, D), got {tuple(volume.shape)}.")
+        if volume.ndim != 4:
+            raise ValueError(f"volume must have shape (C, H, W, D), got {tuple(volume.shape)}.")
         voxels, affine = volume.as_subclass(torch.Tensor).float(), volume.affine.double().cpu()
         name = sha256(voxels.cpu().numpy().tobytes(), affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
         with self.files.lock():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dinomix_monai.transforms.add_to_token_cache import AddToTokenCached
 from dinomix_monai.transforms.donor_bank import DonorBank
 from dinomix_monai.transforms.finite_voxels import FiniteVoxelsd
-from dinomix_monai.transforms.intensity import intensity_scaling
+from dinomix_monai.transforms.intensity import ScaleChannelsd, intensity_scaling, scaling_window
 from dinomix_monai.transforms.invert_to_label import InvertToLabeld, interpolated_argmax
 from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
 from dinomix_monai.transforms.memory_map import MemoryMapd
@@ -40,11 +40,13 @@ __all__ = [
     "Recipient",
     "SafeSpacingd",
     "SaveLabeld",
+    "ScaleChannelsd",
     "SourceCoordinatesd",
     "apply_recipes",
     "class_probabilities",
     "imbalance",
     "intensity_scaling",
     "interpolated_argmax",
+    "scaling_window",
     "to_label_volume",
 ]

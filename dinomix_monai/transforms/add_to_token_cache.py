@@ -42,7 +42,7 @@ class AddToTokenCached(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
         Args:
-            data: sample with a preprocessed volume of shape (1, H, W, D).
+            data: sample with a preprocessed volume of shape (C, H, W, D).
         """
         result = dict(data)
         for key in self.key_iterator(result):

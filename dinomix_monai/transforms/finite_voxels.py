@@ -17,7 +17,7 @@ __all__ = ["FiniteVoxelsd"]
 
 class FiniteVoxelsd(MapTransform):
     """
-    Gives voxels that are NaN or infinite the least finite value of their scan, with a warning; takes one sample.
+    Gives voxels that are NaN or infinite the least finite value of their channel, with a warning; takes one sample.
 
     Resampling writes NaN beyond the field of view. A network with instance norm spreads a single one over its whole
     window, whose argmax is then background without a word. MONAI's ``SignalFillEmptyd`` needs a value that suits every
@@ -28,7 +28,7 @@ class FiniteVoxelsd(MapTransform):
         allow_missing_keys: whether a key may be missing.
 
     Raises:
-        ValueError: When a scan has no finite voxel.
+        ValueError: When a channel has no finite voxel.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
@@ -37,7 +37,7 @@ class FiniteVoxelsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
         Args:
-            data: sample with images as tensors.
+            data: sample with images as tensors, shape (C, H, W[, D]).
         """
         result = dict(data)
         for key in self.key_iterator(result):
@@ -47,11 +47,16 @@ class FiniteVoxelsd(MapTransform):
                 continue
             meta = image.meta if isinstance(image, MetaTensor) else {}
             file = meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)
-            if not is_finite.any():
+            if not is_finite.flatten(1).any(1).all():
                 raise ValueError(f"Images must have voxels that are numbers, got {file} with none. Export it anew.")
-            least, number = float(image[is_finite].min()), int((~is_finite).sum())
-            warnings.warn(
-                f"{file} has {number} voxels that are NaN or infinite: they count as {least:g}.", stacklevel=2
-            )
-            result[key] = image.where(is_finite, torch.full_like(image, least))
+            filled = image.clone()
+            for channel, known in zip(filled, is_finite):
+                if known.all():
+                    continue
+                least, number = float(channel[known].min()), int((~known).sum())
+                warnings.warn(
+                    f"{file} has {number} voxels that are NaN or infinite: they count as {least:g}.", stacklevel=2
+                )
+                channel[~known] = least
+            result[key] = filled
         return result

@@ -14,7 +14,15 @@ from monai.utils import ImageMetaKey
 from monai.utils.enums import CommonKeys
 from nibabel.orientations import apply_orientation
 
-from dinomix_monai.volumes import VolumeReader, geometry_of_meta, is_class, label_orientation
+from dinomix_monai.volumes import (
+    VolumeReader,
+    channel_files,
+    geometry_of_meta,
+    is_class,
+    is_nifti_name,
+    joined_channels,
+    label_orientation,
+)
 
 __all__ = ["LabelOnGridd", "LoadVolumed"]
 
@@ -23,21 +31,41 @@ class LoadVolumed(LoadImaged):
     """
     ``monai.transforms.LoadImaged`` that reads NIfTI by :class:`dinomix_monai.volumes.VolumeReader`; takes one sample.
 
-    Volumes come channel first. Files of other formats, such as a series of DICOM files, go to MONAI's own readers.
+    Volumes come channel first. An image of several channels is a list of NIfTI files, one for each, and all of them
+    must have the voxels of the first one. Files of other formats, such as a series of DICOM files, go to MONAI's own
+    readers.
 
     Args:
-        keys: paths, replaced by volumes.
+        keys: paths, or lists of them, replaced by volumes.
         allow_missing_keys: whether a key may be missing.
         **kwargs: see ``monai.transforms.LoadImaged``.
 
     Raises:
-        ValueError: When a NIfTI file is damaged, not one volume, or its header contradicts itself.
+        ValueError: When a NIfTI file is damaged, not one volume, or its header contradicts itself; or a channel does
+            not lie on the grid of the first one.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, **kwargs: Any) -> None:
         super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys, **kwargs)
         # The reader that is registered last is asked first.
         self.register(VolumeReader())
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        """
+        Args:
+            data: sample with paths.
+            reader: see ``monai.transforms.LoadImaged``.
+        """
+        several = {key: channel_files(data[key]) for key in self.key_iterator(dict(data)) if _is_several(data[key])}
+        result = super().__call__({**data, **{key: files[0] for key, files in several.items()}}, reader)
+        for key, files in several.items():
+            others = [self._loader(file, reader) for file in files[1:]]
+            result[key] = joined_channels([result[key], *others])
+        return result
+
+
+def _is_several(files: Any) -> bool:
+    return isinstance(files, (list, tuple)) and all(is_nifti_name(file) for file in files)
 
 
 class LabelOnGridd(MapTransform):

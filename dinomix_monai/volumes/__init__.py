@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from dinomix_monai.volumes.channels import (
+    Image,
+    Window,
+    as_image,
+    channel_files,
+    channel_windows,
+    first_file,
+    image_name,
+    joined_channels,
+    split_names,
+)
 from dinomix_monai.volumes.geometry import (
     Geometry,
     geometry_of_meta,
@@ -30,16 +41,24 @@ from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume
 __all__ = [
     "MOST_VOXELS",
     "Geometry",
+    "Image",
     "LabelValues",
     "VolumeError",
     "VolumeReader",
+    "Window",
+    "as_image",
+    "channel_files",
+    "channel_windows",
+    "first_file",
     "geometry_of_meta",
+    "image_name",
     "image_values",
     "is_answer",
     "is_class",
     "is_label_map",
     "is_nifti_name",
     "is_single_volume",
+    "joined_channels",
     "label_on_grid",
     "label_orientation",
     "label_path",
@@ -49,6 +68,7 @@ __all__ = [
     "open_volume",
     "read_geometry",
     "resampled_shape",
+    "split_names",
     "uncertainty_volume",
     "write_placement",
     "write_volume",

@@ -90,13 +90,19 @@ class Geometry(NamedTuple):
         """
         return np.round(resampled_shape(*self.on_body, spacing_mm)).astype(int).tolist()
 
-    def difference_from_image(self, image: Geometry) -> str:
-        """How the grid of a label map differs from that of its image, as a phrase whose subject is the file."""
+    def difference_from_image(self, image: Geometry, name: str = "its image") -> str:
+        """
+        How the grid of a label map differs from that of its image, as a phrase whose subject is the file.
+
+        Args:
+            image: where the image lies.
+            name: what the phrase calls it.
+        """
         if self.shape != image.shape:
-            return f"has {by(self.shape)} voxels and its image {by(image.shape)}"
+            return f"has {by(self.shape)} voxels and {name} {by(image.shape)}"
         if self.is_known != image.is_known:
-            return "says how the patient lies and its image does not" if self.is_known else _UNKNOWN
-        return f"lies up to {distances_mm(self.affine, image.affine, self.shape).max():.3g} mm off its image"
+            return f"says how the patient lies and {name} does not" if self.is_known else _UNKNOWN
+        return f"lies up to {distances_mm(self.affine, image.affine, self.shape).max():.3g} mm off {name}"
 
 
 def resampled_shape(lengths: ArrayLike, spacing: ArrayLike, target: ArrayLike) -> np.ndarray:

@@ -263,12 +263,13 @@ def _check_shape(shape: Sequence[int], dtype: np.dtype) -> None:
         raise VolumeError(f"has several values for each voxel ({text})", "Keep one of them.")
     if not is_single_volume(shape):
         raise VolumeError(
-            f"has the shape {text}", "Split it: each file must be one volume of three axes with one channel."
+            f"has the shape {text}",
+            "Split it: each file must be one volume of three axes. Channels go into a file each.",
         )
     if min(shape) < 1:
         raise VolumeError(f"is empty, its shape is {text}", "Export it anew, or take the case out of the list.")
     if dtype.fields:
-        raise VolumeError(f"has {len(dtype.fields)} channels", "Keep one of them.")
+        raise VolumeError(f"has {len(dtype.fields)} channels", "Write each to a file of its own, or keep one of them.")
     if dtype.kind == "c":
         raise VolumeError("has complex values", "Keep their magnitude.")
 

@@ -195,7 +195,7 @@ DATA = {
         {},
         image(lambda array: np.stack([array, array], -1)),
         "images/phantom_001.nii  has the shape 40 x 40 x 28 x 2  Split it: each file must be one volume of three "
-        "axes with one channel.",
+        "axes. Channels go into a file each.",
     ),
     "image with NaN": (
         {},

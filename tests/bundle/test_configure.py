@@ -104,7 +104,10 @@ def test_nothing_is_replaced_unasked(parser: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modality": "PET"}, "modality must be CT or MR, got PET"),
+        (
+            {"modality": "US"},
+            "modality must be one of CT, MR, PET, or one for each channel with commas between, got US",
+        ),
         ({"hours": 0}, "hours must be above 0, got 0"),
         ({"memory_gb": 1}, r"memory_gb must be enough for a training, at least 3, got 1\."),
     ],

@@ -302,7 +302,7 @@ def test_a_spacing_must_have_three_numbers(value):
 
 @pytest.mark.parametrize("value", [(240, -160), (0, 0), 240, (0, 1, 2)])
 def test_a_window_must_be_two_numbers_in_ascending_order(value):
-    with pytest.raises(ValueError, match="intensity_window must have two numbers in ascending order, got "):
+    with pytest.raises(ValueError, match="intensity_window must be two intensities, the first one below the second"):
         CaseCheck(3, intensity_window=value)
 
 
@@ -366,3 +366,34 @@ def test_a_label_map_among_the_images_is_found(save, noise):
     image = with_header(save("image.nii.gz", noise()), intent_code=1002)
     problem = ("error", "image.nii.gz", "is a label map, as its header says", "List the scan itself.")
     assert found(image, section="unlabeled") == [problem]
+
+
+def test_each_channel_is_checked(save, noise, label):
+    first, second = (save(f"{name}.nii", noise()) for name in ("t1", "t2"))
+    flat, strange = save("flat.nii", np.ones((6, 5, 4))), save("pet.nii", 9000 + noise())
+    other = save("other.nii", np.random.default_rng(5).normal(0, 100, (6, 5, 5)))
+    assert found([first, strange], label) == []
+    grid = ("error", "other.nii", "has 6 x 5 x 5 voxels and the first channel 6 x 5 x 4")
+    assert found([first, other], label) == [(*grid, "Resample all channels of an image to one grid.")]
+    assert found([first, flat], label) == [
+        ("error", "flat.nii", "is 1 everywhere", "Export it anew, or take the case out.")
+    ]
+    twice = found([first, second], label)
+    assert [(severity, file) for severity, file, *_ in twice] == [("error", "t2.nii")]
+    assert "has the voxels of" in twice[0][2]
+
+
+def test_a_window_is_that_of_its_channel(save, noise, label):
+    first, strange = save("ct.nii", noise()), save("pet.nii", 9000 + noise())
+    windows = {"both": (-160, 240), "of the first": ((-160, 240), None), "wrong": (None, (-160, 240))}
+    names = {
+        key: [file for _, file, *_ in found([first, strange], label, intensity_window=window)]
+        for key, window in windows.items()
+    }
+    assert names == {"both": ["pet.nii"], "of the first": [], "wrong": ["pet.nii"]}
+
+
+def test_images_are_told_apart_by_all_of_their_channels(save, noise):
+    first, second, third = (save(f"{i}.nii", noise() * (i + 1)) for i in range(3))
+    digest = [CaseCheck(3)("unlabeled", {"image": image}).digest for image in (first, [first, second], [first, third])]
+    assert len(set(digest)) == 3

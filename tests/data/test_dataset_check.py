@@ -6,9 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from monai.transforms import ScaleIntensityRanged, ScaleIntensityRangePercentilesd
 
-from dinomix_monai.data import check_dataset, findings_table, make_phantom, scaling_window, verify_dataset
+from dinomix_monai.data import check_dataset, findings_table, make_phantom, verify_dataset
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 TWICE = "List it once, unless it is meant to count twice."
@@ -250,11 +249,6 @@ def test_without_a_finding_nothing_is_printed(folder, capsys):
     verify_dataset(folder)
     # The bar is for terminals.
     assert capsys.readouterr() == ("", "")
-
-
-def test_the_window_is_what_the_scaling_maps(folder):
-    assert scaling_window(ScaleIntensityRanged("image", a_min=-160, a_max=240, b_min=0, b_max=1)) == (-160, 240)
-    assert scaling_window(ScaleIntensityRangePercentilesd("image", lower=1, upper=99, b_min=0, b_max=1)) is None
 
 
 @pytest.mark.parametrize("section", ["validation", "test"])

@@ -150,15 +150,51 @@ def test_labeled_test_scans_of_nnunet_stay_test_scans_and_its_names_are_taken(tr
     assert json.loads((folder / "dataset.json").read_text()) == about
 
 
-def test_one_of_several_channels_has_to_be_chosen(tree: Tree) -> None:
-    folder = tree("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", **{"labelsTr/a.nii.gz": (1,)})
-    with pytest.raises(ValueError, match=r"channel must choose one of several.*\[0, 1\]"):
+NNUNET = ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTs/b_0000.nii.gz", "imagesTs/b_0001.nii.gz")
+
+
+def test_images_of_several_channels_have_a_file_for_each(tree: Tree) -> None:
+    folder = tree(*NNUNET, **{"labelsTr/a.nii.gz": (1,)})
+    about = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor": 1}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    made = make_datalist(folder, file="split.json")
+    content = lists(folder, "split.json")
+    assert content["training"] == [{"image": list(NNUNET[:2]), "label": "labelsTr/a.nii.gz"}]
+    assert content["unlabeled"] == [{"image": list(NNUNET[2:])}]
+    assert content["channel_names"] == about["channel_names"]
+    assert "Each has 2 channels: T1, FLAIR." in made.description
+    assert "training: 1 scans of 1 patients (a)" in made.description
+
+
+def test_one_of_several_channels_can_be_chosen(tree: Tree) -> None:
+    folder = tree(*NNUNET[:2], **{"labelsTr/a.nii.gz": (1,)})
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}}))
+    with pytest.raises(ValueError, match=r"channel must be from 0 to 1, which .*a_0000\.nii\.gz has, got 2"):
+        make_datalist(folder, channel=2, file="split.json")
+    made = make_datalist(folder, channel=1, file="split.json")
+    assert pairs(lists(folder, "split.json")) == {NNUNET[1]: "labelsTr/a.nii.gz"}
+    assert lists(folder, "split.json")["channel_names"] == {"0": "FLAIR"}
+    assert f"left out, because no scan or label map: 1 ({NNUNET[0]})" in made.description
+
+
+def test_a_channel_that_a_case_lacks_is_named(tree: Tree) -> None:
+    folder = tree(*NNUNET[:3], **{"labelsTr/a.nii.gz": (1,)})
+    with pytest.raises(ValueError, match=r"must have the channels 0 to 1, got b with b_0000\.nii\.gz"):
         make_datalist(folder)
-    with pytest.raises(ValueError, match=r"channel must be one of \[0, 1\].*got 2"):
-        make_datalist(folder, channel=2)
-    made = make_datalist(folder, channel=1)
-    assert pairs(lists(folder)) == {"imagesTr/a_0001.nii.gz": "labelsTr/a.nii.gz"}
-    assert "left out, because no scan or label map: 1 (imagesTr/a_0000.nii.gz)" in made.description
+
+
+def test_channels_are_named_by_the_files_in_the_folder_of_each_case(tree: Tree) -> None:
+    names = [f"{case}/{case}_{kind}.nii.gz" for case in ("BraTS_1", "BraTS_2") for kind in ("flair", "t1", "t1ce")]
+    folder = tree(*names, **{"BraTS_1/BraTS_1_seg.nii.gz": (1,)})
+    made = make_datalist(folder)
+    content = lists(folder)
+    assert content["channel_names"] == {"0": "flair", "1": "t1", "2": "t1ce"}
+    assert content["training"] == [{"image": names[:3], "label": "BraTS_1/BraTS_1_seg.nii.gz"}]
+    assert content["unlabeled"] == [{"image": names[3:]}]
+    assert "2 scans of 2 patients" in made.description
+    (folder / names[4]).unlink()
+    with pytest.raises(ValueError, match="one of each channel under the same names in all folders"):
+        make_datalist(folder, overwrite=True)
 
 
 def patients(content: dict[str, Any], section: str) -> set[str]:
@@ -251,10 +287,10 @@ WRONG = {
         ("labels/label_1.nii.gz",),
         r"which label map belongs to .*img_1\.nii\.gz, got label_1\.nii\.gz for img_1\.nii\.gz and scan_1\.nii\.gz",
     ),
-    "two images of a case": (
-        ("a/t1.nii.gz", "a/t2.nii.gz"),
-        ("a/seg.nii.gz",),
-        r"must have one image and one label map at most, got 2 and 1 in .*a\.",
+    "two label maps of a case": (
+        ("a/t1.nii.gz",),
+        ("a/seg.nii.gz", "a/mask.nii.gz"),
+        r"and one label map at most, got 1 and 2 in .*a\.",
     ),
 }
 

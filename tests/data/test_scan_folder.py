@@ -113,3 +113,37 @@ def test_what_a_killed_run_left_may_be_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a_seg.nii.gz").write_bytes(b"\x1f\x8b\x08")
     assert len(image_files(tmp_path / "a.nii", tmp_path / "out")) == 1
+
+
+def test_channels_of_an_image_are_found_by_their_numbers(tmp_path):
+    for name in ("b_0000.nii", "b_0001.nii", "a_1_0000.nii.gz", "a_1_0001.nii.gz"):
+        save_volume(tmp_path / name)
+    a, b = (
+        [str(tmp_path / f"{name}_000{i}{end}") for i in (0, 1)] for name, end in (("a_1", ".nii.gz"), ("b", ".nii"))
+    )
+    assert image_files(tmp_path, num_channels=2) == [{"image": a}, {"image": b}]
+    assert image_files(b[1], num_channels=2) == [{"image": b}]
+    assert image_files(b[::-1], num_channels=2) == [{"image": b[::-1]}]
+    # Nobody asked for channels.
+    assert len(image_files(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a_0000.nii",), "must have the channels 0 to 1, got a with a_0000.nii"),
+        (("a_0000.nii", "a_0002.nii"), "must have the channels 0 to 1, got a with a_0000.nii, a_0002.nii"),
+        (("a_0000.nii", "a_0001.nii", "t1.nii"), "must have a file for each, named NAME_0000.nii.gz"),
+    ],
+)
+def test_an_image_without_its_channels_is_refused(tmp_path, names, message):
+    for name in names:
+        save_volume(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        image_files(tmp_path, num_channels=2)
+
+
+def test_a_list_has_a_file_for_each_channel(tmp_path):
+    save_volume(tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="must have 2 channels, a file for each, got 1 files"):
+        image_files([tmp_path / "a.nii"], num_channels=2)

@@ -33,6 +33,16 @@ def test_a_global_model_becomes_the_bundles(checkpoint, tmp_path):
     assert json.loads((path.parent / "labels.json").read_text()) == {"0": "background", "1": "liver", "2": "spleen"}
 
 
+def test_the_network_has_the_channels_of_the_run(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["model"] = bundle_network(3, settings={"num_channels": 2}).state_dict()
+    assert content["model"]["stem.0.weight"].shape[1] == 2
+    content["meta_props"]["num_channels"] = 2
+    torch.save(content, checkpoint)
+    path = promote_checkpoint(checkpoint, tmp_path / "model.pt", CONFIG)
+    assert torch.load(path, weights_only=True)["stem.0.weight"].shape[1] == 2
+
+
 def test_weights_of_another_network_are_refused_and_nothing_is_written(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["model"].pop(next(iter(content["model"])))

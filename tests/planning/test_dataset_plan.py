@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ def scans(
         np.array([shape] * 3),
         np.array([spacing] * 3),
         np.array(mm3),
-        np.array(ranges),
-        (-40, 200),
+        np.array(ranges)[:, None],
+        np.array([[-40, 200]]),
     )
 
 
@@ -126,12 +128,34 @@ def test_intensities_tell_whether_they_mean_the_same_in_all_scans(name: str) -> 
     ranges, is_calibrated = RANGES[name]
     found = scans(ranges=ranges)
     assert (value("intensity_window", found) is not None) == is_calibrated
-    other = value("intensity_window", found, is_calibrated=not is_calibrated)
+    other = value("intensity_window", found, is_calibrated=[not is_calibrated])
     assert (other is None) == is_calibrated
 
 
 def test_the_window_has_the_organs_and_a_margin_within_what_scans_have() -> None:
     assert value("intensity_window", scans(ranges=((-1024, 220), (-1024, 220)))) == [-100.0, 220.0]
+
+
+def test_each_channel_has_a_window_of_its_own_modality() -> None:
+    alone = scans()
+    both = replace(
+        alone,
+        ranges=np.concatenate([alone.ranges, [[[0, 9.0]], [[0, 31.0]]]], axis=1),
+        foreground=np.array([[-40, 200], [0.5, 6]]),
+        channel_names=("CT", "PET"),
+    )
+    plan = plan_dataset(both, CPU)
+    assert plan.settings["intensity_window"] == [[-100.0, 260.0], None]
+    assert re.search(
+        r"^CT: Intensities mean the same.* PET: Intensities mean something else", plan.reasons["intensity_window"]
+    )
+    assert value("intensity_window", both, is_calibrated=[False, True]) == [None, [0.0, 7.375]]
+
+
+def test_a_channel_that_is_called_ct_is_ct() -> None:
+    cut = scans(ranges=((-100, 500),))
+    assert value("intensity_window", cut) is None
+    assert value("intensity_window", replace(cut, channel_names=("CT",))) == [-100.0, 260.0]
 
 
 def test_a_long_scan_is_no_reason_for_large_voxels() -> None:
@@ -186,10 +210,10 @@ def test_a_fingerprint_is_that_of_the_scans(datalist: Callable) -> None:
     assert found.extent_mm.tolist() == [16, 8, 30]
     np.testing.assert_array_equal(found.class_mm3, [640, 80, np.nan])
     assert found.smallest_class == 2
-    assert found.ranges.tolist() == [[-1000, 100]]
-    assert found.is_calibrated
+    assert found.ranges.tolist() == [[[-1000, 100]]]
+    assert found.is_calibrated == [True]
     # Intensities under the label map, not under its mirror image.
-    assert found.foreground == (50, 100)
+    assert found.foreground.tolist() == [[50, 100]]
 
 
 def test_a_fingerprint_needs_organs(datalist: Callable) -> None:

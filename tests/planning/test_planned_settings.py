@@ -111,5 +111,9 @@ def test_memory_and_modality_are_used(own: Path) -> None:
     assert windows["CT"][0] < windows["CT"][1]
     with pytest.raises(ValueError, match=r"memory_gb must be enough"):
         settings(own, memory_gb=1)("patch_size")
-    with pytest.raises(ValueError, match="modality must be CT or MR, got PET"):
-        settings(own, modality="PET")
+    with pytest.raises(
+        ValueError, match="modality must be one of CT, MR, PET, or one for each channel with commas between, got US"
+    ):
+        settings(own, modality="US")
+    with pytest.raises(ValueError, match="modality must be one for all channels, or one for each of 1, got CT, PET"):
+        settings(own, modality="CT,PET")("spacing_mm")

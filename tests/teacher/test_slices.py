@@ -51,6 +51,14 @@ def test_neighbors_are_one_voxel_below_and_above_and_repeated_at_the_ends():
     torch.testing.assert_close(tokens[0, :, 0, 0], expected)
 
 
+def test_the_teacher_sees_each_channel_by_itself_and_their_tokens_are_averaged():
+    volume = torch.rand(2, 3, 8, 12, 6)
+    slice_tokens = SliceTokens(MeanTeacher(power=2), channels="repeat")
+    tokens = slice_tokens(volume, (2, 3, 2), cells=[1, 0])
+    alone = [slice_tokens(volume[:, channel : channel + 1], (2, 3, 2), cells=[1, 0]) for channel in range(3)]
+    torch.testing.assert_close(tokens, torch.stack(alone).mean(0))
+
+
 def test_a_token_is_the_mean_of_its_own_cell():
     volume = torch.rand(2, 1, 8, 12, 6)
     tokens = SliceTokens(MeanTeacher())(volume, (2, 3, 2))
@@ -183,8 +191,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("shape", "grid", "cells", "message"),
     [
-        ((1, 4, 4, 2), (1, 1, 1), None, r"volume must be \(B, 1, H, W, D\), got \(1, 4, 4, 2\)"),
-        ((1, 2, 4, 4, 2), (1, 1, 1), None, r"volume must be .* got \(1, 2, 4, 4, 2\)"),
+        ((1, 4, 4, 2), (1, 1, 1), None, r"volume must be \(B, C, H, W, D\), got \(1, 4, 4, 2\)"),
         ((1, 1, 4, 4, 2), (1, 1), None, r"grid must be three positive .* got \(1, 1\)"),
         ((1, 1, 4, 4, 2), (1, 0, 1), None, r"grid must be three positive .* got \(1, 0, 1\)"),
         ((1, 1, 4, 4, 2), (1, 1, 2), [2], r"cells must be indices from 0 to 1, .* got \[2\]"),

@@ -441,8 +441,8 @@ def test_wrong_arguments_are_refused(arguments, message, tmp_path):
 def test_wrong_volumes_and_origins_are_refused(cache):
     with pytest.raises(TypeError, match="volume must be a MetaTensor, which tells where it lies, got Tensor"):
         cache.add(torch.rand(1, *SHAPE))
-    with pytest.raises(ValueError, match=re.escape("volume must have shape (1, H, W, D), got (2, 16, 24, 12).")):
-        cache.add(MetaTensor(torch.rand(2, *SHAPE)))
+    with pytest.raises(ValueError, match=re.escape("volume must have shape (C, H, W, D), got (16, 24, 12).")):
+        cache.add(MetaTensor(torch.rand(SHAPE)))
     with pytest.raises(ValueError, match=re.escape("source must have shape (B, 4, H, W, D), got (1, 1, 16, 24, 12).")):
         cache(torch.rand(1, 1, *SHAPE), GRID)
     with pytest.raises(ValueError, match="source must name volumes that were added to the token cache, got number 7"):

@@ -32,3 +32,13 @@ def test_a_scan_of_numbers_is_passed_through_in_silence() -> None:
 def test_a_scan_without_any_number_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Images must have voxels that are numbers, got a\.nii\.gz with none"):
         FiniteVoxelsd("image")({"image": scan([float("nan")] * 2)})
+
+
+def test_each_channel_has_a_least_value_of_its_own() -> None:
+    image = torch.cat([scan([3.0, float("nan"), -2.0]), scan([700.0, 500.0, float("inf")])])
+    with pytest.warns(UserWarning, match="NaN or infinite") as warned:
+        found = FiniteVoxelsd("image")({"image": image})["image"]
+    assert found.flatten(1).tolist() == [[3, -2, -2], [700, 500, 500]]
+    assert len(warned) == 2
+    with pytest.raises(ValueError, match="must have voxels that are numbers"):
+        FiniteVoxelsd("image")({"image": torch.cat([scan([1.0]), scan([float("nan")])])})

@@ -22,7 +22,7 @@ from dinomix_monai.volumes import (
 
 ANEW = "Copy or export it anew."
 CONVERT = "Convert it to NIfTI."
-SPLIT = "Split it: each file must be one volume of three axes with one channel."
+SPLIT = "Split it: each file must be one volume of three axes. Channels go into a file each."
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ RGB = [("R", "u1"), ("G", "u1"), ("B", "u1")]
             "is empty, its shape is 2 x 0 x 4",
             "Export it anew, or take the case out of the list.",
         ),
-        (np.zeros((2, 3, 4), RGB), "has 3 channels", "Keep one of them."),
+        (np.zeros((2, 3, 4), RGB), "has 3 channels", "Write each to a file of its own, or keep one of them."),
         (np.zeros((2, 3, 4), complex), "has complex values", "Keep their magnitude."),
     ],
     ids=["slice", "4D", "vectors", "empty", "RGB", "complex"],

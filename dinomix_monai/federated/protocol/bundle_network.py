@@ -27,7 +27,7 @@ def bundle_network(
     Args:
         num_classes: number of classes, background included.
         overlays: configs that patch ``train.json``.
-        settings: ids with other values.
+        settings: ids with other values; ``num_channels`` of images with several.
         bundle_root: folder of the bundle, see :meth:`dinomix_monai.bundle.Bundle.find`.
         seed: seed of the initial weights.
 
@@ -35,7 +35,9 @@ def bundle_network(
         FileNotFoundError: When there is no bundle or no such overlay.
         ValueError: When nothing refers to one of the settings.
     """
-    parser = Bundle.find(bundle_root).parser("train", *overlays, **{**(settings or {}), "num_classes": num_classes})
+    # What the data set of a site says, which there is none of here.
+    given = {"num_channels": 1, **(settings or {}), "num_classes": num_classes}
+    parser = Bundle.find(bundle_root).parser("train", *overlays, **given)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return parser.get_parsed_content("network_def")

@@ -21,6 +21,8 @@ class SiteDescription(TypedDict):
     """SHA-256 of the frozen teacher, or ``none`` where no teacher is used."""
     class_names: list[str]
     """Names of the classes by label value, background first."""
+    channel_names: list[str]
+    """Names of the channels of an image; empty texts where the data set does not name them."""
     network: dict[str, list[int]]
     """Shape of each weight of the network by its name."""
     labeled_voxels: list[int]

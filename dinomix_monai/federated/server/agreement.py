@@ -13,7 +13,7 @@ __all__ = ["check_agreement", "version_differences"]
 
 
 def check_agreement(
-    descriptions: Mapping[str, SiteDescription], class_names: Sequence[str], teacher: str = ""
+    descriptions: Mapping[str, SiteDescription], class_names: Sequence[str], num_channels: int = 1, teacher: str = ""
 ) -> dict[str, list[float]]:
     """
     Refuses sites that cannot train one model together: all need the same teacher, classes and network.
@@ -23,6 +23,7 @@ def check_agreement(
     Args:
         descriptions: what each site says of itself, by the site's name.
         class_names: names of the model's classes by label value, background first.
+        num_channels: channels of an image in the job.
         teacher: fingerprint that all teachers must have; empty to ask only that they are the same.
 
     Returns:
@@ -45,6 +46,7 @@ def check_agreement(
                 f"`labels` must be the same everywhere, got {list(description['class_names'])} at {site} and "
                 f"{list(class_names)} in the job."
             )
+        _check_channels(site, description["channel_names"], first, descriptions[first]["channel_names"], num_channels)
         for count in VOXEL_COUNTS:
             if len(description[count]) != len(class_names):
                 raise ValueError(
@@ -64,6 +66,19 @@ def check_agreement(
     if not totals["labeled_voxels"][1:].any():
         raise ValueError(f"Some site must have labels, got none at {', '.join(descriptions)}.")
     return {count: total.tolist() for count, total in totals.items()}
+
+
+def _check_channels(site: str, own: Sequence[str], first: str, other: Sequence[str], number: int) -> None:
+    if len(own) != number:
+        raise ValueError(
+            f"Images must have the channels of the job everywhere, got {len(own)} at {site} and {number} in the job, "
+            "whose settings say `num_channels`."
+        )
+    if all(own) and all(other) and list(own) != list(other):
+        raise ValueError(
+            f"Channels must be the same in the same order everywhere, got {', '.join(own)} at {site} and "
+            f"{', '.join(other)} at {first}."
+        )
 
 
 def version_differences(descriptions: Mapping[str, SiteDescription]) -> list[str]:

@@ -236,7 +236,8 @@ class FederatedController(FedAvg):
                     raise ValueError(f"{site} is not ready ({errors[site]}); its log says what is wrong.")
                 if site not in descriptions:
                     raise ValueError(f"{site} must answer the handshake in {self.handshake_timeout} s, got nothing.")
-            voxels = check_agreement(descriptions, self.class_names, self.teacher)
+            num_channels = int(self.settings.get("num_channels", 1))
+            voxels = check_agreement(descriptions, self.class_names, num_channels, self.teacher)
         except ValueError as error:
             self.panic(f"Handshake: {error}")
             return False
@@ -249,7 +250,12 @@ class FederatedController(FedAvg):
             **self._given_aggregation_weights,
         }
         teacher = next(iter(descriptions.values()))["teacher"]
-        self._checkpoint_meta = {"class_names": self.class_names, "teacher": teacher, "rounds": self._plan.rounds}
+        self._checkpoint_meta = {
+            "class_names": self.class_names,
+            "num_channels": num_channels,
+            "teacher": teacher,
+            "rounds": self._plan.rounds,
+        }
         self.info(f"Handshake: {', '.join(descriptions)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
         return True
 

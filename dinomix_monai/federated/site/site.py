@@ -95,6 +95,9 @@ class Site:
         return {
             "teacher": self._resolve(workflow, "teacher").fingerprint if has_teacher else _NO_TEACHER,
             "class_names": list(datalist.class_names),
+            "channel_names": list(
+                datalist.channel_names if datalist.has_channel_names else [""] * datalist.num_channels
+            ),
             "network": {name: list(value.shape) for name, value in network.state_dict().items()},
             "labeled_voxels": datalist.training_voxels,
             "patch_voxels": self._resolve(workflow, "pseudo_labeler#labeled_voxels"),

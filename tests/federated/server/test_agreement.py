@@ -15,6 +15,7 @@ def answers(**changes):
     for number, voxels in enumerate(([10, 2, 0], [5, 0, 1], [0, 0, 0]), start=1):
         site = {"teacher": "aaaa", "class_names": NAMES, "labeled_voxels": voxels, "versions": {"monai": "1.6.1"}}
         site["patch_voxels"] = [count / 4 for count in voxels]
+        site["channel_names"] = ["T1"]
         site["network"] = {"stem.weight": [16, 1, 3], "stem.bias": [16]}
         found[f"site-{number}"] = {**site, **changes.get(f"site_{number}", {})}
     return found
@@ -49,6 +50,8 @@ def test_voxels_of_all_sites_are_summed_by_class():
             "",
             "got norm.weight of shape [16] at site-2 and None at site-1.",
         ),
+        ({"site_2": {"channel_names": ["T1", "T2"]}}, "", "got 2 at site-2 and 1 in the job, whose settings say"),
+        ({"site_3": {"channel_names": ["T2"]}}, "", "in the same order everywhere, got T2 at site-3 and T1 at site-1."),
         ({"site_1": {"labeled_voxels": [1, 2]}}, "", "labeled_voxels must have 3 numbers, got 2 at site-1."),
         ({"site_3": {"patch_voxels": []}}, "", "patch_voxels must have 3 numbers, got 0 at site-3."),
         (
@@ -60,10 +63,14 @@ def test_voxels_of_all_sites_are_summed_by_class():
 )
 def test_a_mismatch_is_one_sentence_with_the_site_and_both_values(changes, teacher, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_agreement(answers(**changes), NAMES, teacher)
+        check_agreement(answers(**changes), NAMES, teacher=teacher)
 
 
 def test_versions_that_differ_are_named_with_their_sites():
     assert version_differences(answers()) == []
     sentence = "monai: 1.6.1 at site-1, 1.6.0 at site-2, 1.6.1 at site-3"
     assert version_differences(answers(site_2={"versions": {"monai": "1.6.0"}})) == [sentence]
+
+
+def test_a_site_need_not_name_its_channels():
+    assert check_agreement(answers(site_2={"channel_names": [""]}), NAMES)

@@ -24,6 +24,7 @@ class Hospital:
         self.description = {
             "teacher": "aaaa",
             "class_names": NAMES,
+            "channel_names": ["T1"],
             "labeled_voxels": [10, 1] if labels else [0, 0],
             "patch_voxels": [4.5, 0.5] if labels else [0, 0],
             "network": {"w": [2]},
@@ -267,7 +268,7 @@ def test_what_a_round_tells_a_site_of_the_others_is_what_the_docs_list(federate)
     hospital = Hospital(steps=3)
     federate(hospital, Hospital(steps=2, labels=False), unlabeled_site_weight=0.5)
     first, second = (meta for task, _, meta in hospital.asked if task == "train")
-    assert set(first) == {"plan", "class_names", "teacher", "rounds", "next_round"}
+    assert set(first) == {"plan", "class_names", "num_channels", "teacher", "rounds", "next_round"}
     assert set(second) - set(first) == {"nr_aggregated", "current_round", "metrics_aggregation_info"}
     weights = {site["name"]: site["weight"] for site in second["metrics_aggregation_info"]["site_weights"]}
     assert weights == {"site-1": 3.0, "site-2": 1.0}
