@@ -10,6 +10,8 @@ import pytest
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 
+from dinomix_monai.federated import permit_classes
+from dinomix_monai.federated.permission import CLASSES
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
 
 APP = Path(__file__).parents[2] / "flare_app"
@@ -82,20 +84,21 @@ def components(value: object) -> Iterator[dict]:
             yield from components(item)
 
 
-def test_the_list_of_classes_in_the_docs_permits_a_job_without_code_and_nvflares_own_list_does_not(
+def test_the_classes_that_a_kit_allows_permit_a_job_without_code_and_nvflares_own_list_does_not(
     export, tmp_path: Path
 ) -> None:
     page = (APP.parent / "docs" / "federation_sites.md").read_text()
-    listed = json.loads(f"[{re.search(r'```json(.*?)```', page, re.DOTALL)[1]}]")
     found = [
         part for name, config in export(with_code=False).items() if "app/config" in name for part in components(config)
     ]
     privacy = re.search(r'"path": "(dinomix_monai[\w.]+)"', page)[1]
     found.append({"path": privacy})
+    local = tmp_path / "kit" / "local"
+    local.mkdir(parents=True)
+    default = local / "resources.json.default"
+    default.write_text(json.dumps({"class_allow_list": DEFAULT_CLASS_ALLOW_LIST}))
 
-    def refused(permitted: list[str]) -> set[str]:
-        file = tmp_path / f"resources_{len(permitted)}.json"
-        file.write_text(json.dumps({"class_allow_list": permitted}))
+    def refused(file: Path) -> set[str]:
         workspace = SimpleNamespace(get_resources_file_path=lambda: str(file))
         names = set()
         for part in found:
@@ -105,13 +108,19 @@ def test_the_list_of_classes_in_the_docs_permits_a_job_without_code_and_nvflares
                 names.add(part["path"])
         return names
 
-    assert refused([*DEFAULT_CLASS_ALLOW_LIST, *listed]) == set()
-    own = {name for name in refused(list(DEFAULT_CLASS_ALLOW_LIST)) if name.startswith("dinomix_monai.")}
+    own = {name for name in refused(default) if name.startswith("dinomix_monai.")}
     assert own == {
         "dinomix_monai.federated.server.controller.FederatedController",
         "dinomix_monai.federated.protocol.bundle_network.bundle_network",
         "dinomix_monai.federated.site.privacy.GaussianPrivacy",
     }
+    written, _ = permit_classes(local.parent)
+    assert refused(written) == set()
+    # Each of them is needed.
+    listed = json.loads(written.read_text())["class_allow_list"]
+    for name in CLASSES:
+        written.write_text(json.dumps({"class_allow_list": [other for other in listed if other != name]}))
+        assert refused(written)
 
 
 def test_a_script_can_run_in_a_process_of_its_own(export) -> None:
