@@ -4,13 +4,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare import lighter
+from nvflare.apis.fl_exception import UnsafeComponentError
+from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from nvflare.lighter.provision import prepare_builders, prepare_project
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.utils import load_yaml
 
 from dinomix_monai.federated import permit_classes
+from dinomix_monai.federated.execution import make_environment
 from dinomix_monai.federated.permission import CLASSES
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
 
@@ -84,8 +89,17 @@ def components(value: object) -> Iterator[dict]:
             yield from components(item)
 
 
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Startup kits of a server, two sites and their users, as ``nvflare provision`` makes them of its own example."""
+    folder = tmp_path_factory.mktemp("kits")
+    project = load_yaml(str(Path(lighter.__file__).parent / "dummy_project.yml"))
+    Provisioner(str(folder), prepare_builders(project)).provision(prepare_project(project))
+    return folder / project["name"] / "prod_00"
+
+
 def test_the_classes_that_a_kit_allows_permit_a_job_without_code_and_nvflares_own_list_does_not(
-    export, tmp_path: Path
+    export, kits: Path
 ) -> None:
     page = (APP.parent / "docs" / "federation_sites.md").read_text()
     found = [
@@ -93,34 +107,41 @@ def test_the_classes_that_a_kit_allows_permit_a_job_without_code_and_nvflares_ow
     ]
     privacy = re.search(r'"path": "(dinomix_monai[\w.]+)"', page)[1]
     found.append({"path": privacy})
-    local = tmp_path / "kit" / "local"
-    local.mkdir(parents=True)
-    default = local / "resources.json.default"
-    default.write_text(json.dumps({"class_allow_list": DEFAULT_CLASS_ALLOW_LIST}))
 
-    def refused(file: Path) -> set[str]:
-        workspace = SimpleNamespace(get_resources_file_path=lambda: str(file))
+    def refused(kit: Path) -> set[str]:
+        workspace = Workspace(str(kit))
         names = set()
         for part in found:
             try:
                 ComponentPathAuthorizer().authorize_component_config(part, workspace=workspace)
-            except Exception:
+            except UnsafeComponentError:
                 names.add(part["path"])
         return names
 
-    own = {name for name in refused(default) if name.startswith("dinomix_monai.")}
-    assert own == {
-        "dinomix_monai.federated.server.controller.FederatedController",
-        "dinomix_monai.federated.protocol.bundle_network.bundle_network",
-        "dinomix_monai.federated.site.privacy.GaussianPrivacy",
-    }
-    written, _ = permit_classes(local.parent)
-    assert refused(written) == set()
+    for party in ("server1", "site-1"):
+        own = {name for name in refused(kits / party) if name.startswith("dinomix_monai.")}
+        assert own == {
+            "dinomix_monai.federated.server.controller.FederatedController",
+            "dinomix_monai.federated.protocol.bundle_network.bundle_network",
+            "dinomix_monai.federated.site.privacy.GaussianPrivacy",
+        }
+        written, _ = permit_classes(kits / party)
+        assert refused(kits / party) == set()
     # Each of them is needed.
-    listed = json.loads(written.read_text())["class_allow_list"]
+    resources = json.loads(written.read_text())
     for name in CLASSES:
-        written.write_text(json.dumps({"class_allow_list": [other for other in listed if other != name]}))
-        assert refused(written)
+        rest = [other for other in resources["class_allow_list"] if other != name]
+        written.write_text(json.dumps({**resources, "class_allow_list": rest}))
+        assert refused(kits / party)
+
+
+def test_a_kit_names_its_user_and_a_kit_of_a_site_has_none(kits: Path, tmp_path: Path) -> None:
+    user = "lead@nvidia.com"
+    assert make_environment("prod", 2, tmp_path, startup_kit=str(kits / user)).username == user
+    with pytest.raises(FileNotFoundError, match=r"startup_kit must be the kit of a user who submits jobs, got .*site-2"):
+        make_environment("prod", 2, tmp_path, startup_kit=str(kits / "site-2"))
+    with pytest.raises(ValueError, match="Users submit jobs and permit none"):
+        permit_classes(kits / user)
 
 
 def test_a_script_can_run_in_a_process_of_its_own(export) -> None:
