@@ -123,6 +123,7 @@ def _simulate(recipe: Recipe, environment: SimEnv) -> bool:
     if summary is None or not summary.is_whole:
         print("The run has not come to its end; the log above says why.")
         return False
+    print(f"Result: {run}")
     return True
 
 

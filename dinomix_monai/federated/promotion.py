@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomix_monai.bundle import open_configuration
-from dinomix_monai.core.tensor_file import read_tensor_file
+from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference
 from dinomix_monai.models import write_model
 
 __all__ = ["find_checkpoint", "promote_checkpoint", "read_checkpoint"]
@@ -102,11 +102,10 @@ def promote_checkpoint(
     parser = open_configuration(config_file)
     parser["num_classes"] = len(class_names)
     network = parser.get_parsed_content("network_def")
-    try:
-        network.load_state_dict(content["model"], strict=True)
-    except RuntimeError as error:
+    if difference := shape_difference(content["model"], network.state_dict()):
         raise ValueError(
-            f"checkpoint must hold the weights of network_def in {config_file}, got others; pass the overlays and "
-            f"settings of the run. {error}"
-        ) from error
+            f"checkpoint must hold the weights of network_def in {config_file}, got {checkpoint}, of which "
+            f"{difference}. Pass the overlays of the run, and one with its settings of network_def, in --config_file."
+        )
+    network.load_state_dict(content["model"])
     return write_model(network, model_file, class_names)

@@ -185,6 +185,7 @@ def test_a_simulation_that_left_no_table_has_not_come_to_its_end(tmp_path, capsy
     run.mkdir(parents=True)
     (run / "summary.json").write_text(json.dumps(asdict(SUMMARY)))
     assert run_recipe(FakeRecipe(), environment, tmp_path)
+    assert capsys.readouterr().out == f"Result: {run}\n"
 
 
 def test_environments_are_those_of_nvflare(kit, tmp_path):
