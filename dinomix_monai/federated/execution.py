@@ -111,7 +111,7 @@ def _execute(recipe: Recipe, environment: ExecEnv) -> Run:
     try:
         run = recipe.execute(environment)
     except (RuntimeError, *_OF_THE_SERVER) as error:
-        raise RuntimeError(f"NVFlare cannot run the job: {error}") from error
+        raise RuntimeError(f"The job has not run to its end: {error}") from error
     assert run is not None  # an export has ended the process
     return run
 

@@ -155,7 +155,7 @@ def test_a_job_that_is_detached_is_not_waited_for(kit, tmp_path, capsys):
 
 def test_a_job_that_nvflare_does_not_take_is_one_sentence(kit, tmp_path):
     environment = make_environment("prod", 2, tmp_path, startup_kit=str(kit))
-    with pytest.raises(RuntimeError, match="NVFlare cannot run the job: no server"):
+    with pytest.raises(RuntimeError, match="The job has not run to its end: no server"):
         run_recipe(FakeRecipe(RuntimeError("no server")), environment, tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_proof_of_concept_is_followed_with_the_kit_that_nvflare_made_and_stopp
     monkeypatch.setattr(execution, "_follow", lambda kit, user, job, workspace: seen.append((kit, user, job)) or True)
     assert run_recipe(FakeRecipe(), environment, tmp_path)
     assert seen == [(folder / environment.username, "lead@hospital", "4f1c")]
-    with pytest.raises(RuntimeError, match="cannot run the job"):
+    with pytest.raises(RuntimeError, match="has not run to its end: no port"):
         run_recipe(FakeRecipe(RuntimeError("no port")), environment, tmp_path)
     assert capsys.readouterr().out == "stopped\n" * 2
 
