@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from processes import kill_processes
 from simulated_federation import simulate, write_site_settings
 from toys import TOY, make_toy_phantom
 
@@ -67,14 +68,9 @@ def killed(folder: Path, timeout: int) -> list[str]:
 
     def kill(_: subprocess.Popen) -> None:
         _wait_for((folder / "site-2" / "history.csv").is_file)
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_text().split("\0")
-            except OSError:
-                continue
-            # Of our own run alone: its folder is on the command line.
-            if "--folder" in words and str(folder / "workspace" / "site-2") in words[words.index("--folder") + 1]:
-                os.kill(int(entry.name), signal.SIGKILL)
+        own = str(folder / "workspace" / "site-2")
+        # Of our own run alone: its folder is on the command line.
+        kill_processes(lambda words: "--folder" in words and own in words[words.index("--folder") + 1])
 
     return _simulate(folder, timeout, {}, watch=kill, external=True, min_responses=1, grace_period=60)
 

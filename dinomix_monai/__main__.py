@@ -8,16 +8,13 @@ from dataclasses import asdict
 from json import dumps
 from typing import Any
 
-import fire
 from fire.decorators import SetParseFn
 
 from dinomix_monai.bundle import config_files, open_configuration, prepare_volumes, token_cache_of
-from dinomix_monai.run import (
-    read_configuration,
-    report_failures,
-)
+from dinomix_monai.run import read_configuration, run_command_line
 
 __all__ = [
+    "allow",
     "autolabel",
     "bundle",
     "cache_tokens",
@@ -38,6 +35,22 @@ __all__ = [
 ]
 
 # Each command imports what it runs: MONAI and PyTorch take many seconds, and a help text needs neither.
+
+
+@SetParseFn(str, "startup_kit")
+def allow(startup_kit: str) -> None:
+    """
+    Permits the classes of a federation without code at a server or a site, in local/resources.json of its startup kit.
+
+    What the list holds already stays. The server or the site reads it when it starts.
+
+    Args:
+        startup_kit: folder of the kit of a server or a site, as nvflare provision makes it.
+    """
+    from dinomix_monai.federated import permit_classes
+
+    path, new = permit_classes(startup_kit)
+    print("\n".join([f"{path} permits the job:", *new]) if new else f"{path} permits the job already.")
 
 
 @SetParseFn(str, "folder")
@@ -543,15 +556,17 @@ def promote(
     Makes a global model of a federation the bundle's own, which evaluating and inferring use.
 
     Args:
-        checkpoint: FL_global_model.pt (the last one) or best_FL_global_model.pt of the server.
+        checkpoint: folder of the run, of which the best model is taken: the workspace of a simulation, or a result
+            that was downloaded; or FL_global_model.pt (the last one) or best_FL_global_model.pt itself.
         model_file: file to write.
         config_file: the bundle's training configuration and the overlays of the run.
     """
-    from dinomix_monai.federated import promote_checkpoint, read_checkpoint
+    from dinomix_monai.federated import find_checkpoint, promote_checkpoint, read_checkpoint
 
-    path = promote_checkpoint(checkpoint, model_file, config_file)
-    run = read_checkpoint(checkpoint)["meta_props"]
-    print(f"{path}: {len(run['class_names'])} classes, after {run['next_round']} of {run['rounds']} rounds.")
+    found = find_checkpoint(checkpoint)
+    path = promote_checkpoint(found, model_file, config_file)
+    run = read_checkpoint(found)["meta_props"]
+    print(f"{path} is {found}: {len(run['class_names'])} classes, after {run['next_round']} of {run['rounds']} rounds.")
     print(f"Teacher of the sites: {run['teacher']}.")
 
 
@@ -581,8 +596,8 @@ def split(
 
 def main() -> None:
     """What ``python -m dinomix_monai`` and the installed command ``dinomix`` run."""
-    report_failures()
     commands = {
+        "allow": allow,
         "autolabel": autolabel,
         "bundle": bundle,
         "cache_tokens": cache_tokens,
@@ -601,7 +616,7 @@ def main() -> None:
         "split": split,
         "train": train,
     }
-    fire.Fire(commands, name="dinomix_monai")
+    run_command_line(commands, name="dinomix_monai")
 
 
 if __name__ == "__main__":

@@ -10,20 +10,22 @@ The last one writes the job folder, of which ``flare_app`` itself is the export 
 
 from __future__ import annotations
 
-import json
-import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
-from nvflare.recipe import PocEnv, ProdEnv, SimEnv
+from fire.decorators import SetParseFn
+from monai.utils import ensure_tuple
 
 from dinomix_monai.data import read_datalist
-from dinomix_monai.federated import read_checkpoint
-from dinomix_monai.federated.recipe import build_recipe, client_arguments
-from dinomix_monai.federated.site.privacy import GaussianPrivacy
+from dinomix_monai.data.anatomy import ORGANS
+from dinomix_monai.federated.execution import make_environment, run_recipe
+from dinomix_monai.federated.recipe import build_recipe, client_arguments, continued_run
+from dinomix_monai.run import run_command_line
 
 
+@SetParseFn(str, "workspace", "settings_file", "dataset_dir", "labels", "continue_from", "startup_kit", "teacher")
 def main(
     env: str = "sim",
     sites: int = 2,
@@ -35,56 +37,79 @@ def main(
     dataset_dir: str | None = None,
     unlabeled_sites: int = 0,
     labels: str | None = None,
-    settings: dict[str, Any] | None = None,
-    continue_from: str | None = None,
-    start_round: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    overlays: str | Sequence[str] = (),
+    transfer: str = "full",
+    fedprox_mu: float | None = None,
+    local_norm: bool = False,
+    server_learning_rate: float = 1.0,
+    server_momentum: float = 0.0,
+    min_responses: int = 0,
+    grace_period: int = 60,
+    round_timeout: int = 0,
+    handshake_timeout: int = 600,
+    norm_bound: float = 0.0,
+    unlabeled_site_weight: float = 0.2,
+    aggregation_weights: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     noise_multiplier: float = 0.0,
+    teacher: str = "",
+    compare_alone: bool = True,
+    external: bool = False,
+    with_code: bool = True,
+    continue_from: str | None = None,
+    start_round: int = 0,
     startup_kit: str | None = None,
-    username: str = "admin@nvidia.com",
-    **options: Any,
+    detach: bool = False,
 ) -> None:
     """
-    Builds the job and runs it.
+    Builds the job and runs it to its end; the exit code is 1 where it does not come to its end.
+
+    NVFlare itself takes --export --export-dir DIR, which writes the job to DIR and runs nothing.
 
     Args:
-        env: sim, poc or prod.
+        env: sim for a simulation, poc for server and sites as processes of this machine, prod for real sites.
         sites: number of sites.
         rounds: rounds of the whole run.
         epochs_per_round: local epochs of a round.
-        threads: sites that the simulation runs at a time; all by default.
-        workspace: folder of the simulation.
+        threads: sites that the simulation runs at a time; all if not given.
+        workspace: folder of the simulation, or of the result that is downloaded from the server.
         settings_file: JSON file at each site with the site's own settings; {SITE_NAME} stands for its name.
         dataset_dir: folder at each site with its data set. With neither of both the sites share the phantom.
         unlabeled_sites: how many of the sites that share the phantom have no labels.
-        labels: a dataset.json whose ``labels`` name the classes; the phantom's by default.
+        labels: a dataset.json whose labels name the classes; those of the phantom if not given.
         settings: numbers in train.json that are other at all sites, such as "{'steps_per_epoch': 100}".
-        continue_from: global model of a server that died, with which the run goes on.
-        start_round: round to go on with, where continue_from is a path at a server elsewhere.
+        overlays: configs of the bundle, which each site has itself, such as acdc.
+        transfer: what the sites send, full, difference or half_difference: their weights or what has changed.
+        fedprox_mu: weight of FedProx's term; no such term if not given.
+        local_norm: normalization layers stay at each site (FedBN).
+        server_learning_rate: learning rate of the server's SGD on the average change (FedOpt).
+        server_momentum: momentum of that.
+        min_responses: number of sites whose answer is enough; 0 for all.
+        grace_period: seconds that the others have left then.
+        round_timeout: seconds after which a round goes on with the answers that have come; 0 for no limit.
+        handshake_timeout: seconds that the sites have for the handshake.
+        norm_bound: largest norm of an update; 0 for no bound.
+        unlabeled_site_weight: what a step of a site without labels counts in the average.
+        aggregation_weights: that site by site, such as "{'site-1': 0.5}".
         clip_norm: clip what each site sends to this norm, and add noise; needs --transfer difference.
         noise_multiplier: standard deviation of the noise over clip_norm.
-        startup_kit: folder of the startup kit of who submits the job.
-        username: name that the kit was made for.
-        **options: see ``build_recipe`` and ``FederatedController``, such as --min_responses or --external.
+        teacher: fingerprint that all teachers must have; only that they are the same if not given.
+        compare_alone: each site trains alone as well after the federation, which doubles the work.
+        external: a process of its own for each task of a site.
+        with_code: a script of three lines travels with the job; without it each site must allow the job's classes.
+        continue_from: global model of a server that died, with which the run goes on.
+        start_round: round to go on with, where continue_from is a path at a server elsewhere.
+        startup_kit: folder of the startup kit of who submits the job to real sites.
+        detach: submit the job to real sites, and do not wait for its end.
     """
-    if env not in ("sim", "poc", "prod"):
-        raise ValueError(f"env must be sim, poc or prod, got {env!r}.")
+    # Before the job is built: what is mistyped is told at once.
+    environment = make_environment(env, sites, workspace, threads, startup_kit)
+    class_names = ["background", *ORGANS]
     if labels is not None:
-        options["class_names"] = read_datalist(Path(labels).parent, file=Path(labels).name).class_names
+        class_names = read_datalist(Path(labels).parent, file=Path(labels).name).class_names
     if continue_from is not None:
-        checkpoint = Path(continue_from)
-        if checkpoint.is_file():
-            start_round = read_checkpoint(checkpoint)["meta_props"]["next_round"]
-            # A simulation begins by clearing the folder that it may lie in.
-            kept = Path(workspace) / "continued_from.pt"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint = Path(shutil.copyfile(checkpoint, kept))
-        elif env != "prod" or start_round < 1:
-            raise FileNotFoundError(
-                f"continue_from must be a global model that a server has left, got {continue_from}, which is no file. "
-                "For a file at a server elsewhere give --env prod and --start_round."
-            )
-        options["initial_ckpt"] = str(checkpoint.absolute())
+        continue_from, start_round = continued_run(continue_from, workspace, start_round, is_elsewhere=env == "prod")
     if settings is None and (settings_file or dataset_dir):
         # Those for the phantom are for the phantom.
         settings = {}
@@ -94,33 +119,31 @@ def main(
         start_round=start_round,
         epochs_per_round=epochs_per_round,
         settings=settings,
+        class_names=class_names,
         arguments=client_arguments(settings_file, dataset_dir, phantom_sites=sites, unlabeled_sites=unlabeled_sites),
-        **options,
+        with_code=with_code,
+        external=external,
+        initial_ckpt=continue_from,
+        overlays=ensure_tuple(overlays),
+        transfer=transfer,
+        fedprox_mu=fedprox_mu,
+        local_norm=local_norm,
+        server_learning_rate=server_learning_rate,
+        server_momentum=server_momentum,
+        min_responses=min_responses,
+        grace_period=grace_period,
+        round_timeout=round_timeout,
+        handshake_timeout=handshake_timeout,
+        norm_bound=norm_bound,
+        unlabeled_site_weight=unlabeled_site_weight,
+        aggregation_weights=aggregation_weights,
+        teacher=teacher,
+        compare_alone=compare_alone,
+        clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier,
     )
-    if clip_norm is not None:
-        recipe.add_client_output_filter(GaussianPrivacy(clip_norm, noise_multiplier), tasks=["train"])
-    root = str(Path(workspace).absolute())
-    if env == "sim":
-        where: Any = SimEnv(num_clients=sites, num_threads=threads or sites, workspace_root=root)
-    elif env == "poc":
-        where = PocEnv(num_clients=sites)
-    else:
-        where = ProdEnv(startup_kit_location=startup_kit, username=username)
-    try:
-        run = recipe.execute(where)
-    except RuntimeError as error:  # such as a simulation that has ended with an exit code, which its log explains
-        raise SystemExit(str(error)) from error
-    if env == "sim":
-        summary = Path(root, recipe.name, "server", "simulate_job", "summary.json")
-        if not summary.is_file():
-            raise SystemExit("The run has not come to its end; the log above says why.")
-        print(f"Best {json.loads(summary.read_text())['best']} on validation. Written to {summary.parent}.")
-    elif env == "poc":
-        print(f"Results: {run.get_result(clean_up=False)}")
-        where.stop()
-    else:
-        print(f"Job {run.get_job_id()} is submitted.")
+    sys.exit(0 if run_recipe(recipe, environment, workspace, detach) else 1)
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command_line(main, name="job.py")

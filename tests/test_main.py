@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dinomix_monai.__main__ import allow
 from dinomix_monai.data import make_phantom
 
 ROOT = Path(__file__).parents[1]
@@ -91,9 +92,20 @@ def test_check_prints_one_json_object_for_machines(command, phantom, capsys):
     ]
 
 
+def test_allow_names_what_is_new_in_the_list_of_a_kit(tmp_path, capsys):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "resources.json.default").write_text('{"class_allow_list": []}')
+    allow(str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[-1] == "dinomix_monai."
+    allow(str(tmp_path))
+    assert capsys.readouterr().out == f"{tmp_path / 'local' / 'resources.json'} permits the job already.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("promote", "."), "Error: checkpoint must be a global model or the folder of a run that has one, got "),
+        (("check", "DATA", "--jsn"), "Error: --jsn must be an option of this command, got a name that it does not hav"),
         (("compare", "nowhere", "nowhere"), "Error: "),
         (("prepare", "spleen", "RAW", "OUT"), "Error: "),
         (

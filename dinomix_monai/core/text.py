@@ -1,12 +1,13 @@
-"""Numbers and tables as text."""
+"""Numbers, names and tables as text."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["by", "number", "some", "text_table"]
+__all__ = ["by", "did_you_mean", "number", "some", "text_table"]
 
 
 def by(numbers: Iterable[float]) -> str:
@@ -18,6 +19,18 @@ def by(numbers: Iterable[float]) -> str:
         '4.5 x 4.5 x 6'
     """
     return " x ".join(f"{size:.0f}" if float(size).is_integer() else f"{size:g}" for size in numbers)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """
+    The question that follows on a mistyped name, with a space in front; empty where no name is similar.
+
+    Example:
+        >>> did_you_mean("epoch", ["epochs", "seed"])
+        ' Did you mean epochs?'
+    """
+    similar = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {similar[0]}?" if similar else ""
 
 
 def number(value: float, decimals: int, sign: str = "") -> str:

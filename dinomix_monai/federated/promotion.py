@@ -7,10 +7,56 @@ from pathlib import Path
 from typing import Any
 
 from dinomix_monai.bundle import open_configuration
-from dinomix_monai.core.tensor_file import read_tensor_file
+from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference
 from dinomix_monai.models import write_model
 
-__all__ = ["promote_checkpoint", "read_checkpoint"]
+__all__ = ["find_checkpoint", "promote_checkpoint", "read_checkpoint"]
+
+_MODELS = ("best_FL_global_model.pt", "FL_global_model.pt")
+# Where a run leaves them, below the folder that somebody knows it by.
+_FOLDERS = {
+    "app_server": "the run's folder at the server",
+    "server/simulate_job/app_server": "nvflare simulator -w",
+    "*/server/simulate_job/app_server": "job.py --workspace",
+    "workspace/app_server": "a result that was downloaded",
+    "*/workspace/app_server": "job.py --workspace with --env poc or prod, and NVFlare's folder of downloads",
+}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """
+    Finds the global model of a run: the best one, or the last one of a run that has none.
+
+    Args:
+        path: the file itself, or the folder of a run: the workspace of a simulation, or a result that was downloaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: When there is no model in the folder.
+        ValueError: When there are those of several runs.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return folder
+    runs = sorted({run for pattern in _FOLDERS for run in folder.glob(pattern) if _models_in(run)})
+    if not runs:
+        places = "; ".join(f"{pattern} ({origin})" for pattern, origin in _FOLDERS.items())
+        raise FileNotFoundError(
+            f"checkpoint must be a global model or the folder of a run that has one, got {folder}, in which there is "
+            f"neither {' nor '.join(_MODELS)} in {places}."
+        )
+    if len(runs) > 1:
+        raise ValueError(
+            f"checkpoint must be the folder of one run, got {folder} with {len(runs)} of them: "
+            f"{', '.join(str(_models_in(run)[0]) for run in runs)}. Give one of these files."
+        )
+    return _models_in(runs[0])[0]
+
+
+def _models_in(run: Path) -> list[Path]:
+    return [run / name for name in _MODELS if (run / name).is_file()]
 
 
 def read_checkpoint(checkpoint: str | Path) -> dict[str, Any]:
@@ -57,11 +103,10 @@ def promote_checkpoint(
     parser = open_configuration(config_file)
     parser["num_classes"], parser["num_channels"] = len(class_names), about.get("num_channels", 1)
     network = parser.get_parsed_content("network_def")
-    try:
-        network.load_state_dict(content["model"], strict=True)
-    except RuntimeError as error:
+    if difference := shape_difference(content["model"], network.state_dict()):
         raise ValueError(
-            f"checkpoint must hold the weights of network_def in {config_file}, got others; pass the overlays and "
-            f"settings of the run. {error}"
-        ) from error
+            f"checkpoint must hold the weights of network_def in {config_file}, got {checkpoint}, of which "
+            f"{difference}. Pass the overlays of the run, and one with its settings of network_def, in --config_file."
+        )
+    network.load_state_dict(content["model"])
     return write_model(network, model_file, class_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,12 @@ from nvflare.recipe import add_experiment_tracking
 from nvflare.recipe.spec import Recipe
 
 from dinomix_monai.data.anatomy import ORGANS
+from dinomix_monai.federated.promotion import read_checkpoint
 from dinomix_monai.federated.server.controller import FederatedController
+from dinomix_monai.federated.site.privacy import GaussianPrivacy
+from dinomix_monai.run import check_counts
 
-__all__ = ["PHANTOM_SETTINGS", "build_recipe", "client_arguments"]
+__all__ = ["PHANTOM_SETTINGS", "build_recipe", "client_arguments", "continued_run"]
 
 PHANTOM_SETTINGS: Mapping[str, Any] = {"steps_per_epoch": 25, "val_interval": 4}
 """Settings with which a run of two sites on the phantom takes less than eight minutes on two cores."""
@@ -67,6 +71,40 @@ def client_arguments(
     return [part for name, value in paths.items() if value is not None for part in (f"--{name}", value)]
 
 
+def continued_run(
+    checkpoint: str | Path, workspace: str | Path, start_round: int = 0, is_elsewhere: bool = False
+) -> tuple[str, int]:
+    """
+    Finds out where a run goes on whose server has died.
+
+    Args:
+        checkpoint: global model that the server has left.
+        workspace: folder of the run that goes on. A copy of the model is kept there, because a simulation begins by
+            clearing the folder that the model may lie in.
+        start_round: round to go on with, where the file is at a server elsewhere; otherwise the file says it.
+        is_elsewhere: whether ``checkpoint`` may be a path at a server elsewhere.
+
+    Returns:
+        Absolute path of the model, and the round to go on with.
+
+    Raises:
+        FileNotFoundError: When there is no such file here, and none can be elsewhere.
+        ValueError: When it is not a global model.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        start_round = read_checkpoint(path)["meta_props"]["next_round"]
+        kept = Path(workspace) / "continued_from.pt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(shutil.copyfile(path, kept))
+    elif not is_elsewhere or start_round < 1:
+        raise FileNotFoundError(
+            f"continue_from must be a global model that a server has left, got {checkpoint}, which is no file. "
+            "For a file at a server elsewhere give --env prod and --start_round."
+        )
+    return str(path.absolute()), start_round
+
+
 def build_recipe(
     name: str = "dinomix",
     num_sites: int = 2,
@@ -78,6 +116,8 @@ def build_recipe(
     with_code: bool = True,
     external: bool = False,
     initial_ckpt: str | None = None,
+    clip_norm: float | None = None,
+    noise_multiplier: float = 0.0,
     **controller: Any,
 ) -> Recipe:
     """
@@ -97,9 +137,26 @@ def build_recipe(
             site runs the module of its installed package, in a process of its own, and has to allow the job's classes.
         external: whether the script, too, runs in a process of its own.
         initial_ckpt: checkpoint of the global model to begin with, an absolute path at the server.
+        clip_norm: see :class:`~dinomix_monai.federated.site.privacy.GaussianPrivacy`; no noise and no clipping if not
+            given.
+        noise_multiplier: see :class:`~dinomix_monai.federated.site.privacy.GaussianPrivacy`.
         **controller: further arguments of
             :class:`~dinomix_monai.federated.server.controller.FederatedController`.
+
+    Raises:
+        ValueError: When an argument is outside of its range, or ``clip_norm`` is given and weights are sent in full.
     """
+    check_counts(sites=num_sites, epochs_per_round=epochs_per_round)
+    if num_rounds < 1:
+        done = controller.get("start_round", 0)
+        raise ValueError(f"rounds must be more than the {done} that are done, got {done + num_rounds}.")
+    if clip_norm is None and noise_multiplier:
+        raise ValueError(f"clip_norm must be given with noise_multiplier, got none with {noise_multiplier}.")
+    if clip_norm is not None and controller.get("transfer", "full") == "full":
+        raise ValueError(
+            f"transfer must be difference or half_difference with clip_norm, got full with {clip_norm}. Only a change "
+            "can be clipped."
+        )
     settings = dict(PHANTOM_SETTINGS if settings is None else settings)
     arguments = list(client_arguments(phantom_sites=num_sites) if arguments is None else arguments)
     # An empty metric leaves NVFlare's model selector out: the controller itself keeps the best model, which may be the
@@ -145,4 +202,6 @@ def build_recipe(
         Path(folder.name, _CLIENT_FILE).write_text(_CLIENT_SOURCE)
         job.to_clients(folder.name)
     add_experiment_tracking(recipe, "tensorboard")
+    if clip_norm is not None:
+        recipe.add_client_output_filter(GaussianPrivacy(clip_norm, noise_multiplier), tasks=["train"])
     return recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dinomix_monai.run.command_line import run_command_line
 from dinomix_monai.run.configuration import (
     bundle_root,
     check_paths,
@@ -30,6 +31,7 @@ __all__ = [
     "present_parser",
     "read_configuration",
     "report_failures",
+    "run_command_line",
     "start_run",
     "stop_on_sigterm",
     "unused_settings",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dinomix_monai.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -155,8 +156,8 @@ def check_settings(config: Mapping[str, Any], typed: Iterable[str]) -> None:
         ValueError: When nothing refers to one of them.
     """
     for name in {re.split("#|::", name)[0] for name in typed}.intersection(unused_settings(config)):
-        similar = difflib.get_close_matches(name, [other for other in config if other != name], n=1)
-        question = f" Did you mean {similar[0]}?" if similar else " All settings stand at the top of the configuration."
+        question = did_you_mean(name, [other for other in config if other != name])
+        question = question or " All settings stand at the top of the configuration."
         raise ValueError(
             f"--{name} must be a setting, got a name that nothing in the configuration refers to.{question}"
         )

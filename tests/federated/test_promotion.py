@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinomix_monai.bundle import Bundle
-from dinomix_monai.federated import promote_checkpoint, read_checkpoint
+from dinomix_monai.federated import find_checkpoint, promote_checkpoint, read_checkpoint
 from dinomix_monai.federated.protocol import bundle_network
 
 CONFIG = Bundle.find().configs / "train.json"
@@ -47,7 +47,9 @@ def test_weights_of_another_network_are_refused_and_nothing_is_written(checkpoin
     content = torch.load(checkpoint, weights_only=True)
     content["model"].pop(next(iter(content["model"])))
     torch.save(content, checkpoint)
-    with pytest.raises(ValueError, match="checkpoint must hold the weights of network_def"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint must hold the weights of network_def .* has the shape None and not"
+    ):
         promote_checkpoint(checkpoint, tmp_path / "models" / "model.pt", CONFIG)
     assert not (tmp_path / "models").exists()
 
@@ -64,3 +66,35 @@ def test_what_is_no_global_model_is_refused(tmp_path):
     (tmp_path / "text.pt").write_text("no tensors")
     with pytest.raises(ValueError, match=r"checkpoint must be a global model, got .*text\.pt, which is damaged"):
         read_checkpoint(tmp_path / "text.pt")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "app_server",
+        "server/simulate_job/app_server",
+        "dinomix/server/simulate_job/app_server",
+        "workspace/app_server",
+        "4f1c/workspace/app_server",
+    ],
+)
+def test_the_model_of_a_run_is_found_in_each_folder_that_a_run_is_known_by(folder, tmp_path):
+    run = tmp_path / folder
+    run.mkdir(parents=True)
+    (run / "FL_global_model.pt").touch()
+    assert find_checkpoint(tmp_path) == run / "FL_global_model.pt"
+    (run / "best_FL_global_model.pt").touch()
+    assert find_checkpoint(tmp_path) == run / "best_FL_global_model.pt"
+    assert find_checkpoint(run / "FL_global_model.pt") == run / "FL_global_model.pt"
+
+
+def test_a_folder_with_no_run_or_several_is_refused_with_what_was_looked_for(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither best_FL_global_model\.pt nor FL_global_model\.pt in app_server"
+    ):
+        find_checkpoint(tmp_path)
+    for job in ("a", "b"):
+        (tmp_path / job / "workspace" / "app_server").mkdir(parents=True)
+        (tmp_path / job / "workspace" / "app_server" / "FL_global_model.pt").touch()
+    with pytest.raises(ValueError, match=r"one run, got .* with 2 of them: .*a/workspace.*, .*b/workspace"):
+        find_checkpoint(tmp_path)

@@ -4,12 +4,19 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare import lighter
+from nvflare.apis.fl_exception import UnsafeComponentError
+from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from nvflare.lighter.provision import prepare_builders, prepare_project
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.utils import load_yaml
 
+from dinomix_monai.federated import permit_classes
+from dinomix_monai.federated.execution import make_environment
+from dinomix_monai.federated.permission import CLASSES
 from dinomix_monai.federated.recipe import build_recipe, client_arguments
 
 APP = Path(__file__).parents[2] / "flare_app"
@@ -82,36 +89,59 @@ def components(value: object) -> Iterator[dict]:
             yield from components(item)
 
 
-def test_the_list_of_classes_in_the_docs_permits_a_job_without_code_and_nvflares_own_list_does_not(
-    export, tmp_path: Path
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Startup kits of a server, two sites and their users, as ``nvflare provision`` makes them of its own example."""
+    folder = tmp_path_factory.mktemp("kits")
+    project = load_yaml(str(Path(lighter.__file__).parent / "dummy_project.yml"))
+    Provisioner(str(folder), prepare_builders(project)).provision(prepare_project(project))
+    return folder / project["name"] / "prod_00"
+
+
+def test_the_classes_that_a_kit_allows_permit_a_job_without_code_and_nvflares_own_list_does_not(
+    export, kits: Path
 ) -> None:
     page = (APP.parent / "docs" / "federation_sites.md").read_text()
-    listed = json.loads(f"[{re.search(r'```json(.*?)```', page, re.DOTALL)[1]}]")
     found = [
         part for name, config in export(with_code=False).items() if "app/config" in name for part in components(config)
     ]
     privacy = re.search(r'"path": "(dinomix_monai[\w.]+)"', page)[1]
     found.append({"path": privacy})
 
-    def refused(permitted: list[str]) -> set[str]:
-        file = tmp_path / f"resources_{len(permitted)}.json"
-        file.write_text(json.dumps({"class_allow_list": permitted}))
-        workspace = SimpleNamespace(get_resources_file_path=lambda: str(file))
+    def refused(kit: Path) -> set[str]:
+        workspace = Workspace(str(kit))
         names = set()
         for part in found:
             try:
                 ComponentPathAuthorizer().authorize_component_config(part, workspace=workspace)
-            except Exception:
+            except UnsafeComponentError:
                 names.add(part["path"])
         return names
 
-    assert refused([*DEFAULT_CLASS_ALLOW_LIST, *listed]) == set()
-    own = {name for name in refused(list(DEFAULT_CLASS_ALLOW_LIST)) if name.startswith("dinomix_monai.")}
-    assert own == {
-        "dinomix_monai.federated.server.controller.FederatedController",
-        "dinomix_monai.federated.protocol.bundle_network.bundle_network",
-        "dinomix_monai.federated.site.privacy.GaussianPrivacy",
-    }
+    for party in ("server1", "site-1"):
+        own = {name for name in refused(kits / party) if name.startswith("dinomix_monai.")}
+        assert own == {
+            "dinomix_monai.federated.server.controller.FederatedController",
+            "dinomix_monai.federated.protocol.bundle_network.bundle_network",
+            "dinomix_monai.federated.site.privacy.GaussianPrivacy",
+        }
+        written, _ = permit_classes(kits / party)
+        assert refused(kits / party) == set()
+    # Each of them is needed.
+    resources = json.loads(written.read_text())
+    for name in CLASSES:
+        rest = [other for other in resources["class_allow_list"] if other != name]
+        written.write_text(json.dumps({**resources, "class_allow_list": rest}))
+        assert refused(kits / party)
+
+
+def test_a_kit_names_its_user_and_a_kit_of_a_site_has_none(kits: Path, tmp_path: Path) -> None:
+    user = "lead@nvidia.com"
+    assert make_environment("prod", 2, tmp_path, startup_kit=str(kits / user)).username == user
+    with pytest.raises(FileNotFoundError, match=r"startup_kit must be the kit of a user .*, got .*site-2"):
+        make_environment("prod", 2, tmp_path, startup_kit=str(kits / "site-2"))
+    with pytest.raises(ValueError, match="Users submit jobs and permit none"):
+        permit_classes(kits / user)
 
 
 def test_a_script_can_run_in_a_process_of_its_own(export) -> None:

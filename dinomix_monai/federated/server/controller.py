@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.federated.protocol import ClassScores, MetaKeys, RunPlan, ScoredModel, SiteDescription, TaskName
 from dinomix_monai.federated.server.agreement import check_agreement, version_differences
 from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
-from dinomix_monai.federated.server.summary import federation_table
+from dinomix_monai.federated.server.summary import SUMMARY_FILE, Summary
 from dinomix_monai.federated.server.update_check import UpdateCheck
 
 __all__ = ["FederatedController"]
@@ -66,7 +67,7 @@ class FederatedController(FedAvg):
         **kwargs: see ``nvflare.app_common.workflows.fedavg.FedAvg``.
 
     Raises:
-        ValueError: When ``unlabeled_site_weight`` is not positive.
+        ValueError: When ``unlabeled_site_weight`` is not positive, or ``min_responses`` is more than all sites.
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class FederatedController(FedAvg):
     ) -> None:
         if not unlabeled_site_weight > 0:
             raise ValueError(f"unlabeled_site_weight must be > 0, got {unlabeled_site_weight}.")
+        if not 0 <= min_responses <= num_clients:
+            raise ValueError(f"min_responses must be 0 to {num_clients}, the number of sites, got {min_responses}.")
         super().__init__(
             num_clients=num_clients, num_rounds=num_rounds, start_round=start_round, fedprox_mu=fedprox_mu, **kwargs
         )
@@ -271,20 +274,17 @@ class FederatedController(FedAvg):
             ScoredModel.BEFORE: self._collect_scores(TaskName.SCORE, self._initial_weights, ScoredModel.BEFORE),
             ScoredModel.AFTER: self._collect_scores(TaskName.SCORE, best, ScoredModel.AFTER),
         }
-        self._write_summary(scores)
+        summary = self._write_summary(scores, is_whole=not self.compare_alone)
         if self.compare_alone:
             scores[ScoredModel.ALONE] = self._collect_scores(TaskName.ALONE, self._initial_weights, ScoredModel.ALONE)
-            self._write_summary(scores)
-        table = federation_table(self.class_names, {str(model): by_site for model, by_site in scores.items()})
-        print(
-            f"\nDice of the global model before and after federation, and of each site's own model alone\n{table}\n"
-            f"Written to {self.get_run_dir()}",
-            flush=True,
-        )
+            summary = self._write_summary(scores, is_whole=True)
+        print(f"\n{summary}\nWritten to {self.get_run_dir()}", flush=True)
 
-    def _write_summary(self, scores: Mapping[ScoredModel, Mapping[str, ClassScores]]) -> None:
+    def _write_summary(self, scores: Mapping[ScoredModel, Mapping[str, ClassScores]], is_whole: bool) -> Summary:
         by_model = {str(model): by_site for model, by_site in scores.items()}
-        self._write_json("summary.json", {"best": self._best_metric, "scores": by_model})
+        summary = Summary(self.class_names, self._best_metric, by_model, is_whole)
+        self._write_json(SUMMARY_FILE, asdict(summary))
+        return summary
 
     def _collect_scores(self, task: TaskName, weights: Mapping[str, Any], model: ScoredModel) -> dict[str, ClassScores]:
         """The scores of a model by class at each site that has any, by the site's name."""

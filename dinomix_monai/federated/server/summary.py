@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from dinomix_monai.core.text import number, text_table
 from dinomix_monai.federated.protocol import ClassScores
 
-__all__ = ["federation_table", "pool_case_scores"]
+__all__ = ["SUMMARY_FILE", "Summary", "federation_table", "pool_case_scores", "read_summary"]
+
+SUMMARY_FILE = "summary.json"
+"""Name of the file that the controller leaves in the run's folder at the server."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    What a run has come to; its text is the table at the end of a run.
+
+    Args:
+        class_names: names of the classes by label value, background first.
+        best: mean of ``val_mean_dice`` over the sites for the best global model; ``None`` without validation cases.
+        scores: for the name of each model the scores of each site, by the site's name.
+        is_whole: whether the run has come to its end; ``False`` while the trainings alone go on.
+    """
+
+    class_names: Sequence[str]
+    best: float | None
+    scores: Mapping[str, Mapping[str, ClassScores]]
+    is_whole: bool
+
+    def __str__(self) -> str:
+        heading = "Dice of the global model before and after federation"
+        if "alone" in self.scores:
+            heading += ", and of each site's own model alone"
+        best = "no validation cases" if self.best is None else f"{self.best:.4f} on validation"
+        return f"{heading}\n{federation_table(self.class_names, self.scores)}\nBest global model: {best}"
+
+
+def read_summary(run: str | Path) -> Summary | None:
+    """
+    Reads what a run has come to.
+
+    Args:
+        run: the run's folder at the server, or a copy of it.
+
+    Returns:
+        The summary, ``None`` where the run has left none.
+    """
+    path = Path(run, SUMMARY_FILE)
+    return Summary(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def pool_case_scores(scores: Mapping[str, ClassScores]) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from dinomix_monai.federated.server.controller import FederatedController
+from dinomix_monai.federated.server.summary import read_summary
 
 NAMES = ["background", "liver"]
 
@@ -247,6 +248,22 @@ def test_the_run_ends_with_a_table_of_the_model_before_after_and_alone(federate,
     assert [task for task, _ in federation.sent] == tasks
     shorter = federate(Hospital(1.0), num_rounds=1, compare_alone=False)
     assert "alone" not in [task for task, _ in shorter.sent]
+
+
+def test_the_summary_is_whole_when_the_trainings_alone_have_ended(federate, tmp_path):
+    found = []
+
+    class Watching(Hospital):
+        def __call__(self, task, message):
+            if task == "alone":
+                found.append(json.loads((tmp_path / "summary.json").read_text())["is_whole"])
+            return super().__call__(task, message)
+
+    federation = federate(Watching(1.0), num_rounds=1)
+    assert found == [False]
+    summary = read_summary(federation.folder)
+    assert summary.is_whole
+    assert list(summary.scores) == ["before", "after", "alone"]
 
 
 def test_enough_answers_and_time_outs_are_nvflares_to_enforce(federate):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dinomix_monai.federated.server.summary import federation_table, pool_case_scores
+from dinomix_monai.federated.server.summary import Summary, federation_table, pool_case_scores, read_summary
 
 
 def test_pooled_means_are_over_cases_and_not_over_sites():
@@ -22,3 +22,14 @@ def test_the_table_has_a_column_for_each_model_over_all_sites_and_at_each():
         ["mean", "0.500", "1.000", "0.250", "1.000", "0.625", "-"],
         ["cases", "4", "2", "2", "2", "2", "0"],
     ]
+
+
+def test_the_text_of_a_summary_says_what_was_compared_and_without_validation_cases_that_there_are_none(tmp_path):
+    scores = {"after": {"a": {"liver": [0.25, 2]}}}
+    text = str(Summary(["background", "liver"], 0.5, scores, is_whole=True))
+    assert text.startswith("Dice of the global model before and after federation\nclass ")
+    assert text.endswith("Best global model: 0.5000 on validation")
+    text = str(Summary(["background", "liver"], None, {**scores, "alone": scores["after"]}, is_whole=True))
+    assert text.startswith("Dice of the global model before and after federation, and of each site's own model alone\n")
+    assert text.endswith("Best global model: no validation cases")
+    assert read_summary(tmp_path) is None
