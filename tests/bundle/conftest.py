@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 
 from dinomix_monai.bundle import Bundle
@@ -25,6 +26,12 @@ TOY_RUN = {
     "device": "cpu",
     "amp": False,
 }
+
+
+@pytest.fixture(autouse=True)
+def _pictures_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's pictures are empty files: to render them takes longer than a toy's training; see tests/report."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
 
 
 @pytest.fixture(scope="session")
