@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 
 from dinomix_monai.bundle import Bundle
@@ -29,9 +28,8 @@ TOY_RUN = {
 
 
 @pytest.fixture(autouse=True)
-def _pictures_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report's pictures are empty files: to render them takes longer than a toy's training; see tests/report."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
+def _trainings_render_nothing(pictures_are_empty: None) -> None:
+    """The pictures themselves are tested in ``tests/report``."""
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,11 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _trainings_render_nothing(pictures_are_empty: None) -> None:
+    """The pictures themselves are tested in ``tests/report``."""
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six scans of thirteen organs, all with labels."""
