@@ -21,6 +21,7 @@ TOY_RUN = {
     "warm_up": 0.34,
     "ramp_up": 0.0,
     "distiller#interval": 2,
+    "teacher#model_name": "test_vit",
     "teacher_weights": "none",
     "device": "cpu",
     "amp": False,

@@ -7,9 +7,11 @@ import torch
 
 from dinomix_monai.__main__ import cache_tokens
 from dinomix_monai.teacher import TokenCache
+from tests.bundle.conftest import TOY_RUN
 from tests.toys import TOY
 
 CONFIG = str(Path(__file__).parents[2] / "bundle" / "configs" / "train.json")
+TEACHER = TOY_RUN["teacher#model_name"]
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -21,7 +23,7 @@ def test_the_command_computes_what_training_then_finds(
 ) -> None:
     folder = tmp_path / "tokens"
     cache_tokens(
-        str(phantom), weights="none", config_file=CONFIG, **{"token_cache#folder": str(folder)}, device="cpu", **TOY
+        *(str(phantom), TEACHER, "none"), config_file=CONFIG, **{"token_cache#folder": str(folder)}, device="cpu", **TOY
     )
     assert "4 volumes, up to 10 x 10 x 7 tokens each" in capsys.readouterr().out
     computed = files_of(folder)
@@ -36,7 +38,7 @@ def test_training_is_the_same_with_a_token_cache_made_before_it(run, phantom: Pa
         folder = tmp_path / name
         if name == "ahead":
             settings = {**TOY, "token_cache#folder": str(folder), "device": "cpu", "amp": False}
-            cache_tokens(str(phantom), weights="none", config_file=CONFIG, **settings)
+            cache_tokens(str(phantom), TEACHER, "none", config_file=CONFIG, **settings)
         run("train", **{"token_cache#folder": str(folder)}, output_dir=str(folder / "run"))
         histories.append((folder / "run" / "history.csv").read_text())
     assert histories[0] == histories[1]
