@@ -26,6 +26,8 @@ TOY_RUN = {
     "device": "cpu",
     "amp": False,
 }
+# For tests of the training itself: the report takes as long as all steps of a toy.
+WITHOUT_REPORT = {"run": ["$@train#trainer.run()"]}
 
 
 @pytest.fixture(autouse=True)
