@@ -212,11 +212,12 @@ def test_failures_are_called_failures_with_classes_and_cases(tmp_path):
 
 
 @renders_nothing
-def test_the_page_says_what_was_run(tmp_path):
+def test_the_page_says_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["train.py", "--seed", "3"])
     facts = {"seed": 3, "protocol": {"name": "skcdf", "labeled": 20}, "nothing": None}
     text = page_of(report(tmp_path, three_cases(), facts=facts)).text
     run = text[text.index("What was run") :]
-    assert "pytest" in run  # the command
+    assert "train.py --seed 3" in run
     assert f"torch {torch.__version__.split('+')[0]}" in run
     assert "protocol: name" in run
     assert "skcdf" in run
