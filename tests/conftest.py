@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from dinomix_monai.teacher import FoundationTeacher
@@ -52,10 +53,16 @@ def noise() -> Callable[..., np.ndarray]:
     return draw
 
 
+@pytest.fixture
+def pictures_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's pictures are empty files, because to render them takes longer than a toy's training."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
+
+
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of weights of DINOv2's ViT-S/14, which nobody has trained."""
-    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights="none")
+    """A file of weights of ``test_vit``, timm's smallest ViT, which nobody has trained."""
+    teacher = FoundationTeacher("test_vit", weights="none")
     path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
     save_file({name: value.contiguous() for name, value in teacher.model.state_dict().items()}, path)
     return path

@@ -21,10 +21,18 @@ TOY_RUN = {
     "warm_up": 0.34,
     "ramp_up": 0.0,
     "distiller#interval": 2,
+    "teacher#model_name": "test_vit",
     "teacher_weights": "none",
     "device": "cpu",
     "amp": False,
 }
+# For tests of the training itself: the report takes as long as all steps of a toy.
+WITHOUT_REPORT = {"run": ["$@train#trainer.run()"]}
+
+
+@pytest.fixture(autouse=True)
+def _trainings_render_nothing(pictures_are_empty: None) -> None:
+    """The pictures themselves are tested in ``tests/report``."""
 
 
 @pytest.fixture(scope="session")

@@ -305,8 +305,8 @@ SETTINGS = {
     ),
     "layer that the teacher lacks": (
         {"teacher#layer": 12},
-        "Error at teacher: layer must be an index from 0 to 11 of vit_small_patch16_dinov3, or None for the last one, "
-        "or of a ViT several in ascending order, got 12.",
+        "Error at teacher: layer must be an index from 0 to 5 of test_vit, or None for the last one, or of a ViT "
+        "several in ascending order, got 12.",
     ),
     "deviation of 0": (
         {"teacher#image_std": [0, 1, 1]},
@@ -401,7 +401,7 @@ FILES = {
     ),
     "missing teacher": (
         ("train",),
-        {"teacher_weights": "OUT/no.pth"},
+        {"teacher#model_name": "vit_small_patch16_dinov3", "teacher_weights": "OUT/no.pth"},
         {},
         "Error at teacher: weights must be 'auto', 'none' or an existing file, got OUT/no.pth. Weights of "
         "vit_small_patch16_dinov3 come from https://huggingface.co/timm/vit_small_patch16_dinov3.lvd1689m and, ",

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -28,74 +31,58 @@ TINY_RUN = {
 }
 
 
-def python(*arguments: object, cwd: Path = ROOT, **options: object) -> str:
-    """Runs ``python -m ARGUMENTS --OPTION VALUE ...`` and returns what it printed."""
-    pairs = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments), *pairs],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def words(*arguments: object, **options: object) -> list[str]:
+    """``ARGUMENTS --OPTION VALUE ...``, as a shell hands them over."""
+    return [*map(str, arguments), *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
-@pytest.fixture(scope="module")
-def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The output folder of a training from the repository root, and what it printed."""
-    output_dir = tmp_path_factory.mktemp("trained")
-    printed = python(
-        *("monai.bundle", "run", "training"),
-        config_file="bundle/configs/train.json",
-        dataset_dir=phantom,
-        output_dir=output_dir,
-        **TINY_RUN,
-    )
-    return output_dir, printed
+def python(module: str, *arguments: object, cwd: Path = ROOT, **options: object) -> str:
+    """Runs ``python -m MODULE ARGUMENTS --OPTION VALUE ...`` in this process and returns what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [module, *words(*arguments, **options)])
+        try:
+            # Under a name of its own, so that a module of this name that is imported already is no matter.
+            runpy.run_module(f"{module}.__main__", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    return printed.getvalue()
 
 
-def test_training_prints_its_table_and_what_it_wrote(trained: tuple[Path, str]) -> None:
-    output_dir, printed = trained
+def test_training_evaluating_and_inferring_print_their_tables_and_what_they_wrote(
+    phantom: Path, tmp_path: Path
+) -> None:
+    options = {"dataset_dir": phantom, "output_dir": tmp_path, **TINY_RUN}
+    printed = python("monai.bundle", "run", "training", config_file="bundle/configs/train.json", **options)
     table, written = printed.split("Written:")
     assert "left adrenal gland" in table
     assert all(column in table for column in ("Dice", "NSD 2mm", "ASSD mm", "HD95 mm"))
     for name in ("models/model.pt", "models/last/state.pt", "metrics.csv", "report/index.html"):
-        assert str(output_dir / name) in written
-        assert (output_dir / name).is_file()
+        assert str(tmp_path / name) in written
+        assert (tmp_path / name).is_file()
 
-
-def test_evaluating_and_inferring_take_what_training_wrote(trained: tuple[Path, str], phantom: Path) -> None:
-    output_dir, _ = trained
-    printed = python(
-        *("monai.bundle", "run", "evaluating"),
-        config_file="['bundle/configs/train.json','bundle/configs/evaluate.json']",
-        dataset_dir=phantom,
-        output_dir=output_dir,
-        **TINY_RUN,
-    )
+    configs = "['bundle/configs/train.json','bundle/configs/evaluate.json']"
+    printed = python("monai.bundle", "run", "evaluating", config_file=configs, **options)
     assert "Evaluation on test" in printed
-    assert str(output_dir / "evaluation" / "metrics.csv") in printed.split("Written:")[1]
+    assert str(tmp_path / "evaluation" / "metrics.csv") in printed.split("Written:")[1]
 
     case = json.loads((phantom / "dataset.json").read_text())["test"][0]["image"]
     printed = python(
         *("monai.bundle", "run", "inferring"),
         config_file="bundle/configs/inference.json",
         dataset_dir=phantom / case,
-        model_file=output_dir / "models" / "model.pt",
-        output_dir=output_dir / "segmented",
+        model_file=tmp_path / "models" / "model.pt",
+        output_dir=tmp_path / "segmented",
         **TINY_NETWORK,
     )
-    assert f"Label maps: 1 in {output_dir / 'segmented'}" in printed
-    label = nib.load(output_dir / "segmented" / f"{Path(case).stem}_seg.nii.gz")
+    assert f"Label maps: 1 in {tmp_path / 'segmented'}" in printed
+    label = nib.load(tmp_path / "segmented" / f"{Path(case).stem}_seg.nii.gz")
     assert label.shape == nib.load(phantom / case).shape
 
 
-def test_bundle_runs_from_any_folder_with_absolute_paths(
-    trained: tuple[Path, str], phantom: Path, tmp_path: Path
-) -> None:
+def test_bundle_runs_from_any_folder_with_absolute_paths(trained_bundle: Path, phantom: Path, tmp_path: Path) -> None:
     """What they write goes into the bundle of the configs, and not into the present folder."""
     bundle, elsewhere = tmp_path / "project" / "bundle", tmp_path / "elsewhere"
     shutil.copytree(ROOT / "bundle" / "configs", bundle / "configs")
@@ -105,7 +92,7 @@ def test_bundle_runs_from_any_folder_with_absolute_paths(
         cwd=elsewhere,
         config_file=bundle / "configs" / "inference.json",
         dataset_dir=phantom / "images",
-        model_file=trained[0] / "models" / "model.pt",
+        model_file=trained_bundle / "models" / "model.pt",
         **TINY_NETWORK,
     )
     found = sorted(path.name for path in (bundle / "output").glob("*.nii.gz"))
@@ -123,10 +110,9 @@ def test_phantom_command_makes_the_default_data_set(tmp_path: Path) -> None:
 
 def test_sigterm_ends_a_training_with_its_state_and_a_few_lines(phantom: Path, tmp_path: Path) -> None:
     settings = {**TINY_RUN, "dataset_dir": phantom, "output_dir": tmp_path, "epochs": 1000, "distillation_weight": 0.0}
-    pairs = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "bundle/configs/train.json"]
+    command = words("-m", "monai.bundle", "run", "training", config_file="bundle/configs/train.json", **settings)
     with (tmp_path / "printed.txt").open("w") as printed:
-        process = subprocess.Popen([*command, *pairs], cwd=ROOT, stdout=printed, stderr=printed)
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=printed, stderr=printed)
         history = tmp_path / "history.csv"
         while process.poll() is None and not (history.is_file() and len(history.read_text().splitlines()) > 1):
             time.sleep(0.05)
@@ -148,9 +134,15 @@ def test_sigterm_ends_a_training_with_its_state_and_a_few_lines(phantom: Path, t
 def test_two_processes_train_one_model_and_write_it_once(phantom: Path, tmp_path: Path) -> None:
     settings = {name: value for name, value in TINY_RUN.items() if name not in ("device", "epochs")}
     configs = "['bundle/configs/train.json','bundle/configs/multi_gpu_train.json']"
-    command = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run", "training")
     options = {"dataset_dir": phantom, "output_dir": tmp_path, **settings}
-    printed = python(*command, config_file=configs, epochs=2, **options)
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
+    arguments = words(*command, "training", config_file=configs, epochs=2, **options)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = done.stdout
     assert printed.count("Written:") == 1
     assert printed.count("left adrenal gland") == 1
     rows = (tmp_path / "history.csv").read_text().splitlines()

@@ -16,6 +16,7 @@ from dinomix_monai.baselines import StudentPair
 from dinomix_monai.bundle import Bundle
 from dinomix_monai.data.anatomy import ORGANS
 from dinomix_monai.run import failure_text
+from tests.bundle.conftest import WITHOUT_REPORT
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -359,7 +360,7 @@ def test_all_labels_trains_on_the_labels_of_all_cases_and_supervised_on_few(work
 
 
 def test_training_twice_in_one_process_trains_twice(workflow, tmp_path: Path) -> None:
-    built: ConfigWorkflow = workflow("train", run_id="training", epochs=1, run=["$@train#trainer.run()"])
+    built: ConfigWorkflow = workflow("train", epochs=1, **WITHOUT_REPORT)
     built.initialize()
     steps = []
     trainer = built.parser.get_parsed_content("train#trainer")
@@ -426,20 +427,20 @@ def test_a_word_for_mixed_precision_is_refused_before_anything_is_made(workflow,
 
 def test_in_mixed_precision_patches_are_still_deformed_and_taught(run) -> None:
     # On a CPU it is bfloat16, which NumPy does not know, and for pseudo-labels alone.
-    trained = run("train", epochs=1, amp=True, warm_up=0.0, **{"distiller#interval": 1})
+    trained = run("train", epochs=1, amp=True, warm_up=0.0, **{"distiller#interval": 1}, **WITHOUT_REPORT)
     output = trained.parser.get_parsed_content("train#trainer").state.output
     assert math.isfinite(output["unsupervised"])
     assert math.isfinite(output["distillation"])
 
 
 def test_a_short_training_is_validated_at_its_end(run, tmp_path: Path) -> None:
-    run("train", epochs=1, val_interval=7)
+    run("train", epochs=1, val_interval=7, **WITHOUT_REPORT)
     rows = (tmp_path / "history.csv").read_text().splitlines()
     assert rows[-1].split(",")[-1]
 
 
 def test_the_loss_of_each_step_is_among_the_events(run, tmp_path: Path) -> None:
-    run("train", epochs=1)
+    run("train", epochs=1, **WITHOUT_REPORT)
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
 

@@ -18,6 +18,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from dinomix_monai.models import write_model
+from tests.bundle.conftest import WITHOUT_REPORT
 
 IMAGE, LABEL = "images/phantom_001.nii", "labels/phantom_001.nii"
 TESTED = "labels/phantom_006.nii"
@@ -214,7 +215,7 @@ class TestTraining:
             for each in (folder, phantom)
         )
         assert torch.equal(found, expected)
-        run("train", dataset_dir=str(folder), epochs=1)
+        run("train", dataset_dir=str(folder), epochs=1, **WITHOUT_REPORT)
         assert "off its image" not in capsys.readouterr().out
 
     @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ import pytest
 from dinomix_monai.__main__ import probe
 from dinomix_monai.bundle import Bundle
 from dinomix_monai.data import read_datalist
-from dinomix_monai.probe import probe_dataset
-from tests.toys import make_toy_phantom
+from dinomix_monai.probe import DatasetProbe, probe_dataset
+from tests.toys import TOY, make_toy_phantom
 
 CONFIG = str(Bundle.find().configs / "train.json")
-QUICK = {"layers": [2], "cells": [[4, 4, 4]]}
+QUICK = {"layers": [2], "cells": [[2, 2, 2]]}
+SMALL = {"spacing_mm": TOY["spacing_mm"], "device": "cpu"}
+TEACHER = "test_vit"
 
 
 @pytest.fixture(scope="module")
@@ -25,31 +27,35 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_toy_phantom(tmp_path_factory.mktemp("data"), (2, 1, 1, 1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parser(phantom: Path) -> Callable:
     def build(**settings: object) -> object:
-        given = {"dataset_dir": str(phantom), "teacher_weights": "none", "device": "cpu", **settings}
-        return Bundle.find().parser("train", **given)
+        given = {"dataset_dir": str(phantom), "teacher#model_name": TEACHER, "teacher_weights": "none"}
+        return Bundle.find().parser("train", **{**given, **SMALL, **settings})
 
     return build
 
 
+@pytest.fixture(scope="module")
+def quick(parser: Callable) -> DatasetProbe:
+    return probe_dataset(parser(), **QUICK)
+
+
 def test_the_view_with_the_highest_cross_validated_mean_is_chosen(parser) -> None:
-    found = probe_dataset(parser(), layers=[0, 2], cells=[[4, 4, 4], [8, 8, 4]])
+    found = probe_dataset(parser(), layers=[0, 2], cells=[[2, 2, 2], [4, 4, 2]])
     means = {view: np.nanmean(dice) for view, dice in found.views.items()}
-    assert [(view.layer, view.cell) for view in means] == [(n, (side, side, 4)) for side in (4, 8) for n in (0, 2)]
+    assert [(view.layer, view.cell) for view in means] == [(n, (side, side, 2)) for side in (2, 4) for n in (0, 2)]
     assert means[found.chosen] == max(means.values())
     assert found.probe.cell == found.chosen.cell
     assert found.probe.slice_tokens.teacher.layer == found.chosen.layer
-    assert re.search(r"layer +voxels of a token +mean\n0 +4 x 4 x 4 +0\.\d{3}", str(found))
-    assert re.search(r"For a training: --teacher#layer [02] --report#probe#cell '\[[48],[48],4\]'", str(found))
+    assert re.search(r"layer +voxels of a token +mean\n0 +2 x 2 x 2 +0\.\d{3}", str(found))
+    assert re.search(r"For a training: --teacher#layer [02] --report#probe#cell '\[[24],[24],2\]'", str(found))
 
 
-def test_an_untrained_teacher_is_one_column_beside_the_intensities(parser) -> None:
-    found = probe_dataset(parser(), **QUICK)
-    assert list(found.table.dice) == ["teacher", "intensities"]
-    assert "liver" in str(found)
-    assert "UNTRAINED" in str(found)
+def test_an_untrained_teacher_is_one_column_beside_the_intensities(quick) -> None:
+    assert list(quick.table.dice) == ["teacher", "intensities"]
+    assert "liver" in str(quick)
+    assert "UNTRAINED" in str(quick)
 
 
 def test_a_single_labeled_scan_chooses_nothing(parser, caplog) -> None:
@@ -61,7 +67,7 @@ def test_a_single_labeled_scan_chooses_nothing(parser, caplog) -> None:
 
 def test_the_command_draws_and_proposes_label_maps_on_the_grid_of_each_scan(phantom, tmp_path, capsys) -> None:
     folders = {"out_dir": str(tmp_path / "pictures"), "proposals": str(tmp_path / "proposals")}
-    probe(str(phantom), weights="none", config_file=CONFIG, device="cpu", **QUICK, **folders)
+    probe(str(phantom), TEACHER, "none", config_file=CONFIG, **SMALL, **QUICK, **folders)
     printed = capsys.readouterr().out
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
     assert f"3 label maps in {tmp_path / 'proposals'}" in printed
@@ -75,14 +81,13 @@ def test_the_command_draws_and_proposes_label_maps_on_the_grid_of_each_scan(phan
         assert np.asarray(label.dataobj).max() <= 13
 
 
-def test_proposals_lie_where_the_organs_are(parser, phantom, tmp_path) -> None:
+def test_proposals_lie_where_the_organs_are(quick, phantom, tmp_path) -> None:
     # Of the scan that the probe was fitted on: an untrained teacher knows little, but a position is a position.
-    found = probe_dataset(parser(), **QUICK)
     case = read_datalist(phantom).training[0]
     scan = tmp_path / "scan.nii"
     turned = nib.as_closest_canonical(nib.load(case["image"])).as_reoriented([[1, -1], [0, 1], [2, -1]])
     nib.save(turned, scan)
-    assert list(found.propose([{"image": str(scan)}], tmp_path)) == [scan]
+    assert list(quick.propose([{"image": str(scan)}], tmp_path)) == [scan]
     proposal = nib.load(tmp_path / "scan_seg.nii.gz")
     np.testing.assert_allclose(proposal.affine, turned.affine)
     labels = [nib.as_closest_canonical(volume) for volume in (proposal, nib.load(case["label"]))]

@@ -14,7 +14,7 @@ import torch
 from dinomix_monai.engines import TokenProbe
 from dinomix_monai.models import probe_path
 
-TEACHER = {"teacher#model_name": "vit_small_patch14_dinov2", "teacher#layer": 0, "token_cell": [8, 8, 8]}
+TEACHER = {"teacher#model_name": "test_vit", "teacher#layer": 0, "token_cell": [8, 8, 8]}
 
 
 @pytest.fixture

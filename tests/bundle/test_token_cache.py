@@ -7,9 +7,11 @@ import torch
 
 from dinomix_monai.__main__ import cache_tokens
 from dinomix_monai.teacher import TokenCache
+from tests.bundle.conftest import TOY_RUN, WITHOUT_REPORT
 from tests.toys import TOY
 
 CONFIG = str(Path(__file__).parents[2] / "bundle" / "configs" / "train.json")
+TEACHER = TOY_RUN["teacher#model_name"]
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -21,12 +23,12 @@ def test_the_command_computes_what_training_then_finds(
 ) -> None:
     folder = tmp_path / "tokens"
     cache_tokens(
-        str(phantom), weights="none", config_file=CONFIG, **{"token_cache#folder": str(folder)}, device="cpu", **TOY
+        *(str(phantom), TEACHER, "none"), config_file=CONFIG, **{"token_cache#folder": str(folder)}, device="cpu", **TOY
     )
     assert "4 volumes, up to 10 x 10 x 7 tokens each" in capsys.readouterr().out
     computed = files_of(folder)
     assert len(computed) == 8  # in full and reduced
-    run("train", **{"token_cache#folder": str(folder)}, epochs=1)
+    run("train", **{"token_cache#folder": str(folder)}, epochs=1, **WITHOUT_REPORT)
     assert files_of(folder) == computed
 
 
@@ -36,8 +38,8 @@ def test_training_is_the_same_with_a_token_cache_made_before_it(run, phantom: Pa
         folder = tmp_path / name
         if name == "ahead":
             settings = {**TOY, "token_cache#folder": str(folder), "device": "cpu", "amp": False}
-            cache_tokens(str(phantom), weights="none", config_file=CONFIG, **settings)
-        run("train", **{"token_cache#folder": str(folder)}, output_dir=str(folder / "run"))
+            cache_tokens(str(phantom), TEACHER, "none", config_file=CONFIG, **settings)
+        run("train", **{"token_cache#folder": str(folder)}, output_dir=str(folder / "run"), **WITHOUT_REPORT)
         histories.append((folder / "run" / "history.csv").read_text())
     assert histories[0] == histories[1]
     assert "distillation" in histories[0]
@@ -52,7 +54,8 @@ def test_a_configuration_without_a_token_cache_is_refused(phantom: Path, tmp_pat
 
 
 def test_without_distillation_no_tokens_are_computed(run, tmp_path: Path) -> None:
-    run("train", epochs=1, **{"token_cache#folder": str(tmp_path / "tokens")}, distillation_weight=0.0)
+    settings = {"token_cache#folder": str(tmp_path / "tokens"), "distillation_weight": 0.0}
+    run("train", epochs=1, **settings, **WITHOUT_REPORT)
     assert not (tmp_path / "tokens").exists()
 
 

@@ -15,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 from torch._dynamo.backends.debugging import aot_eager
 
 from dinomix_monai.teacher import foundation_teacher
+from tests.bundle.conftest import WITHOUT_REPORT
 
 
 def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -35,7 +36,7 @@ def test_training_writes_what_it_says(run, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_best_model_loads_strictly_into_the_network_of_inference(run, workflow, tmp_path: Path) -> None:
-    run("train")
+    run("train", **WITHOUT_REPORT)
     network = workflow("inference", kind="infer", model_file=str(tmp_path / "models" / "model.pt")).parser
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     network.get_parsed_content("network_def").load_state_dict(weights, strict=True)
@@ -98,7 +99,7 @@ def test_without_unlabeled_cases_training_is_supervised_with_one_warning(run, ed
     folder = edited_phantom(unlabeled=[])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trained = run("train", dataset_dir=str(folder), epochs=1)
+        trained = run("train", dataset_dir=str(folder), epochs=1, **WITHOUT_REPORT)
     assert sum("no unlabeled images" in str(warning.message) for warning in caught) == 1
     assert "unsupervised" not in trained.parser.get_parsed_content("train#trainer").state.output
 
@@ -106,7 +107,7 @@ def test_without_unlabeled_cases_training_is_supervised_with_one_warning(run, ed
 def test_without_validation_cases_the_last_model_is_kept_with_a_warning(run, edited_phantom, tmp_path: Path) -> None:
     folder = edited_phantom(validation=[])
     with pytest.warns(UserWarning, match="No validation has chosen a model"):
-        trained = run("train", dataset_dir=str(folder), epochs=1)
+        trained = run("train", dataset_dir=str(folder), epochs=1, **WITHOUT_REPORT)
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     last = trained.parser.get_parsed_content("ema_teacher").module.state_dict()
     assert all(torch.equal(weights[name], last[name]) for name in weights)
@@ -117,17 +118,17 @@ def test_number_and_names_of_classes_follow_from_dataset_json(
 ) -> None:
     names = {**json.loads((phantom / "dataset.json").read_text())["labels"], "14": "duodenum"}
     folder = edited_phantom(labels=names)
-    trained = run("train", dataset_dir=str(folder), epochs=1)
+    trained = run("train", dataset_dir=str(folder), epochs=1, **WITHOUT_REPORT)
     assert trained.parser.get_parsed_content("train#trainer").network.head.out_channels == 15
     assert json.loads((tmp_path / "models" / "labels.json").read_text()) == names
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(run, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run("train", epochs=3, output_dir=str(whole))
-    first = {"train#trainer#max_epochs": 2, "epochs": 3, "output_dir": str(parts)}
+    run("train", epochs=3, output_dir=str(whole), **WITHOUT_REPORT)
+    first = {"train#trainer#max_epochs": 2, "epochs": 3, "output_dir": str(parts), **WITHOUT_REPORT}
     run("train", **first)
-    run("train", "resume", epochs=3, output_dir=str(parts))
+    run("train", "resume", epochs=3, output_dir=str(parts), **WITHOUT_REPORT)
     assert (whole / "history.csv").read_text() == (parts / "history.csv").read_text()
     expected, found = (torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (whole, parts))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -135,9 +136,10 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(run, tmp_path: Path) -> No
 
 def test_a_pair_of_students_is_resumed_and_scored_like_one(run, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run("train", "baseline/cps", epochs=2, output_dir=str(whole))
-    run("train", "baseline/cps", **{"train#trainer#max_epochs": 1, "epochs": 2, "output_dir": str(parts)})
-    run("train", "baseline/cps", "resume", epochs=2, output_dir=str(parts))
+    run("train", "baseline/cps", epochs=2, output_dir=str(whole), **WITHOUT_REPORT)
+    first = {"train#trainer#max_epochs": 1, "epochs": 2, "output_dir": str(parts), **WITHOUT_REPORT}
+    run("train", "baseline/cps", **first)
+    run("train", "baseline/cps", "resume", epochs=2, output_dir=str(parts), **WITHOUT_REPORT)
     assert (whole / "history.csv").read_text() == (parts / "history.csv").read_text()
     run("train", "baseline/cps", "evaluate", output_dir=str(whole))
     assert (whole / "evaluation" / "metrics.csv").is_file()
@@ -145,21 +147,21 @@ def test_a_pair_of_students_is_resumed_and_scored_like_one(run, tmp_path: Path) 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(run, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run("train", epochs=1, seed=seed, output_dir=str(tmp_path / name))
+        run("train", epochs=1, seed=seed, output_dir=str(tmp_path / name), **WITHOUT_REPORT)
     a, b, c = ((tmp_path / name / "history.csv").read_text() for name in "abc")
     assert a == b != c
 
 
 def test_volumes_on_disk_train_like_those_in_memory(run, tmp_path: Path) -> None:
     for name, overlays in (("memory", []), ("disk", ["memory_map"])):
-        run("train", *overlays, epochs=1, output_dir=str(tmp_path / name))
+        run("train", *overlays, epochs=1, output_dir=str(tmp_path / name), **WITHOUT_REPORT)
     assert (tmp_path / "disk" / "volumes").is_dir()
     memory, disk = ((tmp_path / name / "history.csv").read_text() for name in ("memory", "disk"))
     assert memory == disk
 
 
 def test_compiled_networks_train_like_the_others(run, tmp_path: Path) -> None:
-    settings = {"epochs": 2, "warm_up": 0.5, "ramp_up": 0.0, "distiller#interval": 1}
+    settings = {"epochs": 2, "warm_up": 0.5, "ramp_up": 0.0, "distiller#interval": 1, **WITHOUT_REPORT}
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
@@ -178,7 +180,7 @@ def test_compiled_networks_train_like_the_others(run, tmp_path: Path) -> None:
 
 
 def test_the_configuration_that_a_run_leaves_repeats_it(run, tmp_path: Path) -> None:
-    run("train", epochs=1, seed=3, output_dir=str(tmp_path / "first"))
+    run("train", epochs=1, seed=3, output_dir=str(tmp_path / "first"), **WITHOUT_REPORT)
     (written,) = (tmp_path / "first" / "logs").glob("training-*.json")
     again = ConfigWorkflow(str(written), logging_file=False, output_dir=str(tmp_path / "again"))
     again.initialize()

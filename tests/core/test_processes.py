@@ -153,7 +153,9 @@ def alone():
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory):
     folder: Path = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, (2, str(folder)), nprocs=2)
+    # Both are forked from one process that has imported this module, which takes longer than all that they do.
+    multiprocessing.set_forkserver_preload([__name__])
+    multiprocessing.start_processes(work, (2, str(folder)), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

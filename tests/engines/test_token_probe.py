@@ -189,7 +189,7 @@ def model(tmp_path):
 
 
 def added(model, teacher_file, labeled=(0, 1), validation=(2,), **arguments):
-    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights=teacher_file, layer=1, **arguments)
+    teacher = FoundationTeacher("test_vit", weights=teacher_file, layer=1, **arguments)
     probe = TokenProbe(SliceTokens(teacher, channels="repeat"), (4, 4, 2), 3)
     cases = [[scan(seed) for seed in seeds] for seeds in (labeled, validation)]
     add_probe(probe, model, Student(9.0, 9.0, 9.0), SimpleInferer(), *cases)
@@ -241,7 +241,7 @@ def test_another_teacher_missing_weights_and_a_damaged_file_are_refused_with_the
     added(model, teacher_file)
     alone = r"Or pass teacher_weights=none for the student alone"
     other = tmp_path / "other.safetensors"
-    teacher = FoundationTeacher("vit_small_patch14_dinov2", weights="none")
+    teacher = FoundationTeacher("test_vit", weights="none")
     save_file({name: 2 * value for name, value in teacher.model.state_dict().items()}, other)
     with pytest.raises(
         ValueError, match=rf"teacher_weights must be those of the training, .*Pass the same file. {alone}"

@@ -28,6 +28,11 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _trainings_render_nothing(pictures_are_empty: None) -> None:
+    """The pictures themselves are tested in ``tests/report``."""
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six scans of thirteen organs, all with labels."""
@@ -66,13 +71,15 @@ def give_model() -> Callable[[AppFolder], None]:
 
 @pytest.fixture
 def client(studies: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[AppFolder], TestClient]]:
-    """Serves an app in this process."""
+    """Serves an app in this process, which starts no others: a scoring of its own would outlast its test."""
     # Read where MONAI Label is imported first, and set on its settings for later tests.
     os.environ.update(MONAI_LABEL_AUTO_UPDATE_SCORING="false", MONAI_LABEL_DATASTORE_AUTO_RELOAD="false")
     from monailabel.app import app
     from monailabel.config import settings
+    from monailabel.interfaces.app import MONAILabelApp
     from monailabel.interfaces.utils.app import clear_cache
 
+    monkeypatch.setattr(MONAILabelApp, "async_scoring", lambda *_: None)
     started = []
 
     def start(folder: AppFolder) -> TestClient:

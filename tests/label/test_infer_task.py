@@ -124,7 +124,7 @@ def test_without_a_model_the_answer_says_so(client, make_folder) -> None:
 def test_before_there_is_a_model_the_teacher_answers_by_the_first_labels(
     client, make_folder, save_label, phantom: Path, teacher_file: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    model = {"teacher#model_name": "vit_small_patch14_dinov2", "teacher#layer": 0}
+    model = {"teacher#model_name": "test_vit", "teacher#layer": 0}
     folder = make_folder(teacher_weights=str(teacher_file), settings={**SETTINGS, **model})
     http, fits, fit = client(folder), [], TokenProbe.fit
     monkeypatch.setattr(TokenProbe, "fit", lambda probe, scans: fits.append(len(scans)) or fit(probe, scans))

@@ -78,7 +78,7 @@ def test_a_training_with_a_teacher_leaves_its_probe_beside_the_model(
         return {}
 
     monkeypatch.setattr(TokenProbe, "choose_weight", choose)
-    model = {"teacher#model_name": "vit_small_patch14_dinov2", "teacher#layer": 0}
+    model = {"teacher#model_name": "test_vit", "teacher#layer": 0}
     folder = make_folder(teacher_weights=str(teacher_file), settings={**SETTINGS, **model})
     http = client(folder)
     for number in (1, 2):

@@ -62,6 +62,10 @@ def report(tmp_path, cases, prepare_batch=None, **kwargs):
     return tmp_path / "report"
 
 
+# For tests that look at no picture.
+renders_nothing = pytest.mark.usefixtures("pictures_are_empty")
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Views and caption of each case that is drawn, in order."""
@@ -91,6 +95,7 @@ def three_cases():
     ]
 
 
+@renders_nothing
 def test_the_table_has_the_means_of_each_class_by_hand(tmp_path, capsys):
     report(tmp_path, three_cases(), title="Validation")
     lines = capsys.readouterr().out.splitlines()
@@ -104,6 +109,7 @@ def test_the_table_has_the_means_of_each_class_by_hand(tmp_path, capsys):
     assert lines[start + 6].split()[:2] == ["mean", "0.500"]
 
 
+@renders_nothing
 def test_the_csv_file_has_a_row_for_each_case_and_class(tmp_path):
     report(tmp_path, three_cases())
     with (tmp_path / "metrics.csv").open(newline="") as file:
@@ -116,6 +122,7 @@ def test_the_csv_file_has_a_row_for_each_case_and_class(tmp_path):
     assert {row["outcome"] for row in rows[6:]} == {"missed"}
 
 
+@renders_nothing
 def test_distances_are_in_mm_along_each_axis(tmp_path):
     moved = cubes((1,)).roll(1, dims=2)
     report(tmp_path, [make_case("a", cubes((1,)), moved)])
@@ -123,6 +130,7 @@ def test_distances_are_in_mm_along_each_axis(tmp_path):
         assert float(next(csv.DictReader(file))["hd95_mm"]) == SPACING[2]
 
 
+@renders_nothing
 def test_each_rule_has_its_table_its_rows_and_its_name(tmp_path, capsys):
     folder = report(tmp_path, three_cases()[::2], rules=["published", "sound"])
     lines = capsys.readouterr().out.splitlines()
@@ -184,12 +192,14 @@ def page_of(folder):
     return Page((folder / "index.html").read_text(encoding="utf-8"))
 
 
+@renders_nothing
 def test_the_page_needs_no_other_file(tmp_path):
     folder = report(tmp_path, three_cases())
     assert page_of(folder).loaded == []
     assert not re.search(r"url\(|@import|<script", (folder / "index.html").read_text(encoding="utf-8"))
 
 
+@renders_nothing
 def test_failures_are_called_failures_with_classes_and_cases(tmp_path):
     cases = [*three_cases(), make_case("odd", cubes((1, 2)), cubes((1, 3)))]
     text = page_of(report(tmp_path, cases)).text
@@ -201,11 +211,13 @@ def test_failures_are_called_failures_with_classes_and_cases(tmp_path):
     assert "No class was missed in any case." in text
 
 
-def test_the_page_says_what_was_run(tmp_path):
+@renders_nothing
+def test_the_page_says_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["train.py", "--seed", "3"])
     facts = {"seed": 3, "protocol": {"name": "skcdf", "labeled": 20}, "nothing": None}
     text = page_of(report(tmp_path, three_cases(), facts=facts)).text
     run = text[text.index("What was run") :]
-    assert "pytest" in run  # the command
+    assert "train.py --seed 3" in run
     assert f"torch {torch.__version__.split('+')[0]}" in run
     assert "protocol: name" in run
     assert "skcdf" in run
@@ -226,6 +238,7 @@ def test_baselines_are_marked_and_what_the_numbers_support_is_said(tmp_path, cap
     assert imread(folder / "dice.png").shape != without.shape  # there is a line more
 
 
+@renders_nothing
 def test_a_baseline_that_is_not_there_or_of_other_cases_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder must hold metrics\.csv"):
         report(tmp_path, three_cases(), baselines={"CutMix": str(tmp_path / "nowhere")})
@@ -255,6 +268,7 @@ def test_a_history_that_has_hardly_begun_is_drawn(tmp_path, text):
     assert (report(tmp_path, three_cases()) / "losses.png").stat().st_size > 1000
 
 
+@renders_nothing
 def test_worst_and_median_case_are_the_ones_with_that_dice(tmp_path, drawn):
     report(tmp_path, three_cases())
     assert [caption for _, caption in drawn] == [
@@ -263,12 +277,14 @@ def test_worst_and_median_case_are_the_ones_with_that_dice(tmp_path, drawn):
     ]
 
 
+@renders_nothing
 def test_the_picture_of_a_case_is_its_own_even_if_files_share_a_name(tmp_path, drawn):
     report(tmp_path, [make_case("image", cubes(), prediction) for prediction in (cubes(), cubes(()))])
     assert sum(view.prediction.sum() for view in drawn[0][0]) == 0
     assert sum(view.prediction.sum() for view in drawn[1][0]) > 0
 
 
+@renders_nothing
 def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_path, drawn):
     label = torch.zeros(4, 5, 6, dtype=torch.long)
     label[1, 3, 2], label[1, 0, 2] = 1, 2
@@ -281,6 +297,7 @@ def test_the_slices_shown_have_most_classes_and_the_second_axis_points_up(tmp_pa
     assert all(np.array_equal(view.prediction, view.label) for view in drawn[0][0])
 
 
+@renders_nothing
 def test_the_picture_does_not_depend_on_how_the_volume_is_stored(tmp_path, drawn):
     label = torch.zeros(4, 5, 6, dtype=torch.long)
     label[1, 3, 2], label[1, 0, 2] = 1, 2
@@ -300,6 +317,7 @@ def test_one_case_is_enough(tmp_path):
     assert pictures(folder) == {"dice.png", "worst_case.png", "median_case.png"}
 
 
+@renders_nothing
 def test_a_class_that_no_label_has_is_left_out(tmp_path, capsys):
     report(tmp_path, [make_case("a", cubes((1, 2))), make_case("b", cubes((1,)), cubes(()))])
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -308,6 +326,7 @@ def test_a_class_that_no_label_has_is_left_out(tmp_path, capsys):
     assert lines["mean"].split()[1] == "0.750"  # of spleen 0.5 and kidney 1
 
 
+@renders_nothing
 def test_a_case_without_any_class_is_neither_worst_nor_median(tmp_path, drawn):
     report(tmp_path, [make_case("empty", cubes(())), make_case("void", cubes(())), *three_cases()[:1]])
     assert [caption.split(",")[1] for _, caption in drawn] == [" good.nii.gz: mean Dice 1.000"] * 2
@@ -317,6 +336,7 @@ def test_an_evaluation_of_empty_cases_only_still_has_its_report(tmp_path):
     assert len(pictures(report(tmp_path, [make_case("empty", cubes(()))]))) == 3
 
 
+@renders_nothing
 def test_what_was_written_is_listed_and_what_was_not_is_left_out(tmp_path, capsys):
     (tmp_path / "model.pt").write_text("weights")
     written = {"best model": str(tmp_path / "model.pt"), "state for resume.json": str(tmp_path / "state.pt")}
@@ -331,6 +351,7 @@ def test_what_was_written_is_listed_and_what_was_not_is_left_out(tmp_path, capsy
     ]
 
 
+@renders_nothing
 def test_a_second_evaluation_begins_anew(tmp_path):
     handler = ReportHandler(NAMES, tmp_path)
     loader = DataLoader(Dataset(three_cases()), batch_size=2)

@@ -40,6 +40,11 @@ def gigantic_header(dtype=np.int16):
     return header.binaryblock + bytes(4)
 
 
+def packed(content):
+    """Without the time, which would give a test another name in each process that runs some of the tests."""
+    return gzip.compress(content, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
@@ -160,10 +165,10 @@ def test_a_volume_is_never_in_memory_as_a_whole(tmp_path):
         ("a.nii.gz", b"", "is an empty file", ANEW),
         ("a.nii.gz", b"no image", "is not NIfTI, whatever its name", CONVERT),
         ("a.nii.gz", gigantic_header(), "is not packed, whatever its name", "Rename it to .nii."),
-        ("a.NII", gzip.compress(gigantic_header()), "is packed with gzip, whatever its name", "Rename it to .nii.gz."),
-        ("a.nii.gz", gzip.compress(gzip.compress(gigantic_header())), "is gzip of gzip", "Unpack it once."),
-        ("a.nii.gz", gzip.compress(gigantic_header())[:12], "is cut short or damaged", ANEW),
-        ("a.nii.gz", gzip.compress(b"no image"), "is not NIfTI, whatever its name", CONVERT),
+        ("a.NII", packed(gigantic_header()), "is packed with gzip, whatever its name", "Rename it to .nii.gz."),
+        ("a.nii.gz", packed(packed(gigantic_header())), "is gzip of gzip", "Unpack it once."),
+        ("a.nii.gz", packed(gigantic_header())[:12], "is cut short or damaged", ANEW),
+        ("a.nii.gz", packed(b"no image"), "is not NIfTI, whatever its name", CONVERT),
         ("a.nii", gigantic_header()[:347], "has a header that cannot be read", ANEW),
         ("a.nii", gigantic_header() + bytes(100), f"is cut short, 452 of {352 + 2 * 32767**3} bytes", ANEW),
     ],
