@@ -37,7 +37,9 @@ _SHARE_OF_VOLUMES, _FEWEST_VOLUMES = 0.1, 4
 class _Volume:
     name: str
     file: str
+    # In voxels, in tokens, and from mm to voxels; where tokens are sampled, so that no step copies them there.
     shape: torch.Tensor
+    tokens: torch.Tensor
     to_voxel: torch.Tensor
     spacing: list[float]
     # Until the teacher has seen them.
@@ -126,6 +128,9 @@ class TokenCache:
         }
         self.kept = 1.0
         self.files = TokenFiles(Path(folder) / sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16])
+        self._cell = torch.tensor(self.cell, dtype=torch.float32, device=self.device)
+        # The eight tokens around a place, as steps from the lowest of them.
+        self._corners = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=self.device)
         self._volumes: dict[int, _Volume] = {}
         self._tokens: dict[int, torch.Tensor] = {}
         self._opened = 0
@@ -167,8 +172,11 @@ class TokenCache:
         self._volumes[number] = _Volume(
             name,
             str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"a volume of shape {tuple(voxels.shape[1:])}")),
-            torch.tensor(voxels.shape[1:]),
-            torch.linalg.inv(affine).float(),
+            torch.tensor(voxels.shape[1:], device=self.device),
+            torch.tensor(
+                [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)], device=self.device
+            ),
+            torch.linalg.inv(affine).float().to(self.device),
             volume.pixdim.tolist(),
             None if self.files.path(name).is_file() else voxels,
         )
@@ -328,8 +336,7 @@ class TokenCache:
         volume, tokens = self._volumes[number], self._load(number)
         if not len(tokens):
             return exact.new_zeros(len(exact), self.embed_dim)
-        to_voxel, shape = volume.to_voxel.to(exact), volume.shape.to(exact)
-        cell, sizes = exact.new_tensor(self.cell), exact.new_tensor(tokens.shape[:3])
+        to_voxel, shape, sizes, cell = volume.to_voxel, volume.shape, volume.tokens, self._cell
         voxel, rough_voxel = (place[:, 1:] @ to_voxel[:3, :3].T + to_voxel[:3, 3] for place in (exact, rough))
         inside = ((voxel > -0.51) & (voxel < shape - 0.49)).all(1)
         whole = ((exact[:, 0] - number).abs() < 0.1) & ((voxel - rough_voxel).abs() < cell).all(1)
@@ -338,9 +345,10 @@ class TokenCache:
         low = place.floor()
         beyond = place - low
         # The eight tokens around each place, (N, 8): numbers in the volume's list of tokens, and their shares.
-        corner = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=exact.device)
-        index = (low.long()[:, None] + corner).minimum(sizes.long() - 1)
-        share = torch.where(corner.bool(), beyond[:, None], 1 - beyond[:, None]).prod(-1) * (inside & whole)[:, None]
+        index = (low.long()[:, None] + self._corners).minimum(sizes - 1)
+        share = (
+            torch.where(self._corners.bool(), beyond[:, None], 1 - beyond[:, None]).prod(-1) * (inside & whole)[:, None]
+        )
         _, width, depth, _ = tokens.shape
         number_of = (index[..., 0] * width + index[..., 1]) * depth + index[..., 2]
         table = tokens.flatten(0, 2)
