@@ -79,7 +79,8 @@ class TokenCache:
         dtype: what the teacher computes in under ``torch.autocast``, as
             :func:`dinomix_monai.core.precision.autocast_dtype` gives it; ``None`` for the precision of its weights.
             ``float16``, whose range a large teacher may leave, counts as ``None``.
-        device: where the teacher is, and where tokens are sampled. On a GPU the tokens are held there.
+        device: where the teacher is while there are volumes that it has not seen, and where tokens are sampled. On a
+            GPU the tokens are held there, and the teacher, which may be large, leaves it for the CPU afterwards.
 
     Attributes:
         recipe: all that the tokens depend on beside the volumes, but for rounding: those that one machine has computed
@@ -257,12 +258,19 @@ class TokenCache:
                 # Nowhere in part: interpolation would bring NaN to the cells around, and the mean to other volumes.
                 self.files.write(volume.name, tokens if np.isfinite(tokens).all() else tokens[:0, :0, :0])
         volume.voxels = None
+        self._rest()
+
+    def _rest(self) -> None:
+        """Takes the teacher off the device when it has seen all volumes."""
+        if all(volume.voxels is None for volume in self._volumes.values()):
+            self.slice_tokens.cpu()
 
     @torch.no_grad()
     def _tokens_of(self, voxels: torch.Tensor, spacing: Sequence[float]) -> np.ndarray:
         """Tokens of one volume, (h, w, d, C) in half precision, h = ceil(H / cell) and so on."""
         grid = [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)]
         missing = [n * cell - side for n, cell, side in zip(grid, self.cell, voxels.shape[1:])]
+        self.slice_tokens.to(self.device)
         # Cells that stick out go on as the volume ends, as its slices do for the teacher online.
         padded = F.pad(voxels.to(self.device), [0, missing[2], 0, missing[1], 0, missing[0]], mode="replicate")
         views: list[torch.Tensor] = []
@@ -289,6 +297,8 @@ class TokenCache:
             # By the components of fewer volumes.
             self._tokens.clear()
         self._opened = len(self._volumes)
+        # All tokens may have been on disk already.
+        self._rest()
 
     def _sample_of(self, names: Sequence[str]) -> list[str]:
         """The first so many of these volumes that have tokens, for the components to be found on."""

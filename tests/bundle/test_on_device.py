@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import RandAffineGrid
 
 from dinomix_monai.baselines import ClassWeightedDiceCELoss
-from dinomix_monai.engines import PseudoLabeler, pseudo_labeler
+from dinomix_monai.engines import PseudoLabeler, TokenProbe, pseudo_labeler
 from dinomix_monai.losses import FeatureDistillationLoss, VoxelWeightedDiceCELoss
 from dinomix_monai.networks import VNet
 from dinomix_monai.teacher import SliceTokens, TokenCache
-from dinomix_monai.transforms import DIRECTIONS, PICCutMixd
+from dinomix_monai.transforms import DIRECTIONS, PICCutMixd, SourceCoordinatesd
 from tests import host_gpu
 from tests.transforms.pic_batches import noise_batch, noise_mixer
 
@@ -126,6 +127,48 @@ def test_losses_and_their_gradients_on_the_device_are_those_of_a_cpu(loss: Calla
     assert all(map(host_gpu.is_on_device, results[1]))
     for expected, found in zip(*results):
         torch.testing.assert_close(found.cpu(), expected)
+
+
+class Means(torch.nn.Module):
+    """A teacher whose token is the mean intensity of 2 x 2 pixels; it notes where it is when it is asked."""
+
+    stride, embed_dim, fingerprint = 2, 3, "means"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(1))
+        self.asked_on: list[str] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked_on.append(self.factor.device.type)
+        return torch.nn.functional.avg_pool2d(x * self.factor, self.stride)
+
+
+def test_the_teacher_is_on_the_device_while_it_is_asked(tmp_path: Path) -> None:
+    def make(*volumes: MetaTensor) -> tuple[TokenCache, Means, list[torch.Tensor]]:
+        teacher = Means().to(DEVICE)
+        cache = TokenCache(tmp_path, SliceTokens(teacher, batch_size=100), cell=(2, 2, 2), device=DEVICE)
+        return cache, teacher, [source_of(cache.add(volume), volume) for volume in volumes]
+
+    def source_of(number: int, volume: MetaTensor) -> torch.Tensor:
+        return SourceCoordinatesd("image")({"image": volume, "volume": number})["source"][None]
+
+    volumes = [MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.eye(4)).to(DEVICE) for _ in range(3)]
+    cache, teacher, sources = make(*volumes[:2])
+    cache(sources[0], (4, 4, 2))
+    assert host_gpu.is_on_device(teacher.factor) == (len(teacher.asked_on) < 2)
+    cache(sources[1], (4, 4, 2))
+    assert not host_gpu.is_on_device(teacher.factor)
+    cache(source_of(cache.add(volumes[2]), volumes[2]), (4, 4, 2))
+    assert teacher.asked_on == [DEVICE.type] * 3
+    assert not host_gpu.is_on_device(teacher.factor)
+
+    # A run that goes on, whose tokens are on disk, and the probe at its end.
+    cache, teacher, sources = make(*volumes)
+    cache(sources[0], (4, 4, 2))
+    assert not host_gpu.is_on_device(teacher.factor)
+    assert host_gpu.is_on_device(TokenProbe(cache.slice_tokens, (2, 2, 2), 3).tokens(volumes[0]))
+    assert teacher.asked_on == [DEVICE.type]
 
 
 def test_what_a_step_hands_over_is_known(step) -> None:
