@@ -90,7 +90,7 @@ class CrossTrainer(SemiSupervisedTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         network: nn.Module,
         unlabeled_loss_function: Callable,
         weightings: nn.ModuleList | None = None,
@@ -106,7 +106,6 @@ class CrossTrainer(SemiSupervisedTrainer):
         self.unlabeled_loss_function = unlabeled_loss_function
         self.weightings = weightings
         super().__init__(
-            *args,
             network=network,
             unlabeled_data_loader=unlabeled_data_loader,
             ema_teacher=ema_teacher,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
+
+from dinomix_monai.core.processes import sum_over_processes
+from dinomix_monai.losses import soft_dice
 
 __all__ = ["ClassWeightedDiceCELoss", "DifficultyWeighting", "DistributionWeighting"]
 
@@ -61,8 +63,9 @@ class DistributionWeighting(nn.Module):
         """
         self.to(logits.device)
         if unlabeled_logits is not None:
-            found = torch.bincount(unlabeled_logits.argmax(1).flatten(), minlength=len(self.weights)).float()
-            self.weights = self.decay * self.weights + (1 - self.decay) * self._rarity(found)
+            found = torch.bincount(unlabeled_logits.argmax(1).flatten(), minlength=len(self.weights))
+            rarity = self._rarity(sum_over_processes(found).float())
+            self.weights = self.decay * self.weights + (1 - self.decay) * rarity
         return self.weights
 
 
@@ -139,7 +142,8 @@ class ClassWeightedDiceCELoss(_Loss):
     In :class:`dinomix_monai.losses.VoxelWeightedDiceCELoss` and in MONAI's losses the weights of the classes are fixed.
     Cross-entropy is the mean that ``torch.nn.functional.cross_entropy`` takes with the same weights, and 0 where no
     voxel has any weight.
-    Dice is over the whole batch, and the mean of ``weight_c * (1 - dice_c)`` over the foreground classes.
+    Dice is over the whole batch, and the mean of ``weight_c * (1 - dice_c)`` over the foreground classes. Under
+    ``torch.distributed`` both are over the batches of all processes, as are the counts of the weightings.
 
     Reference: Wang and Li, "DHC: Dual-debiased Heterogeneous Co-training Framework for Class-imbalanced Semi-supervised
     Medical Image Segmentation", MICCAI 2023, https://arxiv.org/abs/2307.11960.
@@ -161,15 +165,7 @@ class ClassWeightedDiceCELoss(_Loss):
             )
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
-        self.dice = DiceLoss(
-            include_background=False,
-            to_onehot_y=True,
-            softmax=True,
-            batch=True,
-            smooth_nr=smooth,
-            smooth_dr=smooth,
-            reduction="none",
-        )
+        self.smooth = smooth
 
     def forward(
         self, input: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None = None
@@ -181,24 +177,27 @@ class ClassWeightedDiceCELoss(_Loss):
             class_weight: weight of each class, background first, shape (C,); ``None`` for 1 each.
         """
         # In single precision, because under autocast the sum over all voxels of a batch would overflow.
-        input = input.float()
-        weight = input.new_ones(input.shape[1]) if class_weight is None else class_weight.to(input)
-        loss = input.new_zeros(())
+        log_prob, target = F.log_softmax(input.float(), dim=1), target.long()
+        weight = log_prob.new_ones(log_prob.shape[1]) if class_weight is None else class_weight.to(log_prob)
+        loss = log_prob.new_zeros(())
         if self.lambda_ce:
-            label = target[:, 0].long()
-            total = F.cross_entropy(input, label, weight, reduction="sum")
-            loss = loss + self.lambda_ce * total / weight[label].sum().clamp_min(1e-8)
+            voxel_weight = weight[target]
+            sums = torch.stack([(log_prob.gather(1, target) * voxel_weight).sum(), voxel_weight.sum()])
+            total_log_prob, total = sum_over_processes(sums)
+            loss = loss - self.lambda_ce * total_log_prob / total.clamp_min(1e-8)
         if self.lambda_dice:
-            loss = loss + self.lambda_dice * (weight[1:] * self.dice(input, target).flatten()).mean()
+            dice, _ = soft_dice(log_prob, target, smooth=self.smooth)
+            loss = loss + self.lambda_dice * (weight[1:] * (1 - dice[1:])).mean()
         return loss
 
 
 def _dice(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Dice of each class over a batch, never quite 0, and whether the label has the class."""
-    voxels = [torch.bincount(values.flatten(), minlength=num_classes) for values in (prediction, label)]
-    overlap = torch.bincount(label[prediction == label], minlength=num_classes)
-    dice = (2 * overlap + _EPSILON) / (voxels[0] + voxels[1] + _EPSILON)
-    return dice.float(), voxels[1] > 0
+    parts = (prediction.flatten(), label.flatten(), label[prediction == label])
+    counts = torch.stack([torch.bincount(values, minlength=num_classes) for values in parts])
+    predicted, present, overlap = sum_over_processes(counts)
+    dice = (2 * overlap + _EPSILON) / (predicted + present + _EPSILON)
+    return dice.float(), present > 0
 
 
 def _check_decay(decay: float) -> None:

@@ -26,8 +26,12 @@ class SemiSupervisedTrainer(SupervisedTrainer):
     What a step does with the images is up to its subclasses. It owns no schedule: handlers set ``unsupervised_weight``
     and ``progress``.
 
+    Unlike MONAI's, it takes its arguments by name only.
+
     Args:
         network: the student, and nothing around it: handlers, checkpoints and servers take its weights.
+        train_data_loader: batches of labeled images; ``None`` or empty where there are none, an epoch then goes over
+            the unlabeled ones.
         unlabeled_data_loader: batches without labels; ``None`` or empty for supervised training.
         ema_teacher: moving average of the network, which is what validation scores.
         parallel: wraps all that a step differentiates, such as ``DistributedDataParallel`` with all but its first
@@ -35,8 +39,7 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         unsupervised_weight: weight of what is learned from unlabeled images.
         amp: whether to use mixed precision, in ``amp_kwargs["dtype"]`` or what PyTorch takes there; on a CPU where no
             gradient is computed, see :meth:`autocast`.
-        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1, and ``train_data_loader`` may be
-            ``None`` or empty when there are no labeled images: an epoch then goes over the unlabeled ones.
+        **kwargs: see ``SupervisedTrainer``; ``accumulation_steps`` must stay 1.
 
     Attributes:
         student: what a step calls: what :meth:`make_student` makes of the network, in ``parallel``.
@@ -51,7 +54,8 @@ class SemiSupervisedTrainer(SupervisedTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        *,
+        train_data_loader: Iterable | None,
         unlabeled_data_loader: Iterable | None = None,
         ema_teacher: EMATeacher | None = None,
         unsupervised_weight: float = 1.0,
@@ -68,11 +72,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
             )
         if _is_empty(unlabeled_data_loader):
             unlabeled_data_loader = None
-        self.has_labels = not ("train_data_loader" in kwargs and _is_empty(kwargs["train_data_loader"]))
-        if not self.has_labels:
-            if unlabeled_data_loader is None:
-                raise ValueError("train_data_loader or unlabeled_data_loader must yield batches, got none of either.")
-            kwargs["train_data_loader"] = unlabeled_data_loader
+        self.has_labels = not _is_empty(train_data_loader)
+        if not self.has_labels and unlabeled_data_loader is None:
+            raise ValueError("train_data_loader or unlabeled_data_loader must yield batches, got none of either.")
         if unlabeled_data_loader is None:
             warnings.warn("There are no unlabeled images: training is supervised.", stacklevel=3)
         self.unlabeled_data_loader = unlabeled_data_loader
@@ -82,8 +84,9 @@ class SemiSupervisedTrainer(SupervisedTrainer):
         self.progress = 0.0
         self.unlabeled_batch: dict[str, Any] | None = None
         self._unlabeled_batches: Iterator[dict[str, Any]] | None = None
+        epoch_over: Any = train_data_loader if self.has_labels else unlabeled_data_loader
         # Last, because it attaches the handlers, and they look for the attributes above.
-        super().__init__(*args, **kwargs)
+        super().__init__(train_data_loader=epoch_over, **kwargs)
         student = self.make_student(self.network)
         self.student = student if parallel is None else parallel(student)
         # Not MONAI's, which is for GPUs alone.

@@ -125,6 +125,8 @@ class TokenProbe:
         """
         voxels = volume.as_subclass(torch.Tensor).float()
         grid = [max(1, round(side / cell)) for side, cell in zip(voxels.shape[1:], self.cell)]
+        # The token cache leaves it on the CPU.
+        self.slice_tokens.to(voxels.device)
         with computing_in(self.dtype, voxels.device):
             return self.slice_tokens(voxels[None], grid)[0].float()
 

@@ -67,7 +67,7 @@ class DinoMixTrainer(SemiSupervisedTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         unlabeled_data_loader: Iterable | None = None,
         ema_teacher: EMATeacher | None = None,
         pseudo_labeler: PseudoLabeler | None = None,
@@ -89,7 +89,6 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         self.distillation_weight = distillation_weight
         self.distill_mixed = distill_mixed
         super().__init__(
-            *args,
             unlabeled_data_loader=unlabeled_data_loader,
             ema_teacher=ema_teacher,
             unsupervised_weight=unsupervised_weight,

@@ -30,7 +30,8 @@ class ClipGradientHandler:
 
     A step that is not finite changes no parameter and no running mean. A warning names its terms of the loss and its
     cases, and its batch is saved. In ``float16`` the gradient alone overflows now and then, because the scaler finds
-    its scale that way. The scaler leaves such a step out by itself, without a warning.
+    its scale that way. The scaler leaves such a step out by itself, without a warning. Processes that train together
+    have the same losses and gradients, so all of them leave out the same steps, and each names its own cases.
 
     Args:
         max_norm: largest norm over all parameters.

@@ -7,6 +7,7 @@ from dinomix_monai.losses.feature_distillation import (
     semantic_rarity,
     semantic_uniqueness,
 )
+from dinomix_monai.losses.soft_dice import soft_dice
 from dinomix_monai.losses.weighted_dice_ce import VoxelWeightedDiceCELoss
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "VoxelWeightedDiceCELoss",
     "semantic_rarity",
     "semantic_uniqueness",
+    "soft_dice",
 ]

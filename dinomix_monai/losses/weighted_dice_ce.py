@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
-from dinomix_monai.core.class_sums import class_sums
 from dinomix_monai.core.processes import sum_over_processes
+from dinomix_monai.losses.soft_dice import soft_dice
 
 __all__ = ["VoxelWeightedDiceCELoss"]
 
@@ -93,8 +93,9 @@ class VoxelWeightedDiceCELoss(_Loss):
         if self.lambda_ce:
             loss = loss + self.lambda_ce * self._cross_entropy(log_prob_target, target, voxel_weight)
         if self.lambda_dice:
-            prob = log_prob.exp() if weight is None else log_prob.exp() * voxel_weight
-            loss = loss + self.lambda_dice * self._dice(prob, log_prob_target, target, voxel_weight)
+            dice, present = soft_dice(log_prob, target, None if weight is None else voxel_weight, self.smooth)
+            counted = (present > 0)[1:].to(dice)
+            loss = loss + self.lambda_dice * ((1 - dice[1:]) * counted).sum() / counted.sum().clamp_min(1)
         return loss
 
     def _cross_entropy(
@@ -108,14 +109,3 @@ class VoxelWeightedDiceCELoss(_Loss):
         sums = torch.stack([(log_prob_target * voxel_weight).sum(), voxel_weight.sum()])
         total_log_prob, total = sum_over_processes(sums)
         return -total_log_prob / total.clamp_min(1e-8)
-
-    def _dice(
-        self, prob: torch.Tensor, log_prob_target: torch.Tensor, target: torch.Tensor, voxel_weight: torch.Tensor
-    ) -> torch.Tensor:
-        predicted = prob.sum(dim=[0, *range(2, prob.ndim)])
-        overlap = class_sums(log_prob_target.exp() * voxel_weight, target, prob.shape[1])
-        present = class_sums(voxel_weight, target, prob.shape[1])
-        overlap, predicted, present = sum_over_processes(torch.stack([overlap, predicted, present]))
-        dice = (2 * overlap + self.smooth) / (predicted + present + self.smooth)
-        counted = (present > 0)[1:].to(dice)
-        return ((1 - dice[1:]) * counted).sum() / counted.sum().clamp_min(1)

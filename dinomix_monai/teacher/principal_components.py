@@ -6,13 +6,16 @@ import torch
 
 __all__ = ["PrincipalComponents"]
 
+# So many vectors are in double precision at a time: of 4096 channels, 134 MB.
+_PIECE = 4096
+
 
 class PrincipalComponents:
     """
     Mean and covariance of vectors that come in portions, and the directions of largest variance.
 
-    Sums are kept in double precision, so the order of the portions makes no visible difference; memory is that of one
-    portion and of C x C numbers.
+    Sums are kept in double precision, so the order of the portions makes no visible difference. A portion may lie in a
+    file that is mapped into memory: of its vectors a few thousand are looked at together, beside C x C numbers.
 
     Args:
         channels: length C of the vectors.
@@ -37,12 +40,13 @@ class PrincipalComponents:
         Adds a portion.
 
         Args:
-            vectors: shape (N, C).
+            vectors: shape (N, C), of any type.
         """
-        vectors = vectors.double().cpu()
         self.count += len(vectors)
-        self._sum += vectors.sum(0)
-        self._products += vectors.T @ vectors
+        for piece in vectors.split(_PIECE):
+            piece = piece.double().cpu()
+            self._sum += piece.sum(0)
+            self._products += piece.T @ piece
 
     def solve(self, k: int) -> tuple[torch.Tensor, torch.Tensor, float]:
         """

@@ -37,7 +37,9 @@ _SHARE_OF_VOLUMES, _FEWEST_VOLUMES = 0.1, 4
 class _Volume:
     name: str
     file: str
+    # In voxels, in tokens, and from mm to voxels; where tokens are sampled, so that no step copies them there.
     shape: torch.Tensor
+    tokens: torch.Tensor
     to_voxel: torch.Tensor
     spacing: list[float]
     # Until the teacher has seen them.
@@ -77,7 +79,8 @@ class TokenCache:
         dtype: what the teacher computes in under ``torch.autocast``, as
             :func:`dinomix_monai.core.precision.autocast_dtype` gives it; ``None`` for the precision of its weights.
             ``float16``, whose range a large teacher may leave, counts as ``None``.
-        device: where the teacher is, and where tokens are sampled. On a GPU the tokens are held there.
+        device: where the teacher is while there are volumes that it has not seen, and where tokens are sampled. On a
+            GPU the tokens are held there, and the teacher, which may be large, leaves it for the CPU afterwards.
 
     Attributes:
         recipe: all that the tokens depend on beside the volumes, but for rounding: those that one machine has computed
@@ -126,6 +129,9 @@ class TokenCache:
         }
         self.kept = 1.0
         self.files = TokenFiles(Path(folder) / sha256(json.dumps(self.recipe, sort_keys=True).encode())[:16])
+        self._cell = torch.tensor(self.cell, dtype=torch.float32, device=self.device)
+        # The eight tokens around a place, as steps from the lowest of them.
+        self._corners = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=self.device)
         self._volumes: dict[int, _Volume] = {}
         self._tokens: dict[int, torch.Tensor] = {}
         self._opened = 0
@@ -167,8 +173,11 @@ class TokenCache:
         self._volumes[number] = _Volume(
             name,
             str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"a volume of shape {tuple(voxels.shape[1:])}")),
-            torch.tensor(voxels.shape[1:]),
-            torch.linalg.inv(affine).float(),
+            torch.tensor(voxels.shape[1:], device=self.device),
+            torch.tensor(
+                [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)], device=self.device
+            ),
+            torch.linalg.inv(affine).float().to(self.device),
             volume.pixdim.tolist(),
             None if self.files.path(name).is_file() else voxels,
         )
@@ -249,12 +258,19 @@ class TokenCache:
                 # Nowhere in part: interpolation would bring NaN to the cells around, and the mean to other volumes.
                 self.files.write(volume.name, tokens if np.isfinite(tokens).all() else tokens[:0, :0, :0])
         volume.voxels = None
+        self._rest()
+
+    def _rest(self) -> None:
+        """Takes the teacher off the device when it has seen all volumes."""
+        if all(volume.voxels is None for volume in self._volumes.values()):
+            self.slice_tokens.cpu()
 
     @torch.no_grad()
     def _tokens_of(self, voxels: torch.Tensor, spacing: Sequence[float]) -> np.ndarray:
         """Tokens of one volume, (h, w, d, C) in half precision, h = ceil(H / cell) and so on."""
         grid = [math.ceil(side / cell) for side, cell in zip(voxels.shape[1:], self.cell)]
         missing = [n * cell - side for n, cell, side in zip(grid, self.cell, voxels.shape[1:])]
+        self.slice_tokens.to(self.device)
         # Cells that stick out go on as the volume ends, as its slices do for the teacher online.
         padded = F.pad(voxels.to(self.device), [0, missing[2], 0, missing[1], 0, missing[0]], mode="replicate")
         views: list[torch.Tensor] = []
@@ -281,6 +297,8 @@ class TokenCache:
             # By the components of fewer volumes.
             self._tokens.clear()
         self._opened = len(self._volumes)
+        # All tokens may have been on disk already.
+        self._rest()
 
     def _sample_of(self, names: Sequence[str]) -> list[str]:
         """The first so many of these volumes that have tokens, for the components to be found on."""
@@ -328,8 +346,7 @@ class TokenCache:
         volume, tokens = self._volumes[number], self._load(number)
         if not len(tokens):
             return exact.new_zeros(len(exact), self.embed_dim)
-        to_voxel, shape = volume.to_voxel.to(exact), volume.shape.to(exact)
-        cell, sizes = exact.new_tensor(self.cell), exact.new_tensor(tokens.shape[:3])
+        to_voxel, shape, sizes, cell = volume.to_voxel, volume.shape, volume.tokens, self._cell
         voxel, rough_voxel = (place[:, 1:] @ to_voxel[:3, :3].T + to_voxel[:3, 3] for place in (exact, rough))
         inside = ((voxel > -0.51) & (voxel < shape - 0.49)).all(1)
         whole = ((exact[:, 0] - number).abs() < 0.1) & ((voxel - rough_voxel).abs() < cell).all(1)
@@ -338,9 +355,10 @@ class TokenCache:
         low = place.floor()
         beyond = place - low
         # The eight tokens around each place, (N, 8): numbers in the volume's list of tokens, and their shares.
-        corner = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=exact.device)
-        index = (low.long()[:, None] + corner).minimum(sizes.long() - 1)
-        share = torch.where(corner.bool(), beyond[:, None], 1 - beyond[:, None]).prod(-1) * (inside & whole)[:, None]
+        index = (low.long()[:, None] + self._corners).minimum(sizes - 1)
+        share = (
+            torch.where(self._corners.bool(), beyond[:, None], 1 - beyond[:, None]).prod(-1) * (inside & whole)[:, None]
+        )
         _, width, depth, _ = tokens.shape
         number_of = (index[..., 0] * width + index[..., 1]) * depth + index[..., 2]
         table = tokens.flatten(0, 2)

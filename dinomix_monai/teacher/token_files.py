@@ -97,9 +97,9 @@ class TokenFiles:
         return self._reduced_folder / "components.npz"
 
     def _fit(self, names: Sequence[str], k: int) -> None:
-        components = PrincipalComponents(self._full(names[0]).shape[-1])
+        components = PrincipalComponents(self.read(names[0]).shape[-1])
         for name in names:
-            components.update(torch.from_numpy(self._full(name)).flatten(0, 2))
+            components.update(self.read(name).flatten(0, 2))
         mean, directions, kept = components.solve(k)
         with atomic_write(self._basis) as stream:
             np.savez(stream, mean=mean.numpy(), directions=directions.numpy(), kept=kept)
@@ -107,11 +107,13 @@ class TokenFiles:
     def _reduce(self, name: str, file: Path) -> None:
         with np.load(self._basis) as content:
             mean, directions = content["mean"], content["directions"]
+        tokens = self.read(name)
+        reduced = np.empty((*tokens.shape[:3], directions.shape[1]), dtype=np.float16)
+        # Layer by layer, because in single precision all of them may not fit into memory.
+        for number, layer in enumerate(tokens):
+            reduced[number] = (layer.float().numpy() - mean) @ directions
         with atomic_write(file) as stream:
-            np.save(stream, ((self._full(name) - mean) @ directions).astype(np.float16))
-
-    def _full(self, name: str) -> np.ndarray:
-        return self.read(name).float().numpy()
+            np.save(stream, reduced)
 
 
 def sha256(*parts: bytes) -> str:

@@ -205,11 +205,11 @@ class PICCutMix(Randomizable, Transform):
 
     def _confident_voxels(self, patch: Patch) -> torch.Tensor:
         """Number of voxels of each class that have a weight, shape (num_classes,); all -1 in a patch not finite."""
-        label, weight, *rest = patch
+        label, weight, _, *images = patch
         voxels = torch.zeros(self.class_curriculum.num_classes, dtype=torch.long, device=label.device)
         voxels.scatter_add_(0, label.flatten().long(), (weight > 0).flatten().long())
         # A sum is finite where all is, and takes a fraction of the time.
-        is_finite = torch.stack([part.sum().isfinite().to(label.device) for part in rest]).all()
+        is_finite = torch.stack([image.sum().isfinite() for image in images]).all()
         return torch.where(is_finite, voxels, -1)
 
     def state_dict(self) -> dict[str, Any]:

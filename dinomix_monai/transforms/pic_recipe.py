@@ -111,7 +111,9 @@ def apply_recipes(
             f"modes must have one mode for each of {num_images} images, got {modes}. Pass 'bilinear' or 'nearest' for "
             "each image."
         )
-    mixed = tuple(batch[[recipe.recipient for recipe in recipes]] for batch in batches)
+    # Not a list, which each of them would copy to its GPU.
+    recipients = torch.tensor([recipe.recipient for recipe in recipes], dtype=torch.long, device=batches[0].device)
+    mixed = tuple(batch[recipients] for batch in batches)
     for number, recipe in enumerate(recipes):
         patch = [batch[number] for batch in mixed]
         if recipe.grid is not None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from monai.bundle import ConfigWorkflow
+from monai.utils import set_determinism
 
 from dinomix_monai.bundle import Bundle
 from tests.toys import TOY, make_toy_phantom
@@ -90,6 +93,35 @@ def run(workflow: Callable[..., ConfigWorkflow]) -> Callable[..., ConfigWorkflow
         return built
 
     return build_and_run
+
+
+@pytest.fixture
+def step(workflow: Callable) -> Callable[..., Callable[..., None]]:
+    """Makes a function that takes the next training step of a config, with all of its parts at work."""
+
+    def make(overlay: str, **settings: object) -> Callable[..., None]:
+        overlays = () if overlay == "default" else (overlay,)
+        built = workflow("train", *overlays, **{"distiller#interval": 1}, warm_up=0.0, **settings)
+        built.initialize()
+        trainer = built.parser.get_parsed_content("train#trainer")
+        set_determinism(0)
+        for name in ("train#dataloader", "train#unlabeled_dataloader", "mix"):
+            part = built.parser.get_parsed_content(name)
+            if part is not None:
+                part.set_random_state(seed=0)
+        trainer.unsupervised_weight, trainer.state.iteration = 1.0, 0
+        batches: Iterator = iter(trainer.data_loader)
+
+        def take(counter: AbstractContextManager | None = None) -> None:
+            trainer.state.iteration += 1
+            batch, unlabeled = next(batches), trainer.next_unlabeled()
+            with counter or nullcontext(), patch.object(trainer, "next_unlabeled", return_value=unlabeled):
+                trainer._iteration(trainer, batch)
+
+        take()  # the first one makes what stays: states of the optimizer, donors
+        return take
+
+    return make
 
 
 @pytest.fixture(scope="session")

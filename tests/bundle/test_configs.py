@@ -114,6 +114,13 @@ def test_monai_finds_every_property_under_its_id(
     assert built.check_properties() == []
 
 
+def test_a_training_lets_cudnn_choose_its_algorithms(workflow) -> None:
+    with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        workflow("train", distillation_weight=0).initialize()
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.deterministic
+
+
 def test_a_missing_property_would_be_noticed(workflow, phantom: Path) -> None:
     built = workflow("train", **{"datalist#phantom_dir": str(phantom)})
     del built.parser.config["bundle_root"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,20 @@ import torch
 from monai.engines.utils import IterationEvents
 from torch import distributed, multiprocessing, nn
 
-from dinomix_monai.core.processes import gather_over_processes, process_count, rank_seed, sum_over_processes
+from dinomix_monai.baselines import (
+    ClassWeightedDiceCELoss,
+    CrossTrainer,
+    DifficultyWeighting,
+    DistributionWeighting,
+    StudentPair,
+)
+from dinomix_monai.core.processes import (
+    data_parallel,
+    gather_over_processes,
+    process_count,
+    rank_seed,
+    sum_over_processes,
+)
 from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller, PseudoLabeler
 from dinomix_monai.handlers import ClipGradientHandler, EMAUpdateHandler
 from dinomix_monai.losses import FeatureDistillationLoss, VoxelWeightedDiceCELoss
@@ -55,44 +69,73 @@ def batches(seed, size, rank, world_size, with_label):
         yield {key: value[rank * share : (rank + 1) * share] for key, value in batch.items()}
 
 
-def train(rank, world_size):
-    """Losses at each step, and all that training changes, of one of several processes or of one alone."""
+def settings_of(network, rank, world_size):
+    """What all trainers of these tests have in common."""
+    loss = VoxelWeightedDiceCELoss(class_weight=[1.0, 2.0, 5.0])
+    return {
+        "device": torch.device("cpu"),
+        "max_epochs": 1,
+        "train_data_loader": list(batches(1, 4, rank, world_size, with_label=True)),
+        "unlabeled_data_loader": list(batches(2, 4, rank, world_size, with_label=False)),
+        "network": network,
+        "parallel": partial(data_parallel, device="cpu") if world_size > 1 else None,
+        "loss_function": loss,
+        "unlabeled_loss_function": loss,
+        "ema_teacher": EMATeacher(network),
+        "train_handlers": [ClipGradientHandler(0.5, on_bad_loss="stop"), EMAUpdateHandler()],
+    }
+
+
+def run(trainer):
+    """The terms of the loss at each step, and all that training has changed."""
+    losses = []
+
+    @trainer.on(IterationEvents.LOSS_COMPLETED)
+    def note():
+        output = trainer.state.output
+        losses.append({term: output[term].item() for term in TERMS if term in output})
+
+    trainer.run()
+    saved = {name: part for name, part in trainer.to_save.items() if name != "optimizer"}
+    parts = {f"{name}.{key}": value for name, part in saved.items() for key, value in part.state_dict().items()}
+    return losses, parts
+
+
+def trainer_of(rank, world_size, **changes):
     torch.manual_seed(0)
     network = Network()
     distiller = FeatureDistiller(network, ["features"], Intensities(), patch_size=(8, 8, 8))
     if rank:
         # What is trained outside of the network must not depend on what each process drew for it.
         nn.init.normal_(distiller.heads[0].layers.weight)
-    loss = VoxelWeightedDiceCELoss(class_weight=[1.0, 2.0, 5.0])
-    trainer = DinoMixTrainer(
-        device=torch.device("cpu"),
-        max_epochs=1,
-        train_data_loader=list(batches(1, 4, rank, world_size, with_label=True)),
-        unlabeled_data_loader=list(batches(2, 4, rank, world_size, with_label=False)),
-        network=network,
-        parallel=partial(nn.parallel.DistributedDataParallel, find_unused_parameters=True) if world_size > 1 else None,
-        optimizer=torch.optim.AdamW([*network.parameters(), *distiller.parameters()], lr=0.02),
-        loss_function=loss,
-        unlabeled_loss_function=loss,
-        ema_teacher=EMATeacher(network),
-        pseudo_labeler=PseudoLabeler(CLASSES, 0.35, 0.3, decay=0.9, alignment=1.0, labeled_voxels=COUNTS),
-        distiller=distiller,
-        train_handlers=[ClipGradientHandler(0.5), EMAUpdateHandler()],
-    )
-    losses = []
-
-    @trainer.on(IterationEvents.LOSS_COMPLETED)
-    def note():
-        losses.append({term: trainer.state.output[term].item() for term in TERMS})
-
-    trainer.run()
-    parts = {
-        "student": network,
-        "ema": trainer.ema_teacher,
-        "pseudo_labeler": trainer.pseudo_labeler,
-        "heads": distiller,
+    own = {
+        "optimizer": torch.optim.AdamW([*network.parameters(), *distiller.parameters()], lr=0.02),
+        "pseudo_labeler": PseudoLabeler(CLASSES, 0.35, 0.3, decay=0.9, alignment=1.0, labeled_voxels=COUNTS),
+        "distiller": distiller,
     }
-    return losses, {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    return DinoMixTrainer(**{**settings_of(network, rank, world_size), **own, **changes})
+
+
+def pair_trainer_of(rank, world_size):
+    torch.manual_seed(0)
+    network = StudentPair(Network())
+    own = {
+        "optimizer": torch.optim.AdamW(network.parameters(), lr=0.02),
+        "loss_function": ClassWeightedDiceCELoss(),
+        "unlabeled_loss_function": ClassWeightedDiceCELoss(),
+        "weightings": nn.ModuleList([DifficultyWeighting(CLASSES, 0.9), DistributionWeighting(COUNTS, 0.9)]),
+    }
+    return CrossTrainer(**{**settings_of(network, rank, world_size), **own})
+
+
+def bad_step(rank, world_size):
+    """The step at which a run stops whose third batch has a patch that is not finite, in the share of the last."""
+    trainer = trainer_of(rank, world_size)
+    if rank == world_size - 1:
+        trainer.data_loader[2]["image"][-1] = math.nan
+    with pytest.raises(FloatingPointError):
+        trainer.run()
+    return trainer.state.iteration
 
 
 def pic_counts(rank, world_size):
@@ -125,10 +168,15 @@ def gradients(rank, world_size):
 
 
 def everything(rank, world_size):
-    losses, parts = train(rank, world_size)
+    # Where there are no labels, the first of these steps have nothing that the network's head learns from.
+    unlabeled = {"train_data_loader": None, "unsupervised_weight": 0.0}
     return {
-        "losses": losses,
-        "parts": parts,
+        "runs": {
+            "DINO-Mix": run(trainer_of(rank, world_size)),
+            "without labels": run(trainer_of(rank, world_size, **unlabeled)),
+            "CPS": run(pair_trainer_of(rank, world_size)),
+        },
+        "bad step": bad_step(rank, world_size),
         "counts": pic_counts(rank, world_size),
         "grads": gradients(rank, world_size),
     }
@@ -159,25 +207,40 @@ def together(tmp_path_factory: pytest.TempPathFactory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(alone, together):
-    assert len(alone["losses"]) == STEPS
-    assert all(value > 0 for step in alone["losses"] for value in step.values())
+RUNS = {
+    "DINO-Mix": {
+        "pseudo_labeler.class_confidence",
+        "pseudo_labeler.predicted_shares",
+        "distiller.heads.0.layers.weight",
+    },
+    "without labels": {"network.features.0.weight", "distiller.heads.0.layers.weight"},
+    "CPS": {"weightings.0.unreached", "weightings.1.weights", "ema_teacher.module.second.head.bias"},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(name, alone, together):
+    losses, _ = alone["runs"][name]
+    assert len(losses) == STEPS
+    assert all(value > 0 for step in losses for value in step.values())
     for found in together:
-        for step, expected in zip(found["losses"], alone["losses"]):
+        for step, expected in zip(found["runs"][name][0], losses, strict=True):
             assert step == pytest.approx(expected, rel=2e-5)
 
 
-def test_student_teacher_heads_and_statistics_are_those_of_one_process(alone, together):
-    names = set(alone["parts"])
-    assert {
-        "pseudo_labeler.class_confidence",
-        "pseudo_labeler.predicted_shares",
-        "heads.heads.0.layers.weight",
-    } <= names
+@pytest.mark.parametrize("name", RUNS)
+def test_all_that_is_trained_and_counted_is_that_of_one_process(name, alone, together):
+    _, parts = alone["runs"][name]
+    assert set(parts) > RUNS[name]
     for found in together:
-        assert set(found["parts"]) == names
-        for name in names:
-            torch.testing.assert_close(found["parts"][name], alone["parts"][name], atol=2e-5, rtol=1e-4, msg=name)
+        _, others = found["runs"][name]
+        assert set(others) == set(parts)
+        for part, expected in parts.items():
+            torch.testing.assert_close(others[part], expected, atol=2e-5, rtol=1e-4, msg=part)
+
+
+def test_processes_leave_out_the_same_steps(alone, together):
+    assert [found["bad step"] for found in (alone, *together)] == [3, 3, 3]
 
 
 def test_counts_of_pic_are_exactly_those_of_one_process(alone, together):

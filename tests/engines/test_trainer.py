@@ -12,6 +12,7 @@ from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted
 from torch import nn
 
+from dinomix_monai.baselines import CrossTrainer
 from dinomix_monai.engines import DinoMixTrainer, FeatureDistiller
 from dinomix_monai.networks import EMATeacher
 from dinomix_monai.transforms import PICCutMixd
@@ -486,6 +487,12 @@ def test_without_labels_a_step_with_nothing_to_learn_from_changes_nothing(make_t
 def test_without_images_of_either_kind_there_is_an_error(make_trainer):
     with pytest.raises(ValueError, match="train_data_loader or unlabeled_data_loader must yield batches, got none"):
         make_trainer(train_data_loader=None, unlabeled_data_loader=None)
+
+
+@pytest.mark.parametrize("trainer", [DinoMixTrainer, CrossTrainer])
+def test_an_argument_without_its_name_is_refused(trainer):
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 "):
+        trainer(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("unsupervised_weight", [0.0, 1.0])

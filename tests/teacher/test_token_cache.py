@@ -19,6 +19,7 @@ from monai.transforms import (
     SpatialPad,
     SpatialPadd,
 )
+from torch import nn
 from torch.nn import functional as F
 
 from dinomix_monai.teacher import SliceTokens, TokenCache
@@ -43,12 +44,12 @@ class MeanTeacher:
         return F.avg_pool2d(x, self.stride)
 
 
-class IndexTokens:
+class IndexTokens(nn.Module):
     """In place of ``SliceTokens``: the token of a cell is the voxel index of its center."""
 
     offsets, tokens_per_cell, embed_dim, fingerprint = (0, 0, 0), 1, 3, "index"
 
-    def __call__(self, volume, grid):
+    def forward(self, volume, grid):
         centers = [(torch.arange(n) + 0.5) * side / n - 0.5 for n, side in zip(grid, volume.shape[2:])]
         return torch.stack(torch.meshgrid(*centers, indexing="ij"))[None]
 
