@@ -209,7 +209,7 @@ class PICCutMix(Randomizable, Transform):
         voxels = torch.zeros(self.class_curriculum.num_classes, dtype=torch.long, device=label.device)
         voxels.scatter_add_(0, label.flatten().long(), (weight > 0).flatten().long())
         # A sum is finite where all is, and takes a fraction of the time.
-        is_finite = torch.stack([image.sum().isfinite() for image in images]).all()
+        is_finite = torch.stack([part.sum().isfinite() for part in (weight, *images)]).all()
         return torch.where(is_finite, voxels, -1)
 
     def state_dict(self) -> dict[str, Any]:
