@@ -33,7 +33,7 @@ class Outcome(StrEnum):
     MISSED = "missed"  # the label alone
     INVENTED = "invented"  # the prediction alone
     ABSENT = "absent"  # neither
-    NOT_ANNOTATED = "not annotated"  # nobody has looked for it in this case
+    NOT_ANNOTATED = "not annotated"  # nobody has looked for it, or not everywhere and found none
 
 
 class Metric(NamedTuple):
@@ -82,8 +82,8 @@ class ScoreRule(ABC):
             num_classes: with background.
             possible: for each value of a label, which classes it stands for, see
                 :meth:`dinomix_monai.volumes.PartialLabels.table`; ``None`` where the label is complete. A class is
-                scored in the voxels of which the label tells whether they have it; where these are not all, it has its
-                Dice alone, because a part of a surface has no distance.
+                scored in the voxels of which the label tells whether they have it. Where these are not all, it has its
+                Dice alone, because a part of a surface has no distance, and nothing where it is drawn nowhere.
 
         Returns:
             outcome of each foreground class, and scores of shape (metrics, num_classes - 1); NaN is a value left out.
@@ -95,7 +95,8 @@ class ScoreRule(ABC):
         for value in range(1, num_classes):
             masks = prediction == value, label == value
             known = None if possible is None else is_known(label, value, possible)
-            if known is not None and not known.any():
+            # Drawn nowhere, and in places nobody has looked for it.
+            if known is not None and not known.all() and not masks[1].any():
                 outcomes.append(Outcome.NOT_ANNOTATED)
                 scores.append([math.nan] * len(self.metrics))
                 continue
