@@ -19,6 +19,7 @@ from dinomix_monai.data.finding import Finding
 from dinomix_monai.volumes import (
     MOST_VOXELS,
     Geometry,
+    PartialLabels,
     VolumeError,
     channel_files,
     channel_windows,
@@ -50,6 +51,7 @@ class CaseReport:
         findings: its problems.
         digest: SHA-256 of the image's voxels; ``None`` where they could not be read.
         classes: classes of its label; ``None`` where there is no label that could be read.
+        looked_for: classes that somebody has looked for in it.
     """
 
     section: str
@@ -57,6 +59,7 @@ class CaseReport:
     findings: list[Finding] = field(default_factory=list)
     digest: str | None = None
     classes: frozenset[int] | None = None
+    looked_for: frozenset[int] = frozenset()
 
     def error(self, file: str, problem: str, remedy: str) -> None:
         """Adds a finding with which training must not begin."""
@@ -87,6 +90,7 @@ class CaseCheck:
             as in MONAI's ``Spacingd``, what is not above 0.
         intensity_window: least and greatest of the intensities that scaling maps to [0, 1], or a list with those of
             each channel; ``None`` where scaling adapts to each image.
+        partial_labels: what of the label maps somebody has looked for; ``None`` where all are complete.
 
     Raises:
         ValueError: When ``patch_size`` does not have three numbers above 0, ``spacing_mm`` three numbers, or
@@ -97,6 +101,7 @@ class CaseCheck:
     patch_size: Sequence[int] | None = None
     spacing_mm: Sequence[float] | None = None
     intensity_window: Sequence | None = None
+    partial_labels: PartialLabels | None = None
 
     def __post_init__(self) -> None:
         patch, spacing = self.patch_size, self.spacing_mm
@@ -161,14 +166,24 @@ class CaseCheck:
             report.warn(report.image, problem, "It will be padded; a smaller patch_size wastes less.")
 
     def _check_classes(self, report: CaseReport, file: str, label: nib.Nifti1Pair) -> None:
-        values = label_values(label, self.num_classes)
-        report.classes = values.classes
+        partial = self.partial_labels
+        annotation = None if partial is None else partial.annotations.get(file)
+        has_ignore = partial is not None and partial.has_ignore
+        values = label_values(label, self.num_classes + has_ignore)
+        report.classes = values.classes - {self.num_classes}
+        foreground = frozenset(range(1, self.num_classes))
+        report.looked_for = foreground - (annotation.missing if annotation else frozenset())
+        if annotation is not None and not values.strays:
+            try:
+                partial.coded(np.asanyarray(label.dataobj).reshape(label.shape[:3]), file)  # type: ignore[union-attr]
+            except ValueError as error:
+                report.error(file, f"contradicts the list: {error}", "Correct the list or the label map.")
         if values.strays:
             problem = f"has {values.strays} voxels of no class, from {values.low:g} to {values.high:g}"
             report.error(
                 file, problem, f"Only the whole numbers 0 to {self.num_classes - 1} have a name in the datalist."
             )
-        elif values.classes == {0}:
+        elif report.classes <= {0}:
             report.warn(file, "has nothing but background", "Make sure that this patient has none of the classes.")
 
 

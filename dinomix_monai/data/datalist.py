@@ -15,7 +15,17 @@ import numpy as np
 from filelock import FileLock
 
 from dinomix_monai.data.phantom import make_phantom
-from dinomix_monai.volumes import LabelValues, VolumeError, as_image, channel_files, label_values, open_volume
+from dinomix_monai.volumes import (
+    Annotation,
+    LabelValues,
+    PartialLabels,
+    VolumeError,
+    as_image,
+    channel_files,
+    label_values,
+    open_volume,
+    read_annotation,
+)
 
 __all__ = [
     "SECTIONS",
@@ -61,6 +71,7 @@ class Datalist:
         from_test: how many of the last unlabeled cases were listed under ``test``, where no case has a label.
         channel_names: names of the channels of each image.
         has_channel_names: whether the list says so.
+        partial_labels: what of the label maps somebody has looked for; ``None`` where all are complete.
     """
 
     class_names: tuple[str, ...]
@@ -73,6 +84,7 @@ class Datalist:
     from_test: int = 0
     channel_names: tuple[str, ...] = ("image",)
     has_channel_names: bool = False
+    partial_labels: PartialLabels | None = None
 
     @property
     def num_classes(self) -> int:
@@ -83,6 +95,22 @@ class Datalist:
     def num_channels(self) -> int:
         """Number of channels of each image."""
         return len(self.channel_names)
+
+    def require_complete(self, method: str) -> None:
+        """
+        Refuses label maps that are not complete, for a method that would take what nobody has looked for as background.
+
+        Args:
+            method: its name.
+
+        Raises:
+            ValueError: When there are such label maps.
+        """
+        if self.partial_labels is not None:
+            raise ValueError(
+                f"{method} needs complete label maps, got a dataset.json with `annotated`, `annotated_slices` or an "
+                "`ignore` label. Use DINO-Mix or another baseline."
+            )
 
     def describe(self) -> str:
         """How many cases each list has."""
@@ -114,8 +142,35 @@ class Datalist:
         """Voxels of each class over the labeled training cases, background first."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for case in self.training:
-            counts += self.label_values(case["label"]).voxels
+            voxels = self.label_values(case["label"]).voxels
+            counts += voxels if self.partial_labels is None else self._known_voxels(case["label"])
         return counts.tolist()
+
+    def _known_voxels(self, file: str) -> np.ndarray:
+        """Voxels of each class; one that is not drawn on is background where nothing else is possible."""
+        return np.bincount(self.coded_label(file).ravel(), minlength=self.num_values)[: self.num_classes]
+
+    def coded_label(self, file: str) -> np.ndarray:
+        """
+        The voxels of a label map along the axes of its file, shape (H, W, D), with the codes of ``partial_labels``.
+
+        Raises:
+            ValueError: When it cannot be read, or contradicts what was looked for.
+        """
+        self.label_values(file)
+        volume = open_volume(file)
+        values = np.asanyarray(volume.dataobj).reshape(volume.shape[:3]).astype(np.intp)
+        return values if self.partial_labels is None else self.partial_labels.coded(values, file)
+
+    @property
+    def num_values(self) -> int:
+        """Values of a coded label map are below this."""
+        return self.num_classes if self.partial_labels is None else self.partial_labels.num_codes
+
+    @property
+    def possible(self) -> np.ndarray | None:
+        """See :meth:`PartialLabels.table`; ``None`` where all label maps are complete."""
+        return None if self.partial_labels is None else self.partial_labels.table()
 
     def label_values(self, file: str) -> LabelValues:
         """
@@ -124,7 +179,9 @@ class Datalist:
         Raises:
             ValueError: When it cannot be read, or has values that are no classes.
         """
-        values = read_label(file, self.num_classes)
+        has_ignore = self.partial_labels is not None and self.partial_labels.has_ignore
+        values = read_label(file, self.num_classes + has_ignore)
+        values = values._replace(voxels=values.voxels[: self.num_classes])
         if values.strays:
             raise ValueError(
                 f"Label values must be whole numbers below {self.num_classes} (`labels` of dataset.json), got "
@@ -258,14 +315,16 @@ def read_datalist(
     moved = [] if any("label" in case for case in sections["test"]) else sections["test"]
     if moved:
         sections["unlabeled"], sections["test"] = sections["unlabeled"] + moved, []
+    class_names = label_names(content["labels"], path)
     return Datalist(
-        label_names(content["labels"], path),
+        class_names,
         **sections,
         is_phantom="phantom_seed" in content,
         protocol=content.get("protocol"),
         from_test=len(moved),
         channel_names=_channel_names(content, sections, path),
         has_channel_names=_named_channels(content) is not None,
+        partial_labels=_partial_labels(content, sections, class_names, path),
     )
 
 
@@ -309,6 +368,20 @@ def _channel_names(content: Mapping[str, Any], sections: Mapping[str, Sequence[C
             "its own, and list all files of a case as its `image`, in the order of the names."
         )
     return tuple(str(name) for name in named.values())
+
+
+def _partial_labels(
+    content: Mapping[str, Any], sections: Mapping[str, Sequence[Case]], class_names: Sequence[str], path: Path
+) -> PartialLabels | None:
+    """What of the label maps was looked for; ``None`` where all are complete."""
+    annotations: dict[str, Annotation] = {}
+    for name, cases in sections.items():
+        for entry, case in zip(content.get(name) or [], cases):
+            found = read_annotation(entry, class_names, case["label"]) if "label" in case else None
+            if found is not None and annotations.setdefault(case["label"], found) != found:
+                raise ValueError(f"`annotated` of {case['label']} must be the same wherever {path} lists it.")
+    has_ignore = ignored_value(content["labels"]) is not None
+    return PartialLabels(len(class_names), annotations, has_ignore) if annotations or has_ignore else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -375,6 +448,22 @@ def _incomplete(section: str, entry: Any, missing: str) -> ValueError:
     return ValueError(f"Each case under `{section}` must have {keys}, got {entry} without {missing}.")
 
 
+def ignored_value(labels: Any) -> int | None:
+    """The value of voxels that nobody has looked at, nnU-Net v2's ``ignore``; ``None`` where there is none."""
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    for key, entry in labels.items() if isinstance(labels, dict) else ():
+        if _is_ignore(entry):
+            return int(key)
+        if _is_ignore(key):
+            return entry
+    return None
+
+
+def _is_ignore(name: Any) -> bool:
+    return isinstance(name, str) and name.lower() == "ignore"
+
+
 def label_names(labels: Any, path: Path) -> tuple[str, ...]:
     """
     Names of the classes in the order of their values.
@@ -392,12 +481,14 @@ def label_names(labels: Any, path: Path) -> tuple[str, ...]:
     is_by_value = all(key.isdecimal() for key in labels)
     pairs = [(int(key), entry) if is_by_value else (entry, key) for key, entry in labels.items()]
     values = [value for value, _ in pairs]
-    if ignored := [value for value, name in pairs if isinstance(name, str) and name.lower() == "ignore"]:
-        raise ValueError(
-            f"`labels` of {path} must name classes, got `ignore` ({ignored[0]}), which marks voxels that nobody has "
-            "looked at. They cannot be left out of training and scores yet: give them a class in the label maps, or "
-            "list the scans under `unlabeled`."
-        )
+    if ignored := [pair for pair in pairs if _is_ignore(pair[1])]:
+        # Not a class, and behind all of them.
+        if ignored[0][0] != len(values) - 1:
+            raise ValueError(
+                f"`labels` of {path} must have `ignore` as greatest value, {len(values) - 1}, got {ignored[0][0]}."
+            )
+        pairs.remove(ignored[0])
+        values.remove(ignored[0][0])
     # What is no number is a region of several in nnU-Net v2, which is no class.
     if len(values) < 2 or any(value not in values for value in range(len(values))):
         raise ValueError(

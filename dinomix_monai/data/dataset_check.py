@@ -17,6 +17,8 @@ from dinomix_monai.data.finding import Finding, findings_table
 __all__ = ["check_dataset", "verify_dataset"]
 
 _HELD_OUT = ("validation", "test")
+_FEW_WITHOUT = 0.34
+"""Share of the labels that lack a class up to which this looks like an omission."""
 
 
 def check_dataset(
@@ -60,7 +62,7 @@ def check_dataset(
         datalist = read_datalist(root, phantom_dir, file, allow_outside)
     except (FileNotFoundError, ValueError) as error:
         return [Finding("error", file, f"cannot be used: {error}", "Correct the list.")]
-    check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window)
+    check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window, datalist.partial_labels)
     chosen = [(section, case) for section, case in datalist.cases() if sections is None or section in sections]
     names, cases = zip(*chosen) if chosen else ((), ())
     # Threads, because what takes the time (decompression, hashing, NumPy) does not hold Python's lock.
@@ -129,6 +131,7 @@ def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str, needs_la
         if value not in labeled:
             problem = f"names {datalist.class_names[value]}, which no label under `training` has"
             yield Finding("warning", file, problem, "It cannot be learned; label it, or take it out of `labels`.")
+    yield from _annotations(datalist, reports, file)
     if len(datalist.training) == 1:
         yield Finding("warning", file, "lists one labeled case", "Label more: one patient does not stand for others.")
     if not datalist.unlabeled:
@@ -144,3 +147,22 @@ def _gaps(datalist: Datalist, reports: Sequence[CaseReport], file: str, needs_la
         problem = f"lists cases under `test` without any label ({datalist.from_test})"
         remedy = "They count as unlabeled cases and are learned from; if you will score them, name their labels."
         yield Finding("warning", file, problem, remedy)
+
+
+def _annotations(datalist: Datalist, reports: Sequence[CaseReport], file: str) -> Iterator[Finding]:
+    """Classes that nobody has looked for, and cases that do not say so although they seem to lack one."""
+    labeled = [report for report in reports if report.section == "training" and report.classes is not None]
+    for value in range(1, datalist.num_classes) if labeled else ():
+        name = datalist.class_names[value]
+        looking = [report for report in labeled if value in report.looked_for]
+        without = [report for report in looking if value not in (report.classes or ())]
+        if not looking:
+            problem = f"names {name}, which nobody has looked for in any case under `training`"
+            yield Finding("warning", file, problem, "It cannot be learned; annotate it in a case, or take it out.")
+        elif without and len(without) <= _FEW_WITHOUT * len(looking):
+            for report in without:
+                problem = (
+                    f"has no {name}, as {len(looking) - len(without)} of {len(looking)} labels under `training` do"
+                )
+                remedy = "If nobody has looked for it there, say so by `annotated`: now its place counts as background."
+                yield Finding("warning", report.image, problem, remedy)

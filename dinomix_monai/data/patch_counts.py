@@ -34,16 +34,36 @@ def patch_voxels(datalist: Datalist, patch_size: Sequence[int], spacing_mm: Sequ
     Raises:
         ValueError: When a label cannot be read, or has values that are no classes.
     """
-    total = np.zeros(datalist.num_classes)
+    total = np.zeros(datalist.num_values)
     for case in datalist.training:
-        datalist.label_values(case["label"])
-        total += _of_case(case["label"], datalist.num_classes, patch_size, spacing_mm)
-    return total.tolist()
+        label = datalist.coded_label(case["label"])
+        total += _of_case(case["label"], label, datalist.num_values, patch_size, spacing_mm)
+    return (total if datalist.possible is None else _of_known(total, datalist.possible)).tolist()
 
 
-def _of_case(file: str, num_classes: int, patch_size: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
-    volume = open_volume(file)
-    place = read_geometry(volume.header)
+def _of_known(voxels: np.ndarray, possible: np.ndarray) -> np.ndarray:
+    """
+    Voxels of each class as if all of them were known.
+
+    A class is counted where somebody has looked for it, and its share of that is taken for its share of all voxels.
+    What is left is background.
+
+    Args:
+        voxels: of each class and each set of classes, shape (values,).
+        possible: see :meth:`PartialLabels.table`.
+    """
+    num_classes = possible.shape[1]
+    is_unknown = np.concatenate([np.zeros((num_classes, num_classes), dtype=bool), possible[num_classes:]])
+    known = np.array([voxels[~column].sum() for column in is_unknown.T])
+    shares = voxels[:num_classes] / np.maximum(known, 1)
+    shares[0] = max(0.0, 1 - shares[1:].sum())
+    return shares * voxels.sum()
+
+
+def _of_case(
+    file: str, label: np.ndarray, num_values: int, patch_size: Sequence[int], spacing_mm: Sequence[float]
+) -> np.ndarray:
+    place = read_geometry(open_volume(file).header)
     # For each axis of the file, the axis of the body.
     axes = io_orientation(place.affine)[:, 0].astype(int)
     own = voxel_sizes(place.affine)
@@ -53,10 +73,9 @@ def _of_case(file: str, num_classes: int, patch_size: Sequence[int], spacing_mm:
     shown = [_shown(*each) for each in zip(place.shape, sides, patch)]
     # The last axis is one at a time, so that the weights of a whole volume are never in memory.
     plane = np.multiply.outer(shown[0], shown[1]).ravel()
-    label = np.asanyarray(volume.dataobj).reshape(place.shape).astype(np.intp)
-    voxels = np.zeros(num_classes)
+    voxels = np.zeros(num_values)
     for number, weight in enumerate(shown[2]):
-        voxels += weight * np.bincount(label[:, :, number].ravel(), plane, num_classes)
+        voxels += weight * np.bincount(label[:, :, number].ravel(), plane, num_values)
     voxels[0] += np.prod(patch) - np.prod(np.minimum(patch, sides))
     return voxels
 

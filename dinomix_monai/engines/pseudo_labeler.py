@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from monai.utils import convert_to_tensor
 from torch import nn
@@ -50,6 +52,8 @@ class PseudoLabeler(nn.Module):
         labeled_voxels: voxels of each class in labeled patches, background first, as
             :func:`dinomix_monai.data.patch_voxels` gives them; needed for the alignment.
         weight: weight of a voxel that counts.
+        possible: for each value of a label, which classes it stands for, shape (values, C), see
+            :meth:`dinomix_monai.volumes.PartialLabels.table`; needed for :meth:`complete` alone.
         clean_label: transform of the label map (1, H, W[, D]) of each patch, such as MONAI's
             ``KeepLargestConnectedComponent``; ``None`` for none.
 
@@ -59,6 +63,7 @@ class PseudoLabeler(nn.Module):
     """
 
     class_confidence: torch.Tensor
+    possible: torch.Tensor
     predicted_shares: torch.Tensor
     labeled_shares: torch.Tensor
 
@@ -72,6 +77,7 @@ class PseudoLabeler(nn.Module):
         labeled_voxels: Sequence[float] | None = None,
         weight: float = 1.0,
         clean_label: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        possible: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= floor <= threshold <= 1:
@@ -87,6 +93,8 @@ class PseudoLabeler(nn.Module):
         self.threshold, self.floor, self.decay, self.alignment = threshold, floor, decay, alignment
         self.weight, self.clean_label = weight, clean_label
         self.register_buffer("class_confidence", torch.ones(num_classes))
+        table = torch.eye(num_classes, dtype=torch.bool) if possible is None else torch.as_tensor(possible)
+        self.register_buffer("possible", table, persistent=False)
         if alignment:
             # One voxel more, so that a class without labeled voxels has a share.
             counts = torch.as_tensor(labeled_voxels).float() + 1
@@ -116,6 +124,37 @@ class PseudoLabeler(nn.Module):
         if self.clean_label is not None:
             label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
         return label, weight
+
+    @property
+    def completes(self) -> bool:
+        """Whether labels may have codes of sets of classes, which :meth:`complete` replaces."""
+        return len(self.possible) > len(self.class_confidence)
+
+    @torch.no_grad()
+    def complete(self, label: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Fills labels that are not complete by the most probable of the classes that are possible.
+
+        What somebody has drawn stays, and a voxel that nobody has looked for some classes on becomes background or one
+        of these. Their probabilities are normalized among each other; moving averages and alignment, which are those of
+        unlabeled patches, have no part in it.
+
+        Args:
+            label: label values with codes of sets, shape (B, 1, H, W[, D]).
+            logits: of the EMA teacher, shape (B, C, H, W[, D]).
+
+        Returns:
+            Label values, all of classes, and weights: 1 where a class was drawn, or is the only one that is possible,
+            and otherwise ``weight`` where the probability reaches the threshold of its class.
+        """
+        self.to(logits.device)
+        num_classes = len(self.class_confidence)
+        is_known, values = label < num_classes, label.long()
+        allowed = self.possible[values[:, 0]].movedim(-1, 1)
+        probabilities = logits.float().masked_fill(~allowed, -math.inf).softmax(dim=1)
+        confidence, guess = probabilities.max(dim=1, keepdim=True)
+        weight = self.weight * (confidence >= self.thresholds()[guess]).to(confidence)
+        return torch.where(is_known, values, guess), weight.masked_fill(is_known, 1)
 
     def _align(self, probabilities: torch.Tensor) -> torch.Tensor:
         found = sum_over_processes(probabilities.mean(dim=[0, *range(2, probabilities.ndim)])) / process_count()

@@ -172,7 +172,8 @@ class TokenProbe:
         features = F.grid_sample(scan.tokens[None], places.to(scan.tokens), padding_mode="border", align_corners=False)[
             0, :, :, 0, 0
         ]
-        return features.T, labels[index], torch.bincount(labels, minlength=self.num_classes)
+        voxels_by_class = torch.bincount(labels, minlength=self.num_classes)[: self.num_classes]
+        return features.T, labels[index], voxels_by_class
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

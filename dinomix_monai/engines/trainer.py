@@ -127,7 +127,8 @@ class DinoMixTrainer(SemiSupervisedTrainer):
             if unlabeled is not None:
                 unlabeled = self._strong_view(unlabeled, unlabeled_data)
             if plan.learns_pseudo_labels and self.mix is not None:
-                unlabeled = self._mixed(self._strong_view(labeled, labeled_data), unlabeled)
+                donors = self._strong_view(self._completed(labeled), labeled_data)
+                unlabeled = self._mixed(donors, unlabeled)
 
             # Labeled patches come first, so what is taught is the beginning of what the student sees.
             seen = PatchBatch.cat([part for part in (labeled, unlabeled) if part is not None])
@@ -191,12 +192,21 @@ class DinoMixTrainer(SemiSupervisedTrainer):
         label, weight = self.pseudo_labeler(logits)
         return replace(weak, label=label, weight=weight)
 
+    def _completed(self, labeled: PatchBatch | None) -> PatchBatch | None:
+        """Labeled patches with weights; what nobody has looked for in them is filled in by the EMA teacher."""
+        if labeled is None:
+            return None
+        if not self.pseudo_labeler.completes:
+            weight = torch.ones_like(labeled.label, dtype=labeled.image.dtype)  # type: ignore[arg-type]  # it has one
+            return replace(labeled, weight=weight)
+        with torch.no_grad(), self.autocast(gradient=False):
+            logits = self.inferer(labeled.image, self.ema_teacher)
+        label, weight = self.pseudo_labeler.complete(labeled.label, logits)
+        return replace(labeled, label=label, weight=weight.to(labeled.image.dtype))
+
     def _mixed(self, labeled: PatchBatch | None, unlabeled: PatchBatch) -> PatchBatch:
         """What the student learns from beside the clean labeled patches."""
-        both = unlabeled
-        if labeled is not None:
-            weight = torch.ones_like(labeled.label, dtype=labeled.image.dtype)  # type: ignore[arg-type]  # it has one
-            both = PatchBatch.cat([replace(labeled, weight=weight), unlabeled])
+        both = unlabeled if labeled is None else PatchBatch.cat([labeled, unlabeled])
         # In the precision of what it is given: its geometry would be that of half precision, too.
         with torch.autocast(self.state.device.type, enabled=False):
             return PatchBatch.from_dict(self.mix(both.to_dict(self.teacher_key)), self.teacher_key)

@@ -11,7 +11,11 @@ __all__ = ["soft_dice"]
 
 
 def soft_dice(
-    log_prob: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, smooth: float = 1e-5
+    log_prob: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    smooth: float = 1e-5,
+    beside: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Soft Dice of each class over a whole batch, and under ``torch.distributed`` over those of all processes.
@@ -21,6 +25,7 @@ def soft_dice(
         target: label values, whole numbers, shape (B, 1, H, W[, D]).
         weight: weight of each voxel, shape of ``target``; ``None`` for 1 everywhere.
         smooth: added to numerator and denominator.
+        beside: what else is predicted of each class, where it is known not to be, shape (C,); ``None`` for nothing.
 
     Returns:
         Dice, shape (C,), and the weight of the voxels of each class in the target, same shape.
@@ -39,6 +44,8 @@ def soft_dice(
     classes = log_prob.shape[1]
     overlap = class_sums(prob_target, target, classes)
     predicted = prob.sum(dim=[0, *range(2, prob.ndim)])
+    if beside is not None:
+        predicted = predicted + beside
     present = class_sums(torch.ones_like(prob_target) if weight is None else weight, target, classes)
     overlap, predicted, present = sum_over_processes(torch.stack([overlap, predicted, present]))
     return (2 * overlap + smooth) / (predicted + present + smooth), present

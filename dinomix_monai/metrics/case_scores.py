@@ -28,6 +28,8 @@ class CaseScores:
         scores: for each case, an array of shape (metrics of the rule, classes); NaN is a value left out.
         grid: {``"file"``, ``"scan"``} where label and prediction were compared: on the grid of the data set's files, or
             on that of the scans that these were made of.
+        possible: for each value of a label, which classes it stands for, see
+            :meth:`dinomix_monai.volumes.PartialLabels.table`; ``None`` where labels are complete.
     """
 
     class_names: Sequence[str]
@@ -36,6 +38,7 @@ class CaseScores:
     outcomes: list[list[Outcome]] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
     grid: str = "file"
+    possible: np.ndarray | None = None
 
     def add(self, case: str, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float]) -> None:
         """
@@ -56,11 +59,12 @@ class CaseScores:
             )
         num_classes = len(self.class_names)
         maps = {"prediction": prediction.cpu(), "label": label.cpu()}
+        most = {"prediction": num_classes, "label": num_classes if self.possible is None else len(self.possible)}
         for name, labels in maps.items():
-            if not 0 <= labels.min() <= labels.max() < num_classes or (labels != labels.round()).any():
+            if not 0 <= labels.min() <= labels.max() < most[name] or (labels != labels.round()).any():
                 values = f"{labels.min():g} to {labels.max():g}"
-                raise ValueError(f"{name} must have whole values from 0 to {num_classes - 1}, got {values} ({case}).")
-        outcomes, scores = self.rule(**maps, spacing_mm=spacing_mm, num_classes=num_classes)
+                raise ValueError(f"{name} must have whole values from 0 to {most[name] - 1}, got {values} ({case}).")
+        outcomes, scores = self.rule(**maps, spacing_mm=spacing_mm, num_classes=num_classes, possible=self.possible)
         self.cases.append(case)
         self.outcomes.append(outcomes)
         self.scores.append(scores)
@@ -89,6 +93,8 @@ class CaseScores:
             ["missed in", *self._shares(Outcome.MISSED, Outcome.FOUND), ""],
             ["invented in", *self._shares(Outcome.INVENTED, Outcome.ABSENT), ""],
         ]
+        if (unknown := self.count(Outcome.NOT_ANNOTATED)).any():
+            columns.append(["not annotated in", *(f"{count} of {len(self.cases)}" for count in unknown), ""])
         return list(zip(*columns))
 
     def table(self) -> str:

@@ -21,6 +21,7 @@ from monai.utils import StrEnum, ensure_tuple
 from torch.nn import functional as F
 
 from dinomix_monai.core.keys import MetricKeys
+from dinomix_monai.core.known_voxels import is_known
 
 __all__ = ["GALossRule", "Metric", "Outcome", "PublishedRule", "ScoreRule", "SoundRule", "chosen_rules", "score_rule"]
 
@@ -32,6 +33,7 @@ class Outcome(StrEnum):
     MISSED = "missed"  # the label alone
     INVENTED = "invented"  # the prediction alone
     ABSENT = "absent"  # neither
+    NOT_ANNOTATED = "not annotated"  # nobody has looked for it, or not everywhere and found none
 
 
 class Metric(NamedTuple):
@@ -63,7 +65,12 @@ class ScoreRule(ABC):
     on_scans: ClassVar[bool] = False
 
     def __call__(
-        self, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float], num_classes: int
+        self,
+        prediction: torch.Tensor,
+        label: torch.Tensor,
+        spacing_mm: Sequence[float],
+        num_classes: int,
+        possible: np.ndarray | None = None,
     ) -> tuple[list[Outcome], np.ndarray]:
         """
         Scores a case.
@@ -73,6 +80,10 @@ class ScoreRule(ABC):
             label: ground truth, same shape.
             spacing_mm: voxel size along each axis.
             num_classes: with background.
+            possible: for each value of a label, which classes it stands for, see
+                :meth:`dinomix_monai.volumes.PartialLabels.table`; ``None`` where the label is complete. A class is
+                scored in the voxels of which the label tells whether they have it. Where these are not all, it has its
+                Dice alone, because a part of a surface has no distance, and nothing where it is drawn nowhere.
 
         Returns:
             outcome of each foreground class, and scores of shape (metrics, num_classes - 1); NaN is a value left out.
@@ -83,6 +94,14 @@ class ScoreRule(ABC):
         outcomes, scores = [], []
         for value in range(1, num_classes):
             masks = prediction == value, label == value
+            known = None if possible is None else is_known(label, value, possible)
+            # Drawn nowhere, and in places nobody has looked for it.
+            if known is not None and not known.all() and not masks[1].any():
+                outcomes.append(Outcome.NOT_ANNOTATED)
+                scores.append([math.nan] * len(self.metrics))
+                continue
+            if known is not None:
+                masks = masks[0] & known, masks[1]
             outcome = _OUTCOMES[bool(masks[0].any()), bool(masks[1].any())]
             found = outcome is Outcome.FOUND
             outcomes.append(outcome)
@@ -90,6 +109,8 @@ class ScoreRule(ABC):
                 # MONAI uses an argument that it has deprecated itself.
                 warnings.simplefilter("ignore", FutureWarning)
                 values = self.measure(*_cropped(*masks), spacing) if found else self.unmatched(outcome, diagonal_mm)
+            if known is not None and not known.all():
+                values = [values[0], *[math.nan] * (len(values) - 1)]
             scores.append(values)
         return outcomes, np.array(scores, dtype=float).T
 
@@ -200,7 +221,12 @@ class GALossRule(PublishedRule):
     absent_dice = 100
 
     def __call__(
-        self, prediction: torch.Tensor, label: torch.Tensor, spacing_mm: Sequence[float], num_classes: int
+        self,
+        prediction: torch.Tensor,
+        label: torch.Tensor,
+        spacing_mm: Sequence[float],
+        num_classes: int,
+        possible: np.ndarray | None = None,
     ) -> tuple[list[Outcome], np.ndarray]:
         """Scores a case."""
         outcomes, scores = super().__call__(prediction, label, spacing_mm, num_classes)

@@ -101,7 +101,8 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
         )
     cases = (*datalist.training, *datalist.unlabeled)
     shapes, spacings = zip(*(read_geometry(open_volume(first_file(case[Keys.IMAGE])).header).on_body for case in cases))
-    load = Compose([LoadVolumed([Keys.IMAGE, Keys.LABEL]), LabelOnGridd(Keys.LABEL, datalist.num_classes)])
+    labels = LabelOnGridd(Keys.LABEL, datalist.num_classes, partial_labels=datalist.partial_labels)
+    load = Compose([LoadVolumed([Keys.IMAGE, Keys.LABEL]), labels])
     volumes, ranges, intensities = [], [], []
     for case in tqdm(datalist.training, "Reading labeled cases", unit="case", disable=None):
         sizes, limits, inside = _labeled_case(load(dict(case)), datalist.num_classes)
@@ -131,8 +132,9 @@ def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, np.nda
     """Volume of each class in mm³; range of each channel; intensities in organs, shape (channels, voxels)."""
     image, label = sample[Keys.IMAGE].numpy(force=True), sample[Keys.LABEL].numpy(force=True)[0]
     voxel_mm3 = float(np.prod(voxel_sizes(np.asarray(sample[Keys.IMAGE].affine))))
-    voxels = np.bincount(label.astype(np.intp).ravel(), minlength=num_classes)
-    inside = image[:, label > 0]
+    # What nobody has looked for has greater values.
+    voxels = np.bincount(label.astype(np.intp).ravel(), minlength=num_classes)[:num_classes]
+    inside = image[:, (label > 0) & (label < num_classes)]
     step = max(1, inside.shape[1] // _SAMPLED)
     flat = image.reshape(len(image), -1)
     return voxels[1:] * voxel_mm3, np.stack([flat.min(axis=1), flat.max(axis=1)], axis=1), inside[:, ::step]

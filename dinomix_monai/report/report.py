@@ -56,6 +56,7 @@ class ReportHandler:
             report calls them.
         written: other files of the run to list with these, by what they are; a file that does not exist is left out.
         pictures: files in ``report/`` that others draw, to show on the page; a file that does not exist is left out.
+        possible: see :class:`dinomix_monai.metrics.CaseScores`.
 
     Raises:
         TypeError: When an image is not a ``MetaTensor`` and so has no spacing.
@@ -76,6 +77,7 @@ class ReportHandler:
         baselines: Mapping[str, str] | None = None,
         written: dict[str, str] | None = None,
         pictures: Sequence[str] = (),
+        possible: np.ndarray | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.output_dir = Path(output_dir)
@@ -89,6 +91,7 @@ class ReportHandler:
         self.baselines = {name: read_scores(folder, self.rules[0].name) for name, folder in (baselines or {}).items()}
         self.written = dict(written or {})
         self.pictures = tuple(pictures)
+        self.possible = possible
 
     def attach(self, engine: Engine) -> None:
         """Attaches the handler to start, cases and end of an evaluation."""
@@ -98,7 +101,12 @@ class ReportHandler:
 
     def _start(self) -> None:
         self.scores = [
-            CaseScores(self.class_names, rule, grid="scan" if self.originals and rule.on_scans else "file")
+            CaseScores(
+                self.class_names,
+                rule,
+                grid="scan" if self.originals and rule.on_scans else "file",
+                possible=self.possible,
+            )
             for rule in self.rules
         ]
         self._views: list[list[SliceView]] = []
@@ -119,7 +127,9 @@ class ReportHandler:
                 label_maps["scan"] = self.originals(file, prediction)
             for scores in self.scores:
                 scores.add(name, *label_maps[scores.grid])
-            self._views.append(orthogonal_views(image, prediction, label))
+            # Where nobody has drawn, as background.
+            shown = label.where(label < len(self.class_names), 0)
+            self._views.append(orthogonal_views(image, prediction, shown))
 
     def __call__(self, engine: Engine) -> None:
         """Prints the tables and writes the files."""

@@ -76,6 +76,9 @@ class TeacherViewHandler:
         self._volumes = {
             key: convert_to_tensor(sample[key])[None] for key in (Keys.IMAGE, Keys.LABEL, self.teacher_key)
         }
+        label = self._volumes[Keys.LABEL]
+        # Where nobody has drawn, as background.
+        self._volumes[Keys.LABEL] = label.where(label < len(self.class_names), 0)
         self._cosine_before = self._tokens_and_cosine()[1]
 
     def __call__(self, engine: Engine) -> None:

@@ -15,6 +15,7 @@ from monai.utils.enums import CommonKeys
 from nibabel.orientations import apply_orientation
 
 from dinomix_monai.volumes import (
+    PartialLabels,
     VolumeReader,
     channel_files,
     geometry_of_meta,
@@ -81,6 +82,8 @@ class LabelOnGridd(MapTransform):
         num_classes: labels are whole numbers from 0 to below this.
         image_key: image that they belong to.
         allow_missing_keys: whether a key may be missing.
+        partial_labels: what of the label maps somebody has looked for, whose codes stand in the result; ``None`` where
+            all are complete.
 
     Raises:
         ValueError: When a label map does not fit.
@@ -93,9 +96,10 @@ class LabelOnGridd(MapTransform):
         num_classes: int,
         image_key: str = CommonKeys.IMAGE,
         allow_missing_keys: bool = False,
+        partial_labels: PartialLabels | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.num_classes, self.image_key = num_classes, image_key
+        self.num_classes, self.image_key, self.partial_labels = num_classes, image_key, partial_labels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
@@ -110,7 +114,8 @@ class LabelOnGridd(MapTransform):
     def _fitted(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
         file = label.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "one")
         values = label.as_tensor().numpy()
-        has_class = is_class(values, self.num_classes)
+        has_ignore = self.partial_labels is not None and self.partial_labels.has_ignore
+        has_class = is_class(values, self.num_classes + has_ignore)
         if not has_class.all():
             strays = values[~has_class]
             raise ValueError(
@@ -118,6 +123,9 @@ class LabelOnGridd(MapTransform):
                 f"of others, from {np.fmin.reduce(strays):g} to {np.fmax.reduce(strays):g}. Export it anew, or give "
                 "each class a name under `labels`."
             )
+        if self.partial_labels is not None:
+            # Along the axes of the file, in which slices are counted.
+            values = self.partial_labels.coded(values[0], file)[None]
         target = geometry_of_meta(image.meta)
         if not np.allclose(image.affine.numpy(), target.affine, atol=1e-4) or tuple(image.shape[1:]) != target.shape:
             raise RuntimeError("LabelOnGridd must come before transforms that move the image, got one that was moved.")

@@ -34,15 +34,18 @@ from dinomix_monai.volumes.nifti_file import (
     nifti_stem,
     open_volume,
 )
+from dinomix_monai.volumes.partial_labels import Annotation, PartialLabels, read_annotation
 from dinomix_monai.volumes.reader import VolumeReader
 from dinomix_monai.volumes.volume_error import VolumeError
 from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume, uncertainty_volume, write_volume
 
 __all__ = [
     "MOST_VOXELS",
+    "Annotation",
     "Geometry",
     "Image",
     "LabelValues",
+    "PartialLabels",
     "VolumeError",
     "VolumeReader",
     "Window",
@@ -66,6 +69,7 @@ __all__ = [
     "label_volume",
     "nifti_stem",
     "open_volume",
+    "read_annotation",
     "read_geometry",
     "resampled_shape",
     "split_names",

@@ -263,8 +263,8 @@ def test_windows_separators_lead_no_further_than_others(folder):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"background": 0, "liver": 1, "ignore": 2}, r"must name classes, got `ignore` \(2\), which marks voxels that"),
-        ({"0": "background", "1": "liver", "2": "Ignore"}, r"must name classes, got `ignore` \(2\)"),
+        ({"background": 0, "liver": 2, "ignore": 1}, "must have `ignore` as greatest value, 2, got 1"),
+        ({"0": "background", "1": "Ignore", "2": "liver"}, "must have `ignore` as greatest value, 2, got 1"),
         ({"0": "background", "1": "kidney", "2": "kidney"}, r"must name each class differently, got 'kidney' twice"),
         ({str(i): f"class {i}" for i in range(257)}, r"must name at most 256 classes, got 257"),
     ],
@@ -273,6 +273,35 @@ def test_windows_separators_lead_no_further_than_others(folder):
 def test_labels_that_would_be_learned_wrongly_are_refused(folder, labels, message):
     with pytest.raises(ValueError, match=message):
         open_datalist(write(folder, labels=labels))
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "liver": 1, "ignore": 2}, ["background", "liver", "Ignore"]])
+def test_ignore_is_no_class_and_its_voxels_are_not_counted(folder, labels):
+    values = np.zeros((2, 2, 2), dtype=np.uint8)
+    values[0], values[1, 0] = 2, 1
+    save(folder / CASE["label"], values)
+    opened = open_datalist(write(folder, labels=labels))
+    assert opened.class_names == ("background", "liver")
+    assert opened.possible.astype(int).tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert opened.training_voxels == [2, 2]
+    with pytest.raises(ValueError, match="CPS needs complete label maps"):
+        opened.require_complete("CPS")
+
+
+def test_a_case_says_what_was_looked_for(folder):
+    values = np.zeros((2, 2, 2), dtype=np.uint8)
+    values[0, 0, 0] = 1
+    save(folder / CASE["label"], values)
+    labels = {"0": "background", "1": "liver", "2": "spleen"}
+    opened = open_datalist(write(folder, labels=labels, training=[{**CASE, "annotated": ["liver"]}]))
+    # Of the others nobody knows whether they are spleen.
+    assert opened.training_voxels == [0, 1, 0]
+    assert opened.num_values == 4
+    with pytest.raises(ValueError, match="must name classes of `labels`, liver, spleen, got 'lung'"):
+        open_datalist(write(folder, labels=labels, training=[{**CASE, "annotated": ["lung"]}]))
+    twice = [{**CASE, "annotated": ["liver"]}, {**CASE, "annotated": ["spleen"]}]
+    with pytest.raises(ValueError, match="must be the same wherever"):
+        open_datalist(write(folder, labels=labels, training=twice))
 
 
 @pytest.mark.parametrize(

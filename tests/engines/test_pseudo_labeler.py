@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.transforms import KeepLargestConnectedComponent
@@ -163,3 +164,18 @@ def test_logits_that_are_not_finite_leave_the_averages_as_they_are():
     assert before.keys() == after.keys()
     assert torch.equal(before["predicted_shares"], after["predicted_shares"])
     assert after["class_confidence"].isfinite().all()
+
+
+def test_labels_that_are_not_complete_are_filled_by_what_is_possible():
+    possible = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]], dtype=bool)
+    labeler = PseudoLabeler(3, threshold=0.8, floor=0.5, possible=possible, weight=0.7)
+    # The most probable class of the third voxel is not possible there, and of the last one not sure enough.
+    logits = logits_of([[0.9, 0.05, 0.05], [0.1, 0.1, 0.8], [0.05, 0.7, 0.25], [0.1, 0.9, 0.0], [0.4, 0.35, 0.25]])
+    label = torch.tensor([1, 0, 3, 4, 3]).view(1, 1, 5, 1, 1)
+    before = labeler.class_confidence.clone()
+    found, weight = labeler.complete(label, logits)
+    assert found.flatten().tolist() == [1, 0, 2, 1, 0]
+    assert weight.flatten().tolist() == pytest.approx([1, 1, 0.7, 0.7, 0])
+    assert torch.equal(labeler.class_confidence, before)
+    assert labeler.completes
+    assert not PseudoLabeler(3).completes

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.losses import DiceCELoss, DiceLoss
@@ -196,3 +197,64 @@ def test_class_weights_of_another_number_of_classes_are_refused(count):
     logits, label = sample((4, 4, 4))
     with pytest.raises(ValueError, match=f"class_weight must have a weight for each of the 4 channels .* got {count}"):
         VoxelWeightedDiceCELoss([1.0] * count)(logits, label)
+
+
+POSSIBLE = np.concatenate([np.eye(4), [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]]).astype(bool)
+
+
+def marginal_loss(logits, label, weight, class_weight, smooth=1e-5):
+    """The formula voxel by voxel, with sums of probabilities."""
+    prob = logits.softmax(1).movedim(1, -1).flatten(0, -2).double()
+    values, weights = label.flatten().tolist(), weight.flatten().double()
+    sets = [np.flatnonzero(POSSIBLE[value]).tolist() for value in values]
+    counted = [
+        w * (0 if len(classes) == 4 else class_weight[value if value < 4 else 0])
+        for value, classes, w in zip(values, sets, weights)
+    ]
+    entropy = -sum(w * p[classes].sum().log() for w, p, classes in zip(counted, prob, sets)) / sum(counted)
+    dice = []
+    for c in range(1, 4):
+        tells = [
+            (v == c, w * p[c], w) for v, classes, p, w in zip(values, sets, prob, weights) if c not in classes or v == c
+        ]
+        present = sum(w for is_class, _, w in tells if is_class)
+        if present > 0:
+            overlap = sum(p for is_class, p, _ in tells if is_class)
+            dice.append(1 - (2 * overlap + smooth) / (sum(p for _, p, _ in tells) + present + smooth))
+    return entropy + sum(dice) / len(dice)
+
+
+@SIZES
+def test_labels_that_are_not_complete_are_learned_by_their_sets(size):
+    logits, _ = sample(size)
+    label = torch.randint(0, 7, (2, 1, *size))
+    weight, class_weight = torch.rand(label.shape), [0.1, 1.0, 2.0, 0.5]
+    loss_function = VoxelWeightedDiceCELoss(class_weight, possible=POSSIBLE)
+    expected = marginal_loss(logits, label, weight, class_weight)
+    torch.testing.assert_close(loss_function(logits, label, weight).double(), expected, atol=1e-5, rtol=1e-5)
+    # A voxel that may have any class teaches nothing.
+    free = logits.requires_grad_()
+    loss_function(free, label).backward()
+    assert not free.grad.movedim(1, -1)[label[:, 0] == 5].any()
+    assert free.grad.movedim(1, -1)[label[:, 0] == 4].any()
+
+
+@SIZES
+def test_complete_labels_lose_what_they_lose_without_sets(size):
+    logits, label = sample(size)
+    weight = torch.rand(label.shape)
+    for given in (None, weight):
+        plain, marginal = (
+            VoxelWeightedDiceCELoss(possible=possible)(logits, label, given) for possible in (None, POSSIBLE)
+        )
+        torch.testing.assert_close(marginal, plain)
+    assert torch.equal(
+        VoxelWeightedDiceCELoss(possible=np.eye(4, dtype=bool))(logits, label), VoxelWeightedDiceCELoss()(logits, label)
+    )
+
+
+def test_sets_stand_behind_the_classes():
+    with pytest.raises(
+        ValueError, match=r"possible must have a row for each class and then one for each set, got shape"
+    ):
+        VoxelWeightedDiceCELoss(possible=POSSIBLE[1:])

@@ -242,3 +242,29 @@ def test_a_rule_is_found_by_its_name(name, kind):
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="score rule must be one of sound, published, galoss, got 'dhc'"):
         score_rule("dhc")
+
+
+POSSIBLE = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]], dtype=bool)
+
+
+def test_a_class_is_scored_where_somebody_has_looked_for_it():
+    label, prediction = cube(0, 0, 0), cube(1, 0, 0)
+    # Half of the volume nobody has looked at, and of the rest nobody knows where class 2 is.
+    label[label == 0] = 3
+    label[..., 2:] = 4
+    outcomes, scores = SoundRule()(prediction, label, (1, 1, 1), 3, POSSIBLE)
+    assert outcomes == [Outcome.FOUND, Outcome.NOT_ANNOTATED]
+    # 3 of 4 layers overlap, in the two slices that count.
+    assert scores[0, 0] == pytest.approx(0.75)
+    assert np.isnan(scores[1:]).all()
+    assert np.isnan(scores[:, 1]).all()
+    # Outside of them it counts for nothing.
+    prediction[..., 10:] = 1
+    assert SoundRule()(prediction, label, (1, 1, 1), 3, POSSIBLE)[1][0, 0] == pytest.approx(0.75)
+
+
+def test_complete_labels_have_the_same_scores_with_sets_of_classes():
+    label, prediction = cube(0, 0, 0) + 2 * cube(8, 8, 8), cube(1, 0, 0) + 2 * cube(8, 8, 7)
+    plain, partial = (SoundRule()(prediction, label, (1, 1, 1), 3, possible) for possible in (None, POSSIBLE))
+    assert plain[0] == partial[0]
+    np.testing.assert_array_equal(plain[1], partial[1])

@@ -1,0 +1,198 @@
+"""What of the label maps somebody has looked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dinomix_monai.core.text import did_you_mean
+
+__all__ = ["Annotation", "PartialLabels", "read_annotation"]
+
+_MOST_CODES = 256
+"""Label maps are stored in one byte for each voxel."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """
+    What somebody has looked for in a case.
+
+    Args:
+        missing: values of the classes that nobody has looked for.
+        slices: for a class that was looked for in some slices alone, these slices: numbers, from 0, along the third
+            axis of the label map's file. A class in neither was looked for everywhere.
+    """
+
+    missing: frozenset[int] = frozenset()
+    slices: Mapping[int, frozenset[int]] = field(default_factory=dict)
+
+    def unknown_in(self, number: int) -> frozenset[int]:
+        """Values of the classes that nobody has looked for in a slice."""
+        return self.missing | {value for value, drawn in self.slices.items() if number not in drawn}
+
+    @property
+    def numbers(self) -> frozenset[int]:
+        """All slices that are named."""
+        return frozenset().union(*self.slices.values())
+
+    def unknown(self) -> set[frozenset[int]]:
+        """What is unknown in any slice, of however many there are."""
+        # None of them is below 0, so that is a slice which nobody has named.
+        return {self.unknown_in(number) for number in (-1, *self.numbers)} - {frozenset()}
+
+
+def read_annotation(entry: Mapping[str, Any], class_names: Sequence[str], where: str) -> Annotation | None:
+    """
+    What a case of a data list says of its label map; ``None`` where it is complete.
+
+    Args:
+        entry: the case; ``annotated`` are names of the classes that were looked for, all if it is not there, and
+            ``annotated_slices`` the slices in which they were, or, by the name of a class, in which that one was.
+        class_names: names by label value, background first.
+        where: the case, for errors.
+
+    Raises:
+        ValueError: When a name is that of no class, or a slice no whole number from 0 on.
+    """
+    foreground = range(1, len(class_names))
+    named = entry.get("annotated")
+    looked_for = (
+        set(foreground) if named is None else {_value(name, class_names, where) for name in _list(named, where)}
+    )
+    slices = entry.get("annotated_slices")
+    by_class = slices if isinstance(slices, Mapping) else {} if slices is None else dict.fromkeys(looked_for, slices)
+    drawn: dict[int, frozenset[int]] = {}
+    for name, numbers in by_class.items():
+        value = name if isinstance(name, int) else _value(name, class_names, where)
+        if value not in looked_for:
+            raise ValueError(f"annotated of {where} must have {name}, which annotated_slices has, got {named}.")
+        drawn[value] = _slice_numbers(numbers, where)
+    found = Annotation(frozenset(foreground) - looked_for, drawn)
+    return found if found.unknown() else None
+
+
+def _list(named: Any, where: str) -> list[Any]:
+    if not isinstance(named, list) or not named:
+        raise ValueError(
+            f"annotated of {where} must be a list with names of classes, got {named!r}. A case in which nobody has "
+            "looked for any belongs under `unlabeled`."
+        )
+    return named
+
+
+def _value(name: Any, class_names: Sequence[str], where: str) -> int:
+    if name in class_names[1:]:
+        return class_names.index(name)
+    raise ValueError(
+        f"annotated of {where} must name classes of `labels`, {', '.join(class_names[1:])}, got {name!r}."
+        f"{did_you_mean(str(name), class_names[1:])}"
+    )
+
+
+def _slice_numbers(numbers: Any, where: str) -> frozenset[int]:
+    are_numbers = isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
+    if not are_numbers or not numbers:
+        raise ValueError(
+            f"annotated_slices of {where} must be numbers of slices, from 0 on, along the third axis of the label "
+            f"map, got {numbers!r}."
+        )
+    return frozenset(numbers)
+
+
+class PartialLabels:
+    """
+    One number for each voxel, whatever is known of it.
+
+    A voxel that somebody has drawn a class on has that class. Of one that nobody has drawn on only so much is known: it
+    is background, or one of the classes that nobody has looked for there. Each such set of *possible* classes has a
+    code from ``num_classes`` on, so a label map stays one volume of whole numbers through all transforms, and only what
+    learns and scores has to know the sets.
+
+    References: Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ segmentation",
+    Medical Image Analysis 2021, https://arxiv.org/abs/2007.03868; Zhang et al., "DoDNet", CVPR 2021,
+    https://arxiv.org/abs/2011.10217.
+
+    Args:
+        num_classes: number of classes, background included.
+        annotations: what was looked for in each label map that is not complete, by its file.
+        has_ignore: whether label maps may have the value ``num_classes``, for voxels that nobody has looked at.
+
+    Attributes:
+        possible: the sets of possible classes, in the order of their codes.
+
+    Raises:
+        ValueError: When there are more than 256 classes and sets.
+    """
+
+    def __init__(
+        self, num_classes: int, annotations: Mapping[str, Annotation] | None = None, has_ignore: bool = False
+    ) -> None:
+        self.num_classes, self.has_ignore = num_classes, has_ignore
+        self.annotations = dict(annotations or {})
+        unknown = set().union(*(annotation.unknown() for annotation in self.annotations.values()))
+        if has_ignore:
+            unknown.add(self._all)
+        self.possible = [frozenset((0, *classes)) for classes in sorted(unknown, key=sorted)]
+        self._codes = {classes: num_classes + place for place, classes in enumerate(self.possible)}
+        if num_classes + len(self.possible) > _MOST_CODES:
+            raise ValueError(
+                f"Classes and different sets of annotated classes must be at most {_MOST_CODES}, got {num_classes} and "
+                f"{len(self.possible)}."
+            )
+
+    @property
+    def _all(self) -> frozenset[int]:
+        return frozenset(range(1, self.num_classes))
+
+    @property
+    def num_codes(self) -> int:
+        """Values of coded label maps are below this; ``num_classes`` where all label maps are complete."""
+        return self.num_classes + len(self.possible)
+
+    def table(self) -> np.ndarray:
+        """For each value of a coded label map, which classes are possible, shape (num_codes, num_classes)."""
+        known = np.eye(self.num_classes, dtype=bool)
+        sets = [[value in classes for value in range(self.num_classes)] for classes in self.possible]
+        return np.concatenate([known, np.array(sets, dtype=bool).reshape(-1, self.num_classes)])
+
+    def coded(self, values: np.ndarray, file: str | os.PathLike) -> np.ndarray:
+        """
+        The coded label map of a case.
+
+        Args:
+            values: label map along the axes of its file, shape (H, W, D).
+            file: the file.
+
+        Raises:
+            ValueError: When a class is drawn where nobody has looked for it, or a slice is named that there is not.
+        """
+        annotation = self.annotations.get(str(file))
+        if not self.has_ignore and annotation is None:
+            return values
+        result = values.copy()
+        if self.has_ignore:
+            result[values == self.num_classes] = self._code(self._all)
+        if annotation is None:
+            return result
+        depth = values.shape[2]
+        if beyond := sorted(number for number in annotation.numbers if number >= depth):
+            raise ValueError(f"annotated_slices of {file} must be below {depth}, its slices, got {beyond[0]}.")
+        for number in range(depth):
+            if not (unknown := annotation.unknown_in(number)):
+                continue
+            of_slice = values[..., number]
+            if contradictory := sorted(unknown.intersection(np.unique(of_slice).tolist())):
+                raise ValueError(
+                    f"A label map must have no class that is not annotated there, got {file} with the value "
+                    f"{contradictory[0]} in slice {number}. Correct `annotated` or `annotated_slices`."
+                )
+            result[..., number][of_slice == 0] = self._code(unknown)
+        return result
+
+    def _code(self, unknown: frozenset[int]) -> int:
+        return self._codes[unknown | {0}]
