@@ -71,6 +71,8 @@ def make_datalist(
     test stay there. Of the patients of the others a fifth chooses the model and, from ten labeled patients on, another
     fifth is scored; of the orders that ``seed`` gives, the first one is taken in which the lists have most classes.
 
+    What a list that was there says of a label map, ``annotated`` and ``annotated_slices``, stays.
+
     Where a class has a file of its own for each case, as in TotalSegmentator's data set, one label map is made of them
     and written as ``label.nii.gz`` beside the scan. Nothing else is written but the list.
 
@@ -125,14 +127,25 @@ def make_datalist(
         content.pop(name, None)
     if found.channel_names:
         content["channel_names"] = {str(number): name for number, name in enumerate(found.channel_names)}
-    content |= {section: [_entry(scan, root) for scan in lists[section]] for section in SECTIONS}
+    known = _annotations(content)
+    content |= {section: [_entry(scan, root, known) for scan in lists[section]] for section in SECTIONS}
     write_json(path, content | {SPLIT_KEY: {"seed": seed, "unit": "patient"}})
     return NewDatalist(path, _describe(root, found, lists, patients, by_file, classes, seed))
 
 
-def _entry(scan: FoundScan, root: Path) -> dict[str, Any]:
+def _annotations(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the list that was there says of each label map beside its file."""
+    cases = [case for section in SECTIONS for case in content.get(section) or [] if isinstance(case, dict)]
+    names = ("annotated", "annotated_slices")
+    return {str(case.get("label")): {name: case[name] for name in names if name in case} for case in cases}
+
+
+def _entry(scan: FoundScan, root: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": as_image([relative_name(one, root) for one in (scan.image, *scan.channels)])}
-    return entry | ({"label": relative_name(scan.label, root)} if scan.label else {})
+    if scan.label is None:
+        return entry
+    label = relative_name(scan.label, root)
+    return {**entry, "label": label, **known.get(label, {})}
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

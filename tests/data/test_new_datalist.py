@@ -197,6 +197,20 @@ def test_channels_are_named_by_the_files_in_the_folder_of_each_case(tree: Tree) 
         make_datalist(folder, overwrite=True)
 
 
+def test_what_was_looked_for_stays_in_a_new_list(tree: Tree) -> None:
+    folder = tree("imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", **{"labelsTr/a.nii.gz": (1, 3)})
+    about = {"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    make_datalist(folder, overwrite=True)
+    content = lists(folder)
+    assert content["labels"] == about["labels"]
+    content["training"][0] |= {"annotated": ["liver"], "annotated_slices": [0, 1]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    made = make_datalist(folder, overwrite=True)
+    assert lists(folder)["training"] == content["training"]
+    assert "ignore" not in made.description
+
+
 def patients(content: dict[str, Any], section: str) -> set[str]:
     return {case["image"].split("/")[1].split("_")[0] for case in content[section]}
 
