@@ -147,8 +147,12 @@ class Datalist:
         return counts.tolist()
 
     def _known_voxels(self, file: str) -> np.ndarray:
-        """Voxels of each class; one that is not drawn on is background where nothing else is possible."""
-        return np.bincount(self.coded_label(file).ravel(), minlength=self.num_values)[: self.num_classes]
+        """Voxels of each class; one that is not drawn on counts as background, unless it may have any class."""
+        counts = np.bincount(self.coded_label(file).ravel(), minlength=self.num_values)
+        classes, sets = np.split(counts, [self.num_classes])
+        is_free = self.possible[self.num_classes :].all(axis=1)  # type: ignore[index]  # there are some
+        classes[0] += sets[~is_free].sum()
+        return classes
 
     def coded_label(self, file: str) -> np.ndarray:
         """

@@ -294,8 +294,10 @@ def test_a_case_says_what_was_looked_for(folder):
     save(folder / CASE["label"], values)
     labels = {"0": "background", "1": "liver", "2": "spleen"}
     opened = open_datalist(write(folder, labels=labels, training=[{**CASE, "annotated": ["liver"]}]))
-    # Of the others nobody knows whether they are spleen.
-    assert opened.training_voxels == [0, 1, 0]
+    # Of the others nobody knows whether they are spleen, but most of them are not: they weigh as background does.
+    assert opened.training_voxels == [7, 1, 0]
+    sparse = [{**CASE, "annotated": ["liver"], "annotated_slices": [0]}]
+    assert open_datalist(write(folder, labels=labels, training=sparse)).training_voxels == [3, 1, 0]
     assert opened.num_values == 4
     with pytest.raises(ValueError, match="must name classes of `labels`, liver, spleen, got 'lung'"):
         open_datalist(write(folder, labels=labels, training=[{**CASE, "annotated": ["lung"]}]))
