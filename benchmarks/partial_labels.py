@@ -1,0 +1,76 @@
+"""
+Data sets whose training labels are not complete, made of one whose are.
+
+    python benchmarks/partial_labels.py DIR OUT --share 0.5 [--seed 0]
+    python benchmarks/partial_labels.py DIR OUT --every 5
+
+``OUT/declared`` says what was looked for, and in ``OUT/naive`` the same label maps count as complete, so what was taken
+out of them counts as background. All other lists are those of ``DIR``, whose files they name; trainings need
+``--datalist#allow_outside True``. Compare with a training on ``DIR`` itself.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel as nib
+import numpy as np
+
+from dinomix_monai.core.files import write_json
+from dinomix_monai.data import Datalist, open_datalist
+from dinomix_monai.volumes import label_on_grid, write_volume
+
+
+def main(dataset_dir: str, out_dir: str, share: float | None = None, every: int | None = None, seed: int = 0) -> None:
+    """
+    Writes both data sets.
+
+    Args:
+        dataset_dir: data set with complete labels.
+        out_dir: folder of both.
+        share: of the labeled cases, so many keep each class, drawn by the seed.
+        every: of the slices along the third axis of a label map, one in so many is kept.
+        seed: of the draw.
+    """
+    if (share is None) == (every is None):
+        raise ValueError("Either share or every must be given.")
+    datalist, root = open_datalist(dataset_dir, allow_outside=True), Path(out_dir)
+    classes = None if share is None else _classes_of_cases(datalist, share, seed)
+    lists: dict[str, list[dict[str, Any]]] = {"declared": [], "naive": []}
+    for number, case in enumerate(datalist.training):
+        volume = nib.load(case["label"])
+        values = np.asanyarray(volume.dataobj).reshape(volume.shape[:3]).astype(np.uint8)
+        declared: dict[str, Any] = {}
+        if classes is not None:
+            values[~np.isin(values, classes[number])] = 0
+            declared["annotated"] = [datalist.class_names[value] for value in classes[number]]
+        if every is not None:
+            slices = list(range(every // 2, values.shape[2], every))
+            values[..., [z for z in range(values.shape[2]) if z not in slices]] = 0
+            declared["annotated_slices"] = slices
+        label = write_volume(label_on_grid(values, volume.header), root / "labels" / f"{number}.nii.gz")
+        entry = {"image": case["image"], "label": str(label.absolute())}
+        lists["naive"].append(entry)
+        lists["declared"].append({**entry, **declared})
+    for name, training in lists.items():
+        content = {section: getattr(datalist, section) for section in ("unlabeled", "validation", "test")}
+        labels = {str(value): label for value, label in enumerate(datalist.class_names)}
+        write_json(root / name / "dataset.json", {"labels": labels, "training": training, **content})
+        print(root / name)
+
+
+def _classes_of_cases(datalist: Datalist, share: float, seed: int) -> list[list[int]]:
+    """The classes that each labeled case keeps, each class in as many cases."""
+    draw, cases = random.Random(seed), range(len(datalist.training))
+    kept: list[list[int]] = [[] for _ in cases]
+    for value in range(1, datalist.num_classes):
+        for case in draw.sample(cases, max(1, round(share * len(cases)))):
+            kept[case].append(value)
+    return kept
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
