@@ -43,7 +43,8 @@ class PlannedSettings:
     are looked at when the first setting is asked for, and never where all are given.
 
     Args:
-        dataset_dir: the data set that settings go by; ``None`` for those of the phantom, whatever is trained on.
+        dataset_dir: the data set that settings go by; ``None``, or ``"none"`` as a command line gives it, for those of
+            the phantom, whatever is trained on.
         phantom: settings of the phantom by the last part of their ids, all that there are; also for what a plan leaves
             as it is.
         device: device of the training.
@@ -75,7 +76,7 @@ class PlannedSettings:
         memory_gb: float | None = None,
         modality: str | Sequence[str] | None = None,
     ) -> None:
-        self.dataset_dir, self.phantom_dir = dataset_dir, phantom_dir
+        self.dataset_dir, self.phantom_dir = None if dataset_dir == "none" else dataset_dir, phantom_dir
         self.check_data = check_data
         self.phantom, self.device = dict(phantom), torch.device(device)
         self.steps_per_epoch, self.memory_gb = steps_per_epoch, memory_gb

@@ -45,10 +45,16 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-@pytest.mark.parametrize("of", ["nothing", "the phantom", "a phantom that is not there yet"])
+@pytest.mark.parametrize(
+    "of", ["nothing", "none of the command line", "the phantom", "a phantom that is not there yet"]
+)
 def test_settings_of_the_phantom_are_given_and_no_scan_is_read(of: str, phantom: Path, unread: list) -> None:
     missing = phantom / "missing"
-    options = {"nothing": (None, {}), "the phantom": (phantom, {})}
+    options: dict[str, Any] = {
+        "nothing": (None, {}),
+        "none of the command line": ("none", {}),
+        "the phantom": (phantom, {}),
+    }
     folder, given = options.get(of, (missing, {"phantom_dir": missing}))
     plan = settings(folder, **given)
     assert {name: plan(name, [9, 9, 9]) for name in PHANTOM} == PHANTOM
