@@ -16,6 +16,7 @@ def soft_dice(
     weight: torch.Tensor | None = None,
     smooth: float = 1e-5,
     beside: torch.Tensor | None = None,
+    log_prob_target: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Soft Dice of each class over a whole batch, and under ``torch.distributed`` over those of all processes.
@@ -26,6 +27,7 @@ def soft_dice(
         weight: weight of each voxel, shape of ``target``; ``None`` for 1 everywhere.
         smooth: added to numerator and denominator.
         beside: what else is predicted of each class, where it is known not to be, shape (C,); ``None`` for nothing.
+        log_prob_target: those of the target, shape of ``target``, if they are there already.
 
     Returns:
         Dice, shape (C,), and the weight of the voxels of each class in the target, same shape.
@@ -38,7 +40,8 @@ def soft_dice(
         >>> [round(value, 4) for value in dice.tolist()], voxels.tolist()
         ([0.0, 0.7692], [0.0, 2.0])
     """
-    prob, prob_target = log_prob.exp(), log_prob.gather(1, target).exp()
+    of_target = log_prob.gather(1, target) if log_prob_target is None else log_prob_target
+    prob, prob_target = log_prob.exp(), of_target.exp()
     if weight is not None:
         prob, prob_target = prob * weight, prob_target * weight
     classes = log_prob.shape[1]

@@ -108,7 +108,8 @@ class VoxelWeightedDiceCELoss(_Loss):
         if self.lambda_ce:
             loss = loss + self.lambda_ce * self._cross_entropy(log_prob_target, target, voxel_weight)
         if self.lambda_dice:
-            dice, present = soft_dice(log_prob, target, None if weight is None else voxel_weight, self.smooth)
+            given = None if weight is None else voxel_weight
+            dice, present = soft_dice(log_prob, target, given, self.smooth, log_prob_target=log_prob_target)
             loss = loss + self.lambda_dice * self._mean_dice_loss(dice, present)
         return loss
 
