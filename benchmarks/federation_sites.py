@@ -35,8 +35,9 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = {**TOY, "steps_per_epoch": 20, "distillation_weight": 0}
 SERVER, SITES, USER = "localhost", ("site-1", "site-2"), "lead@hospital.org"
 ROUNDS, EPOCHS_PER_ROUND = 3, 2
-# Where the kit of a server keeps jobs and results, which another server on this machine may do as well.
-STORAGE = "/tmp/nvflare"
+# The settings of a server's kit that say where it keeps jobs and results, which by default is one place for all
+# servers of a machine.
+STORAGES = ("root_dir", "uri_root")
 
 
 class Consortium:
@@ -142,7 +143,9 @@ class Consortium:
         _nvflare(self.folder, "provision", "-p", "project.yml", "-w", ".")
         kits = self.folder / project["name"] / "prod_00"
         default = kits / SERVER / "local" / "resources.json.default"
-        default.write_text(default.read_text().replace(STORAGE, str(self.folder / "storage")))
+        own = {name: f'"{name}": "{self.folder / "storage" / name}"' for name in STORAGES}
+        text = re.sub(rf'"({"|".join(STORAGES)})": "/[^"]+"', lambda found: own[found[1]], default.read_text())
+        default.write_text(text)
         return kits
 
     def _is_answering(self) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
     "class_weights",
     "dataset_root",
     "label_names",
+    "named_channels",
     "open_datalist",
     "read_datalist",
     "read_label",
@@ -142,8 +143,8 @@ class Datalist:
         """Voxels of each class over the labeled training cases, background first."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for case in self.training:
-            voxels = self.label_values(case["label"]).voxels
-            counts += voxels if self.partial_labels is None else self._known_voxels(case["label"])
+            file = case["label"]
+            counts += self.label_values(file).voxels if self.partial_labels is None else self._known_voxels(file)
         return counts.tolist()
 
     def _known_voxels(self, file: str) -> np.ndarray:
@@ -327,7 +328,7 @@ def read_datalist(
         protocol=content.get("protocol"),
         from_test=len(moved),
         channel_names=_channel_names(content, sections, path),
-        has_channel_names=_named_channels(content) is not None,
+        has_channel_names=named_channels(content) is not None,
         partial_labels=_partial_labels(content, sections, class_names, path),
     )
 
@@ -347,8 +348,8 @@ def _files(case: Mapping[str, Any]) -> list[str]:
     return [file for files in case.values() for file in channel_files(files)]
 
 
-def _named_channels(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    # As nnU-Net v2 calls them, and nnU-Net v1 and the decathlon.
+def named_channels(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Names of the channels of a list, as nnU-Net v2 has them, or nnU-Net v1 and the decathlon; ``None`` for none."""
     found = (content.get(name) for name in ("channel_names", "modality"))
     return next((names for names in found if isinstance(names, dict) and names), None)
 
@@ -362,7 +363,7 @@ def _channel_names(content: Mapping[str, Any], sections: Mapping[str, Sequence[C
             f"All images of {path} must have as many channels, got {number} of {images[0][0]} and {len(other)} of "
             f"{other[0]}."
         )
-    named = _named_channels(content)
+    named = named_channels(content)
     if named is None:
         return ("image",) if number == 1 else tuple(f"channel {channel}" for channel in range(number))
     if len(named) != number:
@@ -384,7 +385,8 @@ def _partial_labels(
             found = read_annotation(entry, class_names, case["label"]) if "label" in case else None
             if found is not None and annotations.setdefault(case["label"], found) != found:
                 raise ValueError(f"`annotated` of {case['label']} must be the same wherever {path} lists it.")
-    has_ignore = ignored_value(content["labels"]) is not None
+    # It is the only one of the labels that is no class.
+    has_ignore = len(content["labels"]) > len(class_names)
     return PartialLabels(len(class_names), annotations, has_ignore) if annotations or has_ignore else None
 
 
@@ -450,18 +452,6 @@ def _read_header(path: str, section: str) -> None:
 def _incomplete(section: str, entry: Any, missing: str) -> ValueError:
     keys = " and ".join(SECTIONS[section])
     return ValueError(f"Each case under `{section}` must have {keys}, got {entry} without {missing}.")
-
-
-def ignored_value(labels: Any) -> int | None:
-    """The value of voxels that nobody has looked at, nnU-Net v2's ``ignore``; ``None`` where there is none."""
-    if isinstance(labels, list):
-        labels = dict(enumerate(labels))
-    for key, entry in labels.items() if isinstance(labels, dict) else ():
-        if _is_ignore(entry):
-            return int(key)
-        if _is_ignore(key):
-            return entry
-    return None
 
 
 def _is_ignore(name: Any) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomix_monai.core.text import some
-from dinomix_monai.data.datalist import dataset_root
+from dinomix_monai.data.datalist import dataset_root, named_channels
 from dinomix_monai.data.scan_folder import channel_of, images_of_channels
 from dinomix_monai.volumes import is_nifti_name, nifti_stem, split_names
 
@@ -162,10 +162,9 @@ def _only(scan: FoundScan, channel: int) -> FoundScan:
 def _channel_names(scans: Sequence[FoundScan], content: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Names of the channels: those of a ``dataset.json``, or what the names of the files of a case differ in."""
     number = 1 + len(scans[0].channels)
-    for name in ("channel_names", "modality"):
-        named = content.get(name)
-        if isinstance(named, dict) and len(named) == number:
-            return tuple(str(one) for one in named.values())
+    named = named_channels(content)
+    if named is not None and len(named) == number:
+        return tuple(str(one) for one in named.values())
     _, parts = split_names([nifti_stem(file) for file in (scans[0].image, *scans[0].channels)])
     return None if number == 1 or all(part.isdecimal() for part in parts) else parts
 

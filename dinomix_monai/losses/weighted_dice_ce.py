@@ -53,6 +53,7 @@ class VoxelWeightedDiceCELoss(_Loss):
     """
 
     class_weight: torch.Tensor | None
+    outside: torch.Tensor
 
     def __init__(
         self,
@@ -74,6 +75,9 @@ class VoxelWeightedDiceCELoss(_Loss):
         self.lambda_ce = lambda_ce
         self.smooth = smooth
         self.sets = _sets(possible)
+        # For each set 1 at the classes that are none of it.
+        table = torch.zeros(0) if possible is None else torch.as_tensor(possible)[-len(self.sets) or len(possible) :]
+        self.register_buffer("outside", 1 - table.float(), persistent=False)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -122,6 +126,8 @@ class VoxelWeightedDiceCELoss(_Loss):
         # Of the class or the set, and the weight that it has in the cross-entropy.
         of_target, counted = log_prob.gather(1, known), weight
         beside = prob.new_zeros(num_classes)
+        # Kept where it is used, as the weights of the classes are.
+        outside = self.outside = self.outside.to(prob)
         for code, classes in enumerate(self.sets, start=num_classes):
             is_set = target == code
             of_target = torch.where(is_set, log_prob[:, classes].logsumexp(dim=1, keepdim=True), of_target)
@@ -129,9 +135,7 @@ class VoxelWeightedDiceCELoss(_Loss):
                 counted = counted.masked_fill(is_set, 0)
             # What is known to be none of the other classes.
             found = (prob * (weight * is_set)).sum(dim=[0, *range(2, prob.ndim)])
-            beside = beside + torch.stack(
-                [found.new_zeros(()) if value in classes else found[value] for value in range(num_classes)]
-            )
+            beside = beside + found * outside[code - num_classes]
         loss = prob.new_zeros(())
         if self.lambda_ce:
             loss = loss + self.lambda_ce * self._cross_entropy(of_target, known, counted)

@@ -112,7 +112,11 @@ class ScoreRule(ABC):
             if known is not None and not known.all():
                 values = [values[0], *[math.nan] * (len(values) - 1)]
             scores.append(values)
-        return outcomes, np.array(scores, dtype=float).T
+        return outcomes, self.of_case(outcomes, np.array(scores, dtype=float).T)
+
+    def of_case(self, outcomes: Sequence[Outcome], scores: np.ndarray) -> np.ndarray:
+        """The scores of a case, shape (metrics, classes), once all of its classes are known; as they are by default."""
+        return scores
 
     def on_grid(self, labels: torch.Tensor) -> torch.Tensor:
         """The label map (1, H, W[, D]) on the grid that the rule scores on: its own, unless a rule says otherwise."""
@@ -220,18 +224,10 @@ class GALossRule(PublishedRule):
     summary = "as published, but a class in neither has 100 and 0, each class of a case with nothing predicted 0 and 0"
     absent_dice = 100
 
-    def __call__(
-        self,
-        prediction: torch.Tensor,
-        label: torch.Tensor,
-        spacing_mm: Sequence[float],
-        num_classes: int,
-        possible: np.ndarray | None = None,
-    ) -> tuple[list[Outcome], np.ndarray]:
-        """Scores a case."""
-        outcomes, scores = super().__call__(prediction, label, spacing_mm, num_classes)
+    def of_case(self, outcomes: Sequence[Outcome], scores: np.ndarray) -> np.ndarray:
+        """All 0 where nothing was predicted; what is left out stays so."""
         predicted = {Outcome.FOUND, Outcome.INVENTED}.intersection(outcomes)
-        return outcomes, scores if predicted else np.zeros_like(scores)
+        return scores if predicted else 0 * scores
 
 
 def score_rule(name: str) -> ScoreRule:

@@ -268,3 +268,14 @@ def test_complete_labels_have_the_same_scores_with_sets_of_classes():
     plain, partial = (SoundRule()(prediction, label, (1, 1, 1), 3, possible) for possible in (None, POSSIBLE))
     assert plain[0] == partial[0]
     np.testing.assert_array_equal(plain[1], partial[1])
+
+
+def test_every_rule_leaves_out_what_nobody_has_looked_for():
+    label = cube(0, 0, 0)
+    label[label == 0] = 3
+    for rule in (SoundRule(), PublishedRule(), GALossRule()):
+        for prediction in (cube(0, 0, 0), torch.zeros_like(label)):
+            outcomes, scores = rule(prediction, label, (1, 1, 1), 3, POSSIBLE)
+            assert outcomes[1] is Outcome.NOT_ANNOTATED
+            assert np.isnan(scores[:, 1]).all()
+            assert np.isfinite(scores[0, 0])
