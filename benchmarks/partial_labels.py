@@ -3,10 +3,14 @@ Data sets whose training labels are not complete, made of one whose are.
 
     python benchmarks/partial_labels.py DIR OUT --share 0.5 [--seed 0]
     python benchmarks/partial_labels.py DIR OUT --every 5
+    python benchmarks/partial_labels.py DIR OUT --sites 2 [--seed 0]
 
 ``OUT/declared`` says what was looked for, and in ``OUT/naive`` the same label maps count as complete, so what was taken
 out of them counts as background. All other lists are those of ``DIR``, whose files they name; trainings need
 ``--datalist#allow_outside True``. Compare with a training on ``DIR`` itself.
+
+The last line deals the cases out to hospitals: in ``OUT/complete/site-1`` and so on with all classes, and in
+``OUT/disjoint/site-1`` with the hospital's own share of the classes, in a numbering of its own, also for validation.
 """
 
 from __future__ import annotations
@@ -20,23 +24,34 @@ import nibabel as nib
 import numpy as np
 
 from dinomix_monai.core.files import write_json
-from dinomix_monai.data import Datalist, open_datalist
+from dinomix_monai.data import Datalist, open_datalist, split_dataset
 from dinomix_monai.volumes import label_on_grid, write_volume
 
 
-def main(dataset_dir: str, out_dir: str, share: float | None = None, every: int | None = None, seed: int = 0) -> None:
+def main(
+    dataset_dir: str,
+    out_dir: str,
+    share: float | None = None,
+    every: int | None = None,
+    sites: int | None = None,
+    seed: int = 0,
+) -> None:
     """
-    Writes both data sets.
+    Writes the data sets.
 
     Args:
         dataset_dir: data set with complete labels.
         out_dir: folder of both.
         share: of the labeled cases, so many keep each class, drawn by the seed.
         every: of the slices along the third axis of a label map, one in so many is kept.
+        sites: number of hospitals.
         seed: of the draw.
     """
-    if (share is None) == (every is None):
-        raise ValueError("Either share or every must be given.")
+    if [share, every, sites].count(None) != 2:
+        raise ValueError("One of share, every and sites must be given.")
+    if sites is not None:
+        _deal(dataset_dir, Path(out_dir), sites, seed)
+        return
     datalist, root = open_datalist(dataset_dir, allow_outside=True), Path(out_dir)
     classes = None if share is None else _classes_of_cases(datalist, share, seed)
     lists: dict[str, list[dict[str, Any]]] = {"declared": [], "naive": []}
@@ -60,6 +75,30 @@ def main(dataset_dir: str, out_dir: str, share: float | None = None, every: int 
         labels = {str(value): label for value, label in enumerate(datalist.class_names)}
         write_json(root / name / "dataset.json", {"labels": labels, "training": training, **content})
         print(root / name)
+
+
+def _deal(dataset_dir: str, root: Path, sites: int, seed: int) -> None:
+    """Gives each hospital its cases and its classes."""
+    for number, path in enumerate(split_dataset(dataset_dir, sites), start=1):
+        datalist = open_datalist(dataset_dir, file=path.name, allow_outside=True)
+        drawn = random.Random(seed).sample(range(1, datalist.num_classes), datalist.num_classes - 1)
+        for kind, classes in (
+            ("complete", range(1, datalist.num_classes)),
+            ("disjoint", sorted(drawn[number - 1 :: sites])),
+        ):
+            folder = root / kind / f"site-{number}"
+            values_of = np.zeros(datalist.num_classes, dtype=np.uint8)
+            values_of[list(classes)] = range(1, len(classes) + 1)
+            content: dict[str, Any] = {"labels": ["background", *(datalist.class_names[value] for value in classes)]}
+            for section in ("training", "unlabeled", "validation", "test"):
+                content[section] = [dict(case) for case in getattr(datalist, section)]
+                for case in content[section] if section != "unlabeled" else ():
+                    volume = nib.load(case["label"])
+                    values = values_of[np.asanyarray(volume.dataobj).reshape(volume.shape[:3]).astype(int)]
+                    file = folder / "labels" / Path(case["label"]).name
+                    case["label"] = str(write_volume(label_on_grid(values, volume.header), file).absolute())
+            write_json(folder / "dataset.json", content)
+        print(root / "*" / f"site-{number}")
 
 
 def _classes_of_cases(datalist: Datalist, share: float, seed: int) -> list[list[int]]:

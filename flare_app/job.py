@@ -37,6 +37,7 @@ def main(
     dataset_dir: str | None = None,
     unlabeled_sites: int = 0,
     labels: str | None = None,
+    union_labels: bool = False,
     settings: Mapping[str, Any] | None = None,
     overlays: str | Sequence[str] = (),
     transfer: str = "full",
@@ -78,6 +79,7 @@ def main(
         dataset_dir: folder at each site with its data set. With neither of both the sites share the phantom.
         unlabeled_sites: how many of the sites that share the phantom have no labels.
         labels: a dataset.json whose labels name the classes; those of the phantom if not given.
+        union_labels: sites may have different classes, and the model has those of all.
         settings: numbers in train.json that are other at all sites, such as "{'steps_per_epoch': 100}".
         overlays: configs of the bundle, which each site has itself, such as acdc.
         transfer: what the sites send, full, difference or half_difference: their weights or what has changed.
@@ -105,7 +107,7 @@ def main(
     """
     # Before the job is built: what is mistyped is told at once.
     environment = make_environment(env, sites, workspace, threads, startup_kit)
-    class_names = ["background", *ORGANS]
+    class_names = ["background"] if union_labels else ["background", *ORGANS]
     if labels is not None:
         class_names = read_datalist(Path(labels).parent, file=Path(labels).name).class_names
     if continue_from is not None:
@@ -120,6 +122,7 @@ def main(
         epochs_per_round=epochs_per_round,
         settings=settings,
         class_names=class_names,
+        union_labels=union_labels,
         arguments=client_arguments(settings_file, dataset_dir, phantom_sites=sites, unlabeled_sites=unlabeled_sites),
         with_code=with_code,
         external=external,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from dinomix_monai.core.text import did_you_mean
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.volumes import (
     Annotation,
@@ -97,6 +98,17 @@ class Datalist:
         """Number of channels of each image."""
         return len(self.channel_names)
 
+    @property
+    def looked_for(self) -> list[int]:
+        """Classes that somebody has looked for in some labeled training case, or in some of its slices."""
+        if not self.training:
+            return []
+        if self.partial_labels is None:
+            return list(range(1, self.num_classes))
+        found = (self.partial_labels.annotations.get(case["label"], Annotation()) for case in self.training)
+        missing = frozenset(range(1, self.num_classes)).intersection(*(annotation.missing for annotation in found))
+        return [value for value in range(1, self.num_classes) if value not in missing]
+
     def require_complete(self, method: str) -> None:
         """
         Refuses label maps that are not complete, for a method that would take what nobody has looked for as background.
@@ -107,7 +119,7 @@ class Datalist:
         Raises:
             ValueError: When there are such label maps.
         """
-        if self.partial_labels is not None:
+        if self.partial_labels is not None and self.partial_labels.possible:
             raise ValueError(
                 f"{method} needs complete label maps, got a dataset.json with `annotated`, `annotated_slices` or an "
                 "`ignore` label. Use DINO-Mix or another baseline."
@@ -184,12 +196,11 @@ class Datalist:
         Raises:
             ValueError: When it cannot be read, or has values that are no classes.
         """
-        has_ignore = self.partial_labels is not None and self.partial_labels.has_ignore
-        values = read_label(file, self.num_classes + has_ignore)
-        values = values._replace(voxels=values.voxels[: self.num_classes])
+        num_values = self.num_classes if self.partial_labels is None else self.partial_labels.num_file_values
+        values = read_label(file, num_values)
         if values.strays:
             raise ValueError(
-                f"Label values must be whole numbers below {self.num_classes} (`labels` of dataset.json), got "
+                f"Label values must be whole numbers below {num_values} (`labels` of dataset.json), got "
                 f"{values.low:g} to {values.high:g} in {file}."
             )
         return values
@@ -232,6 +243,7 @@ def open_datalist(
     phantom_dir: str | Path | None = None,
     file: str = "dataset.json",
     allow_outside: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> Datalist:
     """
     Reads ``dataset.json`` of a folder, and makes sure that every case is complete and its files are there.
@@ -243,13 +255,14 @@ def open_datalist(
         phantom_dir: see :func:`read_datalist`.
         file: see :func:`read_datalist`.
         allow_outside: see :func:`read_datalist`.
+        class_names: see :func:`read_datalist`.
 
     Raises:
         FileNotFoundError: When there is no such list, or a file that it names is missing.
         ValueError: When a case has no label and is not under ``unlabeled``, a file is not NIfTI, shorter than its
             header says, not one volume or in two places at once, or as :func:`read_datalist` does.
     """
-    datalist = read_datalist(dataset_dir, phantom_dir, file, allow_outside)
+    datalist = read_datalist(dataset_dir, phantom_dir, file, allow_outside, class_names)
     for section, case in datalist.cases():
         if missing := [key for key in SECTIONS[section] if key not in case]:
             raise _incomplete(section, case, missing[0])
@@ -265,6 +278,7 @@ def read_datalist(
     phantom_dir: str | Path | None = None,
     file: str = "dataset.json",
     allow_outside: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> Datalist:
     """
     Reads ``dataset.json`` of a folder, in the form that ``monai.data.load_decathlon_datalist`` reads.
@@ -280,11 +294,15 @@ def read_datalist(
         file: name of the list.
         allow_outside: whether the list may name files that are not in ``dataset_dir``. A list that comes from others
             could name any file of this machine. A link in the folder is in it, wherever it leads.
+        class_names: classes of a model that has more of them than this data set, background first. Label maps are
+            renumbered by the names, and nobody has looked for the classes that the list does not name. ``None`` for a
+            model of the list's own classes.
 
     Raises:
         FileNotFoundError: When there is no such list.
         ValueError: When the list is not JSON, lacks ``labels``, or lists no case under ``training`` or ``unlabeled``, a
-            case has no image or names a file outside, or the labels are not 0, 1, 2, ... with names that differ.
+            case has no image or names a file outside, the labels are not 0, 1, 2, ... with names that differ, or one
+            of them is not in ``class_names``.
     """
     root = dataset_root(dataset_dir)
     path = root / file
@@ -320,16 +338,16 @@ def read_datalist(
     moved = [] if any("label" in case for case in sections["test"]) else sections["test"]
     if moved:
         sections["unlabeled"], sections["test"] = sections["unlabeled"] + moved, []
-    class_names = label_names(content["labels"], path)
+    names = label_names(content["labels"], path)
     return Datalist(
-        class_names,
+        names if class_names is None else tuple(class_names),
         **sections,
         is_phantom="phantom_seed" in content,
         protocol=content.get("protocol"),
         from_test=len(moved),
         channel_names=_channel_names(content, sections, path),
         has_channel_names=named_channels(content) is not None,
-        partial_labels=_partial_labels(content, sections, class_names, path),
+        partial_labels=_partial_labels(content, sections, names, class_names, path),
     )
 
 
@@ -376,18 +394,41 @@ def _channel_names(content: Mapping[str, Any], sections: Mapping[str, Sequence[C
 
 
 def _partial_labels(
-    content: Mapping[str, Any], sections: Mapping[str, Sequence[Case]], class_names: Sequence[str], path: Path
+    content: Mapping[str, Any],
+    sections: Mapping[str, Sequence[Case]],
+    names: Sequence[str],
+    class_names: Sequence[str] | None,
+    path: Path,
 ) -> PartialLabels | None:
-    """What of the label maps was looked for; ``None`` where all are complete."""
+    """What of the label maps was looked for; ``None`` where all are complete and their values are the classes."""
+    class_names = names if class_names is None else class_names
+    # Background is the value 0 everywhere, whatever it is called.
+    classes = [0, *(_class_number(name, class_names, path) for name in names[1:])]
     annotations: dict[str, Annotation] = {}
     for name, cases in sections.items():
         for entry, case in zip(content.get(name) or [], cases):
-            found = read_annotation(entry, class_names, case["label"]) if "label" in case else None
-            if found is not None and annotations.setdefault(case["label"], found) != found:
+            if "label" not in case:
+                continue
+            found = read_annotation(entry, names, case["label"]) or Annotation()
+            found = found.renumbered(classes, len(class_names))
+            if annotations.setdefault(case["label"], found) != found:
                 raise ValueError(f"`annotated` of {case['label']} must be the same wherever {path} lists it.")
+    annotations = {file: annotation for file, annotation in annotations.items() if annotation.unknown()}
     # It is the only one of the labels that is no class.
-    has_ignore = len(content["labels"]) > len(class_names)
-    return PartialLabels(len(class_names), annotations, has_ignore) if annotations or has_ignore else None
+    has_ignore = len(content["labels"]) > len(names)
+    is_model = classes == list(range(len(class_names)))
+    if is_model and not annotations and not has_ignore:
+        return None
+    return PartialLabels(len(class_names), annotations, has_ignore, classes)
+
+
+def _class_number(name: str, class_names: Sequence[str], path: Path) -> int:
+    if name in class_names[1:]:
+        return class_names.index(name)
+    raise ValueError(
+        f"class_names must have all classes of {path}, got none called {name!r} among {', '.join(class_names[1:])}."
+        f"{did_you_mean(name, class_names[1:])}"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

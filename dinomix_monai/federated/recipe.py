@@ -131,7 +131,8 @@ def build_recipe(
         num_rounds: number of rounds.
         epochs_per_round: epochs that a site trains in a round.
         settings: see :class:`~dinomix_monai.federated.protocol.RunPlan`; :data:`PHANTOM_SETTINGS` by default.
-        class_names: names of the model's classes by label value, background first.
+        class_names: names of the model's classes by label value, background first; with ``union_labels`` those that
+            the model begins with.
         arguments: command line of the client, see :func:`client_arguments`.
         with_code: whether a script of three lines travels with the job, as NVFlare has it by default. Without it each
             site runs the module of its installed package, in a process of its own, and has to allow the job's classes.

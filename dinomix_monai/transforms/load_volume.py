@@ -114,12 +114,12 @@ class LabelOnGridd(MapTransform):
     def _fitted(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
         file = label.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "one")
         values = label.as_tensor().numpy()
-        has_ignore = self.partial_labels is not None and self.partial_labels.has_ignore
-        has_class = is_class(values, self.num_classes + has_ignore)
+        num_values = self.num_classes if self.partial_labels is None else self.partial_labels.num_file_values
+        has_class = is_class(values, num_values)
         if not has_class.all():
             strays = values[~has_class]
             raise ValueError(
-                f"Labels must be whole numbers from 0 to {self.num_classes - 1}, got {file} with {strays.size} voxels "
+                f"Labels must be whole numbers from 0 to {num_values - 1}, got {file} with {strays.size} voxels "
                 f"of others, from {np.fmin.reduce(strays):g} to {np.fmax.reduce(strays):g}. Export it anew, or give "
                 "each class a name under `labels`."
             )

@@ -45,6 +45,17 @@ class Annotation:
         # None of them is below 0, so that is a slice which nobody has named.
         return {self.unknown_in(number) for number in (-1, *self.numbers)} - {frozenset()}
 
+    def renumbered(self, classes: Sequence[int], num_classes: int) -> Annotation:
+        """
+        The same in a model whose classes are others; nobody has looked for those that are not among them.
+
+        Args:
+            classes: for each class its number in the model, background first.
+            num_classes: classes of the model.
+        """
+        missing = set(range(num_classes)).difference(classes) | {classes[value] for value in self.missing}
+        return Annotation(frozenset(missing), {classes[value]: drawn for value, drawn in self.slices.items()})
+
 
 def read_annotation(entry: Mapping[str, Any], class_names: Sequence[str], where: str) -> Annotation | None:
     """
@@ -120,19 +131,27 @@ class PartialLabels:
     Args:
         num_classes: number of classes, background included.
         annotations: what was looked for in each label map that is not complete, by its file.
-        has_ignore: whether label maps may have the value ``num_classes``, for voxels that nobody has looked at.
+        has_ignore: whether label maps may have one value more than classes, for voxels that nobody has looked at.
+        file_classes: for each value of a label map its class; ``None`` where the values are the classes.
 
     Attributes:
         possible: the sets of possible classes, in the order of their codes.
+        num_file_values: values of label maps in files are below this.
 
     Raises:
         ValueError: When there are more than 256 classes and sets.
     """
 
     def __init__(
-        self, num_classes: int, annotations: Mapping[str, Annotation] | None = None, has_ignore: bool = False
+        self,
+        num_classes: int,
+        annotations: Mapping[str, Annotation] | None = None,
+        has_ignore: bool = False,
+        file_classes: Sequence[int] | None = None,
     ) -> None:
         self.num_classes, self.has_ignore = num_classes, has_ignore
+        self._file_classes = list(range(num_classes) if file_classes is None else file_classes)
+        self.num_file_values = len(self._file_classes) + has_ignore
         self.annotations = dict(annotations or {})
         unknown = set().union(*(annotation.unknown() for annotation in self.annotations.values()))
         if has_ignore:
@@ -172,11 +191,10 @@ class PartialLabels:
             ValueError: When a class is drawn where nobody has looked for it, or a slice is named that there is not.
         """
         annotation = self.annotations.get(str(file))
-        if not self.has_ignore and annotation is None:
+        codes = [*self._file_classes, *([self._code(self._all)] if self.has_ignore else [])]
+        if annotation is None and codes == list(range(self.num_classes)):
             return values
-        result = values.copy()
-        if self.has_ignore:
-            result[values == self.num_classes] = self._code(self._all)
+        result = np.array(codes, dtype=values.dtype)[values.astype(np.intp)]
         if annotation is None:
             return result
         depth = values.shape[2]
@@ -185,13 +203,14 @@ class PartialLabels:
         for number in range(depth):
             if not (unknown := annotation.unknown_in(number)):
                 continue
-            of_slice = values[..., number]
+            of_slice = result[..., number]
             if contradictory := sorted(unknown.intersection(np.unique(of_slice).tolist())):
                 raise ValueError(
                     f"A label map must have no class that is not annotated there, got {file} with the value "
-                    f"{contradictory[0]} in slice {number}. Correct `annotated` or `annotated_slices`."
+                    f"{self._file_classes.index(contradictory[0])} in slice {number}. Correct `annotated` or "
+                    "`annotated_slices`."
                 )
-            result[..., number][of_slice == 0] = self._code(unknown)
+            of_slice[of_slice == 0] = self._code(unknown)
         return result
 
     def _code(self, unknown: frozenset[int]) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,24 @@ def test_a_drawing_that_contradicts_is_refused() -> None:
 def test_there_are_at_most_256_values() -> None:
     with pytest.raises(ValueError, match="must be at most 256, got 256 and 1"):
         PartialLabels(256, has_ignore=True)
+
+
+def test_a_model_with_more_classes_has_others_for_the_values_of_a_file() -> None:
+    classes = [0, 4, 2]
+    whole = Annotation().renumbered(classes, 5)
+    part = Annotation(frozenset({1}), {2: frozenset({0})}).renumbered(classes, 5)
+    assert (whole.missing, part.missing, dict(part.slices)) == ({1, 3}, {1, 3, 4}, {2: {0}})
+    labels = PartialLabels(5, {"a.nii": whole, "b.nii": part}, has_ignore=True, file_classes=classes)
+    assert labels.num_file_values == 4
+    found = labels.coded(np.array([[[0, 1, 2, 3]]], dtype=np.uint8), "a.nii")[0, 0]
+    assert found.dtype == np.uint8
+    sets = [set(np.flatnonzero(row)) for row in labels.table()[found]]
+    assert sets == [{0, 1, 3}, {4}, {2}, {0, 1, 2, 3, 4}]
+    with pytest.raises(ValueError, match=re.escape("got b.nii with the value 1 in slice 0")):
+        labels.coded(np.array([[[1, 0]]]), "b.nii")
+
+
+def test_values_alone_may_differ() -> None:
+    labels = PartialLabels(3, file_classes=[0, 2, 1])
+    assert labels.possible == []
+    assert labels.coded(np.array([[[0, 1, 2]]]), "a.nii").tolist() == [[[0, 2, 1]]]

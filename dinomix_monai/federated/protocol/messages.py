@@ -19,12 +19,13 @@ class TaskName(StrEnum):
     """
     What the server asks a site to do, by NVFlare's name of the task.
 
-    ``HANDSHAKE``: describe itself; the message carries no weights. ``TRAIN``: score the global model on the validation
-    cases and train it for one round. ``VALIDATE``: score the global model on the validation cases alone. ``SCORE``:
-    score a model on the test cases, class by class. ``ALONE``: train without the other sites for as many epochs as the
-    whole run has, and score what comes of it; the comparison at the end of a run.
+    ``LABELS``: name its own classes. ``HANDSHAKE``: describe itself. The messages of both carry no weights. ``TRAIN``:
+    score the global model on the validation cases and train it for one round. ``VALIDATE``: score the global model on
+    the validation cases alone. ``SCORE``: score a model on the test cases, class by class. ``ALONE``: train without the
+    other sites for as many epochs as the whole run has, and score what comes of it; the comparison at the end of a run.
     """
 
+    LABELS = "labels"
     HANDSHAKE = "handshake"
     TRAIN = "train"
     VALIDATE = "validate"

@@ -31,7 +31,9 @@ class RunPlan:
         proximal_weight: weight of FedProx's term, 0 for none.
         local_norm: whether each site keeps its own normalization layers, as in FedBN.
         labeled_voxels: labeled voxels of each class summed over all sites, background first; empty in the handshake.
-        patch_voxels: the sums of ``patch_voxels`` of :class:`SiteDescription`; empty in the handshake.
+        patch_voxels: ``patch_voxels`` of :class:`SiteDescription` over all sites; empty in the handshake.
+        class_names: names of the model's classes, background first, of which each site has its share; empty where all
+            sites have the same classes.
 
     Raises:
         ValueError: When an argument is outside of its range, or something that must be a number is not one.
@@ -53,6 +55,7 @@ class RunPlan:
     local_norm: bool = False
     labeled_voxels: tuple[float, ...] = ()
     patch_voxels: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("rounds", "epochs_per_round", "proximal_weight", "local_norm", *VOXEL_COUNTS):
@@ -72,6 +75,8 @@ class RunPlan:
                     f"settings must be numbers or lists of numbers, got {value!r} for {name}. "
                     "Text belongs into the settings file of a site."
                 )
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError(f"class_names must be text, got {self.class_names!r}.")
         for overlay in self.overlays:
             if not re.fullmatch(r"\w+(/\w+)?", overlay):
                 raise ValueError(f"overlays must be names of configs of the bundle, such as acdc, got {overlay!r}.")

@@ -1,13 +1,20 @@
-"""What a site tells of itself in the handshake."""
+"""What a site tells of itself before there is a model."""
 
 from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-__all__ = ["VOXEL_COUNTS", "SiteDescription"]
+__all__ = ["VOXEL_COUNTS", "SiteDescription", "SiteLabels"]
 
 VOXEL_COUNTS: tuple[Literal["labeled_voxels", "patch_voxels"], ...] = ("labeled_voxels", "patch_voxels")
-"""The counts by class that a site tells of its labels. The plan has their sums over all sites under the same names."""
+"""The counts by class that a site tells of its labels. The plan has those of all sites under the same names."""
+
+
+class SiteLabels(TypedDict):
+    """A site's answer to ``labels``, where a run takes the union of the sites' classes."""
+
+    class_names: list[str]
+    """Names of the site's own classes by label value, background first."""
 
 
 class SiteDescription(TypedDict):
@@ -20,7 +27,9 @@ class SiteDescription(TypedDict):
     teacher: str
     """SHA-256 of the frozen teacher, or ``none`` where no teacher is used."""
     class_names: list[str]
-    """Names of the classes by label value, background first."""
+    """Names of the model's classes, background first."""
+    annotated: list[str]
+    """Names of those that somebody has looked for in a labeled training case."""
     channel_names: list[str]
     """Names of the channels of an image; empty texts where the data set does not name them."""
     network: dict[str, list[int]]

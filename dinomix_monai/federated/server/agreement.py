@@ -9,7 +9,7 @@ import numpy as np
 from dinomix_monai.core.tensor_file import differing_names
 from dinomix_monai.federated.protocol import VOXEL_COUNTS, SiteDescription
 
-__all__ = ["check_agreement", "version_differences"]
+__all__ = ["check_agreement", "union_of_labels", "version_differences"]
 
 
 def check_agreement(
@@ -27,7 +27,8 @@ def check_agreement(
         teacher: fingerprint that all teachers must have; empty to ask only that they are the same.
 
     Returns:
-        For each of :data:`~dinomix_monai.federated.protocol.VOXEL_COUNTS` the sums over all sites by class.
+        For each of :data:`~dinomix_monai.federated.protocol.VOXEL_COUNTS` the voxels of each class over all sites:
+        those that are labeled, and those that patches would show if all sites had looked for all classes.
 
     Raises:
         ValueError: When the sites do not agree, or none of them has labels. One sentence names the site and both
@@ -59,13 +60,68 @@ def check_agreement(
                 f"Networks must be the same everywhere, got {weight} of shape {own.get(weight)} at {site} and "
                 f"{other.get(weight)} at {first}. Settings of the network belong in the job, not in a site's own."
             )
-    totals = {
-        count: np.sum([description[count] for description in descriptions.values()], axis=0, dtype=float)
-        for count in VOXEL_COUNTS
-    }
-    if not totals["labeled_voxels"][1:].any():
+    labeled, shown = (np.array([each[count] for each in descriptions.values()], dtype=float) for count in VOXEL_COUNTS)
+    if not labeled[:, 1:].any():
         raise ValueError(f"Some site must have labels, got none at {', '.join(descriptions)}.")
-    return {count: total.tolist() for count, total in totals.items()}
+    looked_for = [[name in each["annotated"] for name in class_names[1:]] for each in descriptions.values()]
+    return {
+        "labeled_voxels": labeled.sum(axis=0).tolist(),
+        "patch_voxels": _as_if_all_looked(shown, np.array(looked_for)).tolist(),
+    }
+
+
+def union_of_labels(labels: Mapping[str, Sequence[str]], class_names: Sequence[str] = ("background",)) -> list[str]:
+    """
+    The classes of a model that learns what any site has.
+
+    Args:
+        labels: names of each site's own classes by label value, background first, by the site's name.
+        class_names: classes that the model begins with, background first.
+
+    Returns:
+        ``class_names``, and behind them those of the sites, from one site after the other by their names.
+
+    Raises:
+        ValueError: When sites have given one name to different label values, which is what a list of labels looks like
+            that does not belong to its label maps.
+
+    Example:
+        >>> union_of_labels({"site-1": ["background", "liver"], "site-2": ["background", "gallbladder"]})
+        ['background', 'liver', 'gallbladder']
+    """
+    union = list(class_names)
+    found: dict[str, tuple[int, str]] = {}
+    for site, names in sorted(labels.items()):
+        for value, name in enumerate(names[1:], start=1):
+            other_value, other = found.setdefault(name, (value, site))
+            if value != other_value:
+                raise ValueError(
+                    f"A class must have the same value in the `labels` of all sites, got {name} as {value} at {site} "
+                    f"and as {other_value} at {other}. If both mean the same, renumber one of them in its list and its "
+                    "label maps; otherwise rename it."
+                )
+            if name not in union:
+                union.append(name)
+    return union
+
+
+def _as_if_all_looked(voxels: np.ndarray, looked_for: np.ndarray) -> np.ndarray:
+    """
+    Sums over sites, in which the share of a class is the one at the sites that have looked for it.
+
+    Args:
+        voxels: of each class at each site, shape (sites, classes), background first. What a site has not looked for is
+            background there.
+        looked_for: whether a site has looked for a class, shape (sites, classes - 1).
+    """
+    total = voxels.sum(axis=0)
+    has_labels = voxels.any(axis=1)
+    voxels, looked_for = voxels[has_labels], looked_for[has_labels]
+    if not looked_for.all():
+        seen = (voxels.sum(axis=1, keepdims=True) * looked_for).sum(axis=0)
+        total[1:] *= total.sum() / np.maximum(seen, 1)
+        total[0] = max(0.0, voxels.sum() - total[1:].sum())
+    return total
 
 
 def _check_channels(site: str, own: Sequence[str], first: str, other: Sequence[str], number: int) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
 from dinomix_monai.core.files import write_json
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.federated.protocol import ClassScores, MetaKeys, RunPlan, ScoredModel, SiteDescription, TaskName
-from dinomix_monai.federated.server.agreement import check_agreement, version_differences
+from dinomix_monai.federated.protocol import (
+    ClassScores,
+    MetaKeys,
+    RunPlan,
+    ScoredModel,
+    SiteDescription,
+    TaskName,
+    bundle_network,
+)
+from dinomix_monai.federated.server.agreement import check_agreement, union_of_labels, version_differences
 from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
 from dinomix_monai.federated.server.summary import SUMMARY_FILE, Summary
 from dinomix_monai.federated.server.update_check import UpdateCheck
@@ -40,6 +49,8 @@ class FederatedController(FedAvg):
 
     Args:
         class_names: names of the model's classes by label value, background first.
+        union_labels: whether sites may have different classes. The model has ``class_names`` and, behind them, what
+            else any site has; each site teaches what somebody has looked for there.
         num_clients: number of sites that must be connected.
         num_rounds: rounds to do now.
         start_round: number of the round to begin with; above 0 in a run that goes on from a checkpoint.
@@ -73,6 +84,7 @@ class FederatedController(FedAvg):
     def __init__(
         self,
         class_names: Sequence[str],
+        union_labels: bool = False,
         num_clients: int = 2,
         num_rounds: int = 4,
         start_round: int = 0,
@@ -103,6 +115,7 @@ class FederatedController(FedAvg):
         )
         # NVFlare exports an argument only if an attribute has its name.
         self.class_names = list(class_names)
+        self.union_labels = union_labels
         self.epochs_per_round = epochs_per_round
         self.settings = dict(settings or {})
         self.overlays = list(overlays)
@@ -121,7 +134,16 @@ class FederatedController(FedAvg):
         self._given_aggregation_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
         self._update_check = UpdateCheck(norm_bound)
         self._server_optimizer = ServerOptimizer(server_learning_rate, server_momentum)
-        self._plan = self._make_plan({})
+        self._plan = RunPlan(
+            rounds=start_round + num_rounds,
+            epochs_per_round=epochs_per_round,
+            settings=self.settings,
+            overlays=tuple(self.overlays),
+            transfer=transfer,
+            proximal_weight=fedprox_mu or 0.0,
+            local_norm=local_norm,
+        )
+        self._taught_by: dict[str, list[str]] = {}
         self._checkpoint_meta: dict[str, Any] = {}
         self._initial_weights: dict[str, np.ndarray] = {}
         self._global_weights: dict[str, np.ndarray] = {}
@@ -140,6 +162,9 @@ class FederatedController(FedAvg):
 
     def load_model(self) -> FLModel:
         """Loads the model that the run begins with, and keeps its weights for the comparison at the end."""
+        if self.union_labels:
+            # Only now the classes are known.
+            self.persistor.model = bundle_network(len(self.class_names), self.overlays, self.settings)
         model = super().load_model()
         # Copies of the dictionary, because each round changes this object.
         self._initial_weights, self._global_weights = dict(model.params), dict(model.params)
@@ -226,19 +251,16 @@ class FederatedController(FedAvg):
 
     def _handshake(self) -> bool:
         """Makes the plan of the run from what the sites say of themselves; ``False`` if they cannot train together."""
-        targets = self.sample_clients()
-        replies = self._collect_replies(TaskName.HANDSHAKE, {}, timeout=self.handshake_timeout)
-        descriptions: dict[str, SiteDescription] = {
-            site: meta[MetaKeys.ANSWER] for site, meta in replies.items() if MetaKeys.ANSWER in meta
-        }
-        errors = {site: meta[MetaKeys.ERROR] for site, meta in replies.items() if MetaKeys.ERROR in meta}
-        self._write_json("handshake.json", {"sites": descriptions, "not_ready": errors})
         try:
-            for site in targets:
-                if site in errors:
-                    raise ValueError(f"{site} is not ready ({errors[site]}); its log says what is wrong.")
-                if site not in descriptions:
-                    raise ValueError(f"{site} must answer the handshake in {self.handshake_timeout} s, got nothing.")
+            if self.union_labels:
+                self.class_names = union_of_labels(
+                    {site: answer["class_names"] for site, answer in self._ask(TaskName.LABELS).items()},
+                    self.class_names,
+                )
+                self._plan = replace(self._plan, class_names=tuple(self.class_names))
+            if self.start_round:
+                self._check_goes_on()
+            descriptions: dict[str, SiteDescription] = self._ask(TaskName.HANDSHAKE)
             num_channels = int(self.settings.get("num_channels", 1))
             voxels = check_agreement(descriptions, self.class_names, num_channels, self.teacher)
         except ValueError as error:
@@ -246,7 +268,15 @@ class FederatedController(FedAvg):
             return False
         for sentence in version_differences(descriptions):
             self.warning(f"Versions differ, {sentence}.")
-        self._plan = self._make_plan(voxels)
+        self._plan = replace(
+            self._plan,
+            labeled_voxels=tuple(voxels["labeled_voxels"]),
+            patch_voxels=tuple(voxels["patch_voxels"]),
+        )
+        self._taught_by = {
+            name: [site for site, each in descriptions.items() if each["labeled_voxels"][value]]
+            for value, name in enumerate(self.class_names[1:], start=1)
+        }
         unlabeled = [site for site, description in descriptions.items() if not any(description["labeled_voxels"])]
         self.aggregation_weights = {
             **dict.fromkeys(unlabeled, self.unlabeled_site_weight),
@@ -261,6 +291,33 @@ class FederatedController(FedAvg):
         }
         self.info(f"Handshake: {', '.join(descriptions)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
         return True
+
+    def _check_goes_on(self) -> None:
+        known = (self.persistor.load(self.fl_ctx)[ModelLearnableKey.META] or {}).get("class_names")
+        if known is not None and list(known) != self.class_names:
+            raise ValueError(
+                f"A run must go on with its own classes, got {', '.join(known)} in the model and "
+                f"{', '.join(self.class_names)} in this job. Begin anew, or take the sites and `labels` of that run."
+            )
+
+    def _ask(self, task: TaskName) -> dict[str, Any]:
+        """
+        Asks all sites before there is a model.
+
+        Raises:
+            ValueError: When one is not ready or does not answer.
+        """
+        targets = self.sample_clients()
+        replies = self._collect_replies(task, {}, timeout=self.handshake_timeout)
+        answers = {site: meta[MetaKeys.ANSWER] for site, meta in replies.items() if MetaKeys.ANSWER in meta}
+        errors = {site: meta[MetaKeys.ERROR] for site, meta in replies.items() if MetaKeys.ERROR in meta}
+        self._write_json(f"{task}.json", {"sites": answers, "not_ready": errors})
+        for site in targets:
+            if site in errors:
+                raise ValueError(f"{site} is not ready ({errors[site]}); its log says what is wrong.")
+            if site not in answers:
+                raise ValueError(f"{site} must answer the handshake in {self.handshake_timeout} s, got nothing.")
+        return answers
 
     def _score_at_the_end(self) -> None:
         """Has the sites score the last model and compare the best one with its beginning and with training alone."""
@@ -282,7 +339,7 @@ class FederatedController(FedAvg):
 
     def _write_summary(self, scores: Mapping[ScoredModel, Mapping[str, ClassScores]], is_whole: bool) -> Summary:
         by_model = {str(model): by_site for model, by_site in scores.items()}
-        summary = Summary(self.class_names, self._best_metric, by_model, is_whole)
+        summary = Summary(self.class_names, self._best_metric, by_model, is_whole, self._taught_by)
         self._write_json(SUMMARY_FILE, asdict(summary))
         return summary
 
@@ -322,18 +379,6 @@ class FederatedController(FedAvg):
             "min_responses": self.min_responses or None,
             "wait_time_after_min_received": rounds * self.grace_period if self.min_responses else 0,
         }
-
-    def _make_plan(self, voxels: Mapping[str, Sequence[float]]) -> RunPlan:
-        return RunPlan(
-            rounds=self.start_round + self.num_rounds,
-            epochs_per_round=self.epochs_per_round,
-            settings=self.settings,
-            overlays=tuple(self.overlays),
-            transfer=self.transfer,
-            proximal_weight=self.fedprox_mu or 0.0,
-            local_norm=self.local_norm,
-            **{name: tuple(numbers) for name, numbers in voxels.items()},
-        )
 
     def _write_json(self, name: str, content: Any) -> None:
         write_json(Path(self.get_run_dir(), name), content)

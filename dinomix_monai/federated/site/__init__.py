@@ -3,9 +3,9 @@ What runs at a site: the client, which does what the server asks, and the traini
 
 This is all that leaves a site, and ``replies`` is the only module here that makes it:
 
-- in the handshake: the frozen teacher's fingerprint, the names of the classes, the shapes of the network's weights, the
-  labeled voxels of each class (in whole and in a random patch), the numbers of cases, and versions of Python and
-  packages;
+- in the handshake: the frozen teacher's fingerprint, the names of the classes and which of them somebody has looked
+  for, the shapes of the network's weights, the labeled voxels of each class (in whole and in a random patch), the
+  numbers of cases, and versions of Python and packages;
 - after a round: the student's weights or their change, without the normalization layers if the plan leaves them at the
   site, and the number of optimizer steps;
 - the mean Dice of a global model over the validation cases, and for each class the mean Dice over the test cases (or

@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             break
         task = flare.get_task_name()
         plan = RunPlan.from_message(message.meta[MetaKeys.PLAN])
-        if task == TaskName.HANDSHAKE:
-            flare.send(_handshake_reply(options, plan))
+        if task in (TaskName.LABELS, TaskName.HANDSHAKE):
+            flare.send(_introduction(options, plan, task))
             continue
         try:
             site = site or Site(_read_settings(options), plan)
@@ -73,7 +73,7 @@ def perform_task(site: Site, task: str, message: flare.FLModel, writer: SummaryW
 
     Args:
         site: the site.
-        task: one of :class:`~dinomix_monai.federated.protocol.TaskName`, other than the handshake.
+        task: one of :class:`~dinomix_monai.federated.protocol.TaskName`, other than those before there is a model.
         message: the server's message: weights by name, the number of the round, and meta data.
         writer: sends the curves of a round to the server.
 
@@ -99,9 +99,10 @@ def perform_task(site: Site, task: str, message: flare.FLModel, writer: SummaryW
     raise ValueError(f"task must be one of {', '.join(TaskName)}, got {task!r}.")
 
 
-def _handshake_reply(options: argparse.Namespace, plan: RunPlan) -> flare.FLModel:
+def _introduction(options: argparse.Namespace, plan: RunPlan, task: str) -> flare.FLModel:
     try:
-        return answer_reply(Site(_read_settings(options), plan).describe())
+        site = Site(_read_settings(options), plan)
+        return answer_reply(site.labels() if task == TaskName.LABELS else site.describe())
     except Exception as error:
         # The log gets a warning and no error, because a site may be set to stream its errors to the server.
         logger.warning("This site is not ready.", exc_info=True)

@@ -14,7 +14,7 @@ from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.client import FLModel, ParamsType
 from nvflare.client.tracking import SummaryWriter
 
-from dinomix_monai.federated.protocol import ClassScores, MetaKeys, SiteDescription, UpdateForm
+from dinomix_monai.federated.protocol import ClassScores, MetaKeys, SiteDescription, SiteLabels, UpdateForm
 from dinomix_monai.federated.site.site import RoundResult
 
 __all__ = ["answer_reply", "not_ready_reply", "send_curves", "update_reply"]
@@ -37,20 +37,20 @@ def update_reply(result: RoundResult, metrics: Mapping[str, float], transfer: st
     )
 
 
-def answer_reply(answer: SiteDescription | ClassScores | Mapping[str, float]) -> FLModel:
+def answer_reply(answer: SiteLabels | SiteDescription | ClassScores | Mapping[str, float]) -> FLModel:
     """
     The reply to any other task, which carries no weights.
 
     Args:
-        answer: for ``handshake`` the site's description, for ``validate`` the mean Dice over the validation cases, for
-            ``score`` and ``alone`` the scores by class.
+        answer: for ``labels`` the names of the site's own classes, for ``handshake`` the site's description, for
+            ``validate`` the mean Dice over the validation cases, for ``score`` and ``alone`` the scores by class.
     """
     return FLModel(params={}, meta={str(MetaKeys.ANSWER): dict(answer)})
 
 
 def not_ready_reply(error: BaseException) -> FLModel:
     """
-    The reply to ``handshake`` of a site that is not ready.
+    The reply to ``labels`` or ``handshake`` of a site that is not ready.
 
     Args:
         error: why it is not. Only the name of the error's class is sent, because the text may name files.

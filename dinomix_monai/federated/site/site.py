@@ -13,14 +13,16 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.engines.utils import IterationEvents
-from monai.metrics import DiceMetric
+from monai.metrics import compute_dice
 from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
+from dinomix_monai.core.known_voxels import is_known
 from dinomix_monai.core.tensor_file import load_tensors
 from dinomix_monai.core.text import by
-from dinomix_monai.federated.protocol import RunPlan, SiteDescription
+from dinomix_monai.data import Datalist
+from dinomix_monai.federated.protocol import RunPlan, SiteDescription, SiteLabels
 from dinomix_monai.federated.site.site_settings import SiteSettings
 from dinomix_monai.federated.site.update import Weights, make_update, normalization_names
 from dinomix_monai.handlers import fast_forward_scheduler
@@ -74,6 +76,11 @@ class Site:
         self._training: ConfigWorkflow | None = None
         self._optimizer_steps = 0
 
+    def labels(self) -> SiteLabels:
+        """Answers which classes the site has."""
+        workflow = self._build_workflow("federated", check_data=False)
+        return {"class_names": list(self._resolve(workflow, "datalist").class_names)}
+
     def describe(self) -> SiteDescription:
         """
         Answers the handshake, after a check of the data as every training makes it.
@@ -95,6 +102,7 @@ class Site:
         return {
             "teacher": self._resolve(workflow, "teacher").fingerprint if has_teacher else _NO_TEACHER,
             "class_names": list(datalist.class_names),
+            "annotated": [datalist.class_names[value] for value in datalist.looked_for],
             "channel_names": list(
                 datalist.channel_names if datalist.has_channel_names else [""] * datalist.num_channels
             ),
@@ -192,17 +200,15 @@ class Site:
             return {}
         self._resolve(workflow, "report#network").load_state_dict(dict(weights))
         evaluator = self._resolve(workflow, "report#evaluator")
-        # As in the rule of scoring named "sound", a case has no score for a class that is not in it, and a class that
-        # the model misses has a Dice of 0.
-        metric = DiceMetric(include_background=False, reduction="none", num_classes=datalist.num_classes)
+        dice_of_cases: list[list[float]] = []
 
         def add_case() -> None:
             for output in evaluator.state.output:
-                metric(y_pred=output[Keys.PRED][None], y=output[Keys.LABEL][None])
+                dice_of_cases.append(_dice_by_class(output[Keys.PRED], output[Keys.LABEL], datalist))
 
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, add_case)
         evaluator.run()
-        dice = torch.as_tensor(metric.aggregate()).cpu().numpy()
+        dice = np.array(dice_of_cases)
         named = zip(datalist.class_names[1:], nan_mean(dice, axis=0), np.isfinite(dice).sum(0))
         return {name: [float(mean), int(count)] for name, mean, count in named if count}
 
@@ -266,6 +272,9 @@ class Site:
             **self.settings.overrides,
             **changes,
         }
+        if self.plan.class_names:
+            # In a tuple MONAI evaluates nothing.
+            settings["datalist#class_names"] = tuple(self.plan.class_names)
         workflow = self.settings.bundle.workflow("train", *self.plan.overlays, *overlays, **settings)
         workflow.initialize()
         return workflow
@@ -287,6 +296,22 @@ class Site:
     @staticmethod
     def _resolve(workflow: ConfigWorkflow, config_id: str) -> Any:
         return workflow.parser.get_parsed_content(config_id)
+
+
+def _dice_by_class(prediction: torch.Tensor, label: torch.Tensor, datalist: Datalist) -> list[float]:
+    """
+    Dice of each foreground class by label maps (1, H, W, D), where somebody has looked for it.
+
+    As in the rule of scoring named "sound", a class that is not in the label has none, NaN, and one that the model
+    misses has a Dice of 0.
+    """
+    scores = []
+    for value in range(1, datalist.num_classes):
+        found = prediction == value
+        if datalist.possible is not None:
+            found &= is_known(label, value, datalist.possible)
+        scores.append(float(compute_dice(found[None], (label == value)[None], include_background=True)))
+    return scores
 
 
 def _read_losses(history: Path, after_epoch: int) -> list[dict[str, float]]:

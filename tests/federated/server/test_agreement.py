@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dinomix_monai.federated.server.agreement import check_agreement, version_differences
+from dinomix_monai.federated.server.agreement import check_agreement, union_of_labels, version_differences
 
 NAMES = ["background", "liver", "spleen"]
 
@@ -14,6 +14,7 @@ def answers(**changes):
     found = {}
     for number, voxels in enumerate(([10, 2, 0], [5, 0, 1], [0, 0, 0]), start=1):
         site = {"teacher": "aaaa", "class_names": NAMES, "labeled_voxels": voxels, "versions": {"monai": "1.6.1"}}
+        site["annotated"] = NAMES[1:] if any(voxels) else []
         site["patch_voxels"] = [count / 4 for count in voxels]
         site["channel_names"] = ["T1"]
         site["network"] = {"stem.weight": [16, 1, 3], "stem.bias": [16]}
@@ -74,3 +75,22 @@ def test_versions_that_differ_are_named_with_their_sites():
 
 def test_a_site_need_not_name_its_channels():
     assert check_agreement(answers(site_2={"channel_names": [""]}), NAMES)
+
+
+def test_the_union_begins_with_the_classes_of_the_job_and_goes_by_the_names_of_the_sites():
+    labels = {"b": ["Background", "spleen", "vein"], "a": ["bg", "liver"], "c": ["bg"]}
+    assert union_of_labels(labels) == ["background", "liver", "spleen", "vein"]
+    assert union_of_labels(labels, ["background", "vein"]) == ["background", "vein", "liver", "spleen"]
+
+
+def test_one_name_for_two_values_is_no_union():
+    message = "must have the same value in the `labels` of all sites, got spleen as 1 at site-2 and as 2 at site-1."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        union_of_labels({"site-1": NAMES, "site-2": ["background", "spleen"]})
+
+
+def test_a_class_has_the_share_that_it_has_where_somebody_has_looked_for_it():
+    one = {"annotated": ["liver"], "labeled_voxels": [90, 10, 0], "patch_voxels": [90, 10, 0]}
+    two = {"annotated": ["spleen"], "labeled_voxels": [294, 0, 6], "patch_voxels": [294, 0, 6]}
+    both = check_agreement(answers(site_1=one, site_2=two), NAMES)
+    assert both == {"labeled_voxels": [384, 10, 6], "patch_voxels": pytest.approx([352, 40, 8])}

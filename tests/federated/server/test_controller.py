@@ -20,11 +20,13 @@ NAMES = ["background", "liver"]
 class Hospital:
     """Adds ``shift`` to the weights in each round; its validation likes a weight of 1 best."""
 
-    def __init__(self, shift=1.0, steps=1, labels=True, **description):
+    def __init__(self, shift=1.0, steps=1, labels=True, own_names=(), **description):
+        self.own_names = own_names
         self.shift, self.steps, self.labels = shift, steps, labels
         self.description = {
             "teacher": "aaaa",
             "class_names": NAMES,
+            "annotated": NAMES[1:] if labels else [],
             "channel_names": ["T1"],
             "labeled_voxels": [10, 1] if labels else [0, 0],
             "patch_voxels": [4.5, 0.5] if labels else [0, 0],
@@ -36,6 +38,8 @@ class Hospital:
 
     def __call__(self, task, message):
         self.asked.append((task, message.current_round, message.meta))
+        if task == "labels":
+            return FLModel(params={}, meta={"answer": {"class_names": self.own_names}})
         if task == "handshake":
             return FLModel(params={}, meta={"answer": self.description})
         weight = message.params["w"]
@@ -333,3 +337,36 @@ def test_all_connected_sites_take_part():
     controller.engine, controller.info = Engine(), lambda _: None
     assert controller.sample_clients(2) == list("abc")
     assert isinstance(controller, FedAvg)
+
+
+def test_the_model_learns_what_any_site_has_where_it_is_asked_to(federate, tmp_path):
+    union = {"class_names": [*NAMES, "vein"], "patch_voxels": [4, 0.5, 0.5]}
+    one = Hospital(own_names=NAMES, labeled_voxels=[9, 1, 0], annotated=["liver"], **union)
+    two = Hospital(own_names=["background", "vein"], labeled_voxels=[9, 0, 2], annotated=["vein"], **union)
+    federation = federate(one, two, union_labels=True)
+    assert federation.panics == []
+    assert [task for task, _, _ in one.asked][:3] == ["labels", "handshake", "train"]
+    assert [meta["plan"]["class_names"] for _, _, meta in one.asked] == [[], *[[*NAMES, "vein"]] * (len(one.asked) - 1)]
+    assert federation.saved[-1][1]["class_names"] == [*NAMES, "vein"]
+    assert sum(weights.shape == (3,) for weights in federation.model.state_dict().values()) == 1
+    assert read_summary(tmp_path).taught_by == {"liver": ["site-1"], "vein": ["site-2"]}
+
+
+@pytest.mark.parametrize("union_labels", [False, True])
+def test_labels_that_cannot_be_joined_stop_the_run_before_it_begins(federate, union_labels):
+    own_names = ["background", "vein", "liver"]
+    federation = federate(
+        Hospital(own_names=NAMES), Hospital(own_names=own_names, class_names=own_names), union_labels=union_labels
+    )
+    (reason,) = federation.panics
+    assert ("got liver as 2 at site-2 and as 1" if union_labels else "`labels` must be the same everywhere") in reason
+    assert not federation.saved
+
+
+def test_a_run_goes_on_with_its_own_classes(federate, monkeypatch):
+    from nvflare.app_common.abstract.model import make_model_learnable
+
+    model = make_model_learnable({"w": np.zeros(2, np.float32)}, {"class_names": ["background", "vein"]})
+    monkeypatch.setattr(Federation, "load", lambda self, context: model)
+    (reason,) = federate(Hospital(), start_round=1).panics
+    assert "got background, vein in the model and background, liver in this job" in reason

@@ -33,3 +33,16 @@ def test_the_text_of_a_summary_says_what_was_compared_and_without_validation_cas
     assert text.startswith("Dice of the global model before and after federation, and of each site's own model alone\n")
     assert text.endswith("Best global model: no validation cases")
     assert read_summary(tmp_path) is None
+
+
+def test_sites_with_different_classes_are_told_apart():
+    names = ["background", "liver", "spleen"]
+    scores = {"after": {"a": {"liver": [0.25, 2]}, "b": {"spleen": [0.5, 1]}}}
+    text = str(Summary(names, 0.5, scores, is_whole=True, taught_by={"liver": ["a", "b"], "spleen": ["b"]}))
+    rows = [line.split("  ")[-1].strip() for line in text.splitlines()[1:4]]
+    assert rows == ["taught by", "a, b", "b"]
+    assert "The sites have scores for different classes." in text
+    same = {"after": {"a": {"liver": [0.25, 2]}, "b": {"liver": [0.5, 1]}}}
+    text = str(Summary(names[:2], 0.5, same, is_whole=True, taught_by={"liver": ["a"]}))
+    assert "taught by" not in text
+    assert "different classes" not in text

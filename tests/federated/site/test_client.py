@@ -64,7 +64,7 @@ def test_differences_are_declared_as_such(make_site, make_plan, weights):
 
 
 def test_a_task_that_there_is_not_is_refused(make_site, weights):
-    with pytest.raises(ValueError, match=r"task must be one of handshake, train, .*, got 'delete'"):
+    with pytest.raises(ValueError, match=r"task must be one of labels, handshake, train, .*, got 'delete'"):
         client.perform_task(make_site(), "delete", FLModel(params=weights, current_round=0), Writer())
 
 
@@ -73,7 +73,7 @@ def test_what_is_wrong_at_a_site_is_told_by_kind_and_not_by_the_names_of_files(
 ):
     monkeypatch.setattr(client.flare, "get_site_name", lambda: "site-1")
     options = argparse.Namespace(folder=str(tmp_path), settings_file=None, dataset_dir=str(tmp_path / "patient_7"))
-    reply = client._handshake_reply(options, make_plan())
+    reply = client._introduction(options, make_plan(), "handshake")
     assert reply.meta == {"error": "ValueError"}
     assert reply.params == {}
     # Errors in a site's log may be streamed to the server.

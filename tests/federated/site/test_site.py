@@ -3,9 +3,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+
+from dinomix_monai.core.files import write_json
+from dinomix_monai.federated.protocol import bundle_network
+from tests.federated.conftest import SETTINGS
 
 
 def parsed(site, name):
@@ -193,3 +200,38 @@ def test_a_site_warns_where_its_scans_would_be_seen_as_the_phantom(
         del plan.settings["spacing_mm"]
     make_site(plan=plan, dataset_dir=str(folder)).describe()
     assert ("The voxel size of 4.5 x 4.5 x 5.5 mm is that of the phantom" in caplog.text) == (not given)
+
+
+def test_a_site_learns_and_scores_the_classes_that_it_has_in_a_model_of_more(make_site, make_plan, phantom):
+    # Its own values of liver and spleen are others than the model's; nobody has looked for the vein, "$1/0" or not.
+    own = {"0": "background", "1": "spleen", "2": "liver"}
+    names = ("background", "liver", "$1/0", "spleen")
+    content = json.loads((phantom / "site-1-of-3-1-unlabeled.json").read_text())
+    for section in ("training", "validation", "test"):
+        for case in content[section]:
+            image = nib.load(phantom / case["label"])
+            values = np.array([0, 1, 2] + [0] * 11, dtype=np.uint8)[np.asarray(image.dataobj).astype(int)]
+            case["label"] = f"labels/two-{Path(case['label']).name}"
+            nib.save(nib.Nifti1Image(values, image.affine), phantom / case["label"])
+    write_json(phantom / "two.json", {**content, "labels": own})
+    lists = {"datalist#file": "two.json"}
+    assert make_site("labels", **lists).labels() == {"class_names": list(own.values())}
+
+    voxels = (1000.0, 50.0, 20.0, 60.0)
+    site = make_site(plan=make_plan(class_names=names, labeled_voxels=voxels, patch_voxels=voxels), **lists)
+    described = site.describe()
+    assert described["class_names"] == list(names)
+    assert described["annotated"] == ["liver", "spleen"]
+    counts = described["labeled_voxels"]
+    assert counts[2] == 0
+    labels = [np.asarray(nib.load(phantom / case["label"]).dataobj) for case in content["training"]]
+    assert counts[1] == sum((label == 2).sum() for label in labels)
+    assert counts[3] == sum((label == 1).sum() for label in labels)
+
+    weights = bundle_network(4, settings=SETTINGS, seed=7).state_dict()
+    result = site.train(weights, 0)
+    assert result.steps == 2
+    assert all(math.isfinite(value) for value in result.losses[0].values())
+    assert set(site.score(weights)) == {"liver", "spleen"}
+    assert set(site.validate(weights, 0)) <= {"val_mean_dice"}
+    assert (site.settings.folder / "models" / "model.pt").is_file()
