@@ -29,7 +29,7 @@ from dinomix_monai.run import run_command_line
 def main(
     env: str = "sim",
     sites: int = 2,
-    rounds: int = 4,
+    rounds: int | None = None,
     epochs_per_round: int = 2,
     threads: int | None = None,
     workspace: str = "fl_workspace",
@@ -71,7 +71,7 @@ def main(
     Args:
         env: sim for a simulation, poc for server and sites as processes of this machine, prod for real sites.
         sites: number of sites.
-        rounds: rounds of the whole run.
+        rounds: rounds of the whole run; 4 if not given, or those of the run that goes on.
         epochs_per_round: local epochs of a round.
         threads: sites that the simulation runs at a time; all if not given.
         workspace: folder of the simulation, or of the result that is downloaded from the server.
@@ -111,7 +111,10 @@ def main(
     if labels is not None:
         class_names = read_datalist(Path(labels).parent, file=Path(labels).name).class_names
     if continue_from is not None:
-        continue_from, start_round = continued_run(continue_from, workspace, start_round, is_elsewhere=env == "prod")
+        continue_from, start_round, rounds = continued_run(
+            continue_from, workspace, start_round, rounds, is_elsewhere=env == "prod"
+        )
+    rounds = 4 if rounds is None else rounds
     if settings is None and (settings_file or dataset_dir):
         # Those for the phantom are for the phantom.
         settings = {}

@@ -72,8 +72,12 @@ def client_arguments(
 
 
 def continued_run(
-    checkpoint: str | Path, workspace: str | Path, start_round: int = 0, is_elsewhere: bool = False
-) -> tuple[str, int]:
+    checkpoint: str | Path,
+    workspace: str | Path,
+    start_round: int = 0,
+    rounds: int | None = None,
+    is_elsewhere: bool = False,
+) -> tuple[str, int, int]:
     """
     Finds out where a run goes on whose server has died.
 
@@ -82,10 +86,11 @@ def continued_run(
         workspace: folder of the run that goes on. A copy of the model is kept there, because a simulation begins by
             clearing the folder that the model may lie in.
         start_round: round to go on with, where the file is at a server elsewhere; otherwise the file says it.
+        rounds: rounds of the whole run, by which schedules go; by default those of the file.
         is_elsewhere: whether ``checkpoint`` may be a path at a server elsewhere.
 
     Returns:
-        Absolute path of the model, and the round to go on with.
+        Absolute path of the model, the round to go on with, and the rounds of the whole run.
 
     Raises:
         FileNotFoundError: When there is no such file here, and none can be elsewhere.
@@ -93,7 +98,8 @@ def continued_run(
     """
     path = Path(checkpoint)
     if path.is_file():
-        start_round = read_checkpoint(path)["meta_props"]["next_round"]
+        about = read_checkpoint(path)["meta_props"]
+        start_round, rounds = about["next_round"], rounds or about["rounds"]
         kept = Path(workspace) / "continued_from.pt"
         kept.parent.mkdir(parents=True, exist_ok=True)
         path = Path(shutil.copyfile(path, kept))
@@ -102,7 +108,9 @@ def continued_run(
             f"continue_from must be a global model that a server has left, got {checkpoint}, which is no file. "
             "For a file at a server elsewhere give --env prod and --start_round."
         )
-    return str(path.absolute()), start_round
+    if rounds is None:
+        raise ValueError("rounds must be given where the model is at a server elsewhere, got none.")
+    return str(path.absolute()), start_round, rounds
 
 
 def build_recipe(

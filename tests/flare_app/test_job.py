@@ -113,10 +113,13 @@ def test_a_mistake_is_told_before_anything_runs(typed, words, message, monkeypat
 
 def test_a_run_goes_on_from_a_copy_of_the_model_with_the_round_that_stands_in_it(tmp_path):
     model = tmp_path / "FL_global_model.pt"
-    torch.save({"model": {}, "meta_props": {"class_names": ["background"], "next_round": 3}}, model)
-    kept, start_round = continued_run(model, tmp_path / "ws")
-    assert (Path(kept), start_round) == (tmp_path / "ws" / "continued_from.pt", 3)
+    torch.save({"model": {}, "meta_props": {"class_names": ["background"], "next_round": 3, "rounds": 9}}, model)
+    kept, *rounds = continued_run(model, tmp_path / "ws")
+    assert (Path(kept), rounds) == (tmp_path / "ws" / "continued_from.pt", [3, 9])
+    assert continued_run(model, tmp_path / "ws", rounds=12)[1:] == (3, 12)
     assert Path(kept).read_bytes() == model.read_bytes()
-    assert continued_run("/at/the/server.pt", tmp_path, 2, is_elsewhere=True) == ("/at/the/server.pt", 2)
+    assert continued_run("/at/the/server.pt", tmp_path, 2, 5, is_elsewhere=True) == ("/at/the/server.pt", 2, 5)
+    with pytest.raises(ValueError, match="rounds must be given where the model is at a server elsewhere"):
+        continued_run("/at/the/server.pt", tmp_path, 2, is_elsewhere=True)
     with pytest.raises(FileNotFoundError, match=r"which is no file\. For a file at a server elsewhere give --env prod"):
         continued_run(tmp_path / "none.pt", tmp_path, 2)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
-from nvflare.app_common.abstract.model import ModelLearnableKey
+from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_learnable
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 
@@ -26,6 +27,7 @@ from dinomix_monai.federated.protocol import (
 )
 from dinomix_monai.federated.server.agreement import check_agreement, union_of_labels, version_differences
 from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
+from dinomix_monai.federated.server.server_state import SERVER_STATE, ServerState
 from dinomix_monai.federated.server.summary import SUMMARY_FILE, Summary
 from dinomix_monai.federated.server.update_check import UpdateCheck
 
@@ -147,8 +149,7 @@ class FederatedController(FedAvg):
         self._checkpoint_meta: dict[str, Any] = {}
         self._initial_weights: dict[str, np.ndarray] = {}
         self._global_weights: dict[str, np.ndarray] = {}
-        self._best_weights: dict[str, np.ndarray] = {}
-        self._best_metric: float | None = None
+        self._state = ServerState(epochs_per_round)
         self._round_metrics: dict[str, float] = {}
         self._refused_updates: list[dict[str, Any]] = []
 
@@ -166,6 +167,8 @@ class FederatedController(FedAvg):
             # Only now the classes are known.
             self.persistor.model = bundle_network(len(self.class_names), self.overlays, self.settings)
         model = super().load_model()
+        if self.start_round:
+            self._take_up_state()
         # Copies of the dictionary, because each round changes this object.
         self._initial_weights, self._global_weights = dict(model.params), dict(model.params)
         # Updated in place, because the persistor holds this same dictionary.
@@ -218,6 +221,30 @@ class FederatedController(FedAvg):
         }
         return super().update_model(model, aggr_result)
 
+    def save_model(self, model: FLModel) -> None:
+        """Saves the global model, and in the same file what the server has beside it."""
+        self._state.velocity = self._server_optimizer.velocity
+        entries = self.persistor.persistence_manager.other_props
+        entries[SERVER_STATE] = self._state.to_file()
+        super().save_model(model)
+        # The file of the best model has none.
+        del entries[SERVER_STATE]
+
+    def _take_up_state(self) -> None:
+        """Goes on with the best model and the momentum of the run that left the model."""
+        content = self.persistor.persistence_manager.other_props.pop(SERVER_STATE, None)
+        if content is None:
+            return
+        self._state = ServerState.from_file(content)
+        self._server_optimizer.velocity = dict(self._state.velocity)
+        if self._state.best_weights:
+            # The run's folder is a new one, so its best model is written there, too.
+            present = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
+            best = make_model_learnable(dict(self._state.best_weights), self._checkpoint_meta)
+            self.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, best, private=True, sticky=True)
+            self.event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE)
+            self.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, present, private=True, sticky=True)
+
     def _aggregate_one_result(self, result: FLModel) -> bool:
         site = result.meta["client_name"]
         if result.metrics and MetricKeys.KEY in result.metrics:
@@ -245,8 +272,8 @@ class FederatedController(FedAvg):
             return
         mean = sum(finite) / len(finite)
         self.info(f"Global model of round {self.current_round}: {MetricKeys.KEY} {mean:.4f} over {len(finite)} sites.")
-        if self._best_metric is None or mean > self._best_metric:
-            self._best_metric, self._best_weights = mean, dict(self._global_weights)
+        if self._state.best_metric is None or mean > self._state.best_metric:
+            self._state.best_metric, self._state.best_weights = mean, dict(self._global_weights)
             self.event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE)
 
     def _handshake(self) -> bool:
@@ -294,6 +321,12 @@ class FederatedController(FedAvg):
 
     def _check_goes_on(self) -> None:
         known = (self.persistor.load(self.fl_ctx)[ModelLearnableKey.META] or {}).get("class_names")
+        content = self.persistor.persistence_manager.other_props.get(SERVER_STATE)
+        if content is not None and content["epochs_per_round"] != self.epochs_per_round:
+            raise ValueError(
+                "A run must go on with its own epochs_per_round, by which its schedules go, got "
+                f"{content['epochs_per_round']} in the model and {self.epochs_per_round} in this job."
+            )
         if known is not None and list(known) != self.class_names:
             raise ValueError(
                 f"A run must go on with its own classes, got {', '.join(known)} in the model and "
@@ -326,7 +359,7 @@ class FederatedController(FedAvg):
         self._keep_if_best(
             {site: meta[MetaKeys.ANSWER][MetricKeys.KEY] for site, meta in replies.items() if meta[MetaKeys.ANSWER]}
         )
-        best = self._best_weights or self._global_weights
+        best = self._state.best_weights or self._global_weights
         scores = {
             ScoredModel.BEFORE: self._collect_scores(TaskName.SCORE, self._initial_weights, ScoredModel.BEFORE),
             ScoredModel.AFTER: self._collect_scores(TaskName.SCORE, best, ScoredModel.AFTER),
@@ -339,7 +372,7 @@ class FederatedController(FedAvg):
 
     def _write_summary(self, scores: Mapping[ScoredModel, Mapping[str, ClassScores]], is_whole: bool) -> Summary:
         by_model = {str(model): by_site for model, by_site in scores.items()}
-        summary = Summary(self.class_names, self._best_metric, by_model, is_whole, self._taught_by)
+        summary = Summary(self.class_names, self._state.best_metric, by_model, is_whole, self._taught_by)
         self._write_json(SUMMARY_FILE, asdict(summary))
         return summary
 

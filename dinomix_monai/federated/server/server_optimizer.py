@@ -32,6 +32,9 @@ class ServerOptimizer:
         learning_rate: share of the average change that is taken.
         momentum: share of the last step that is taken again.
 
+    Attributes:
+        velocity: what momentum has gathered, by the name of the weight.
+
     Raises:
         ValueError: When ``learning_rate`` is not positive or ``momentum`` is not in [0, 1).
 
@@ -45,7 +48,7 @@ class ServerOptimizer:
         if not learning_rate > 0 or not 0 <= momentum < 1:
             raise ValueError(f"learning_rate must be > 0 and momentum in [0, 1), got {learning_rate} and {momentum}.")
         self.learning_rate, self.momentum = learning_rate, momentum
-        self._velocity: dict[str, np.ndarray] = {}
+        self.velocity: dict[str, np.ndarray] = {}
 
     def step(
         self, model: Mapping[str, np.ndarray], average: Mapping[str, np.ndarray], is_difference: bool
@@ -67,7 +70,7 @@ class ServerOptimizer:
             change = np.asarray(value, dtype=np.float64) - (0.0 if is_difference else present)
             if not name.endswith(_RUNNING_STATISTICS):
                 if self.momentum:
-                    change = self._velocity[name] = change + self.momentum * self._velocity.get(name, 0.0)
+                    change = self.velocity[name] = change + self.momentum * self.velocity.get(name, 0.0)
                 change = self.learning_rate * change
             weight = present + change
             moved[name] = (weight.round() if present.dtype.kind in "iu" else weight).astype(present.dtype)

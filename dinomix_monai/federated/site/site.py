@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from monai.engines.utils import IterationEvents
 from monai.metrics import compute_dice
 from monai.utils.enums import CommonKeys as Keys
 
@@ -255,7 +254,7 @@ class Site:
             # PIC finds no labeled donors at this site.
             workflow.parser["mix#directions"] = {"unlabeled_to_unlabeled": 1.0}
         trainer = self._resolve(workflow, "train#trainer")
-        trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, self._count_optimizer_step)
+        trainer.optimizer.register_step_post_hook(self._count_optimizer_step)
         # In its first round a run begins anew, whatever state an earlier run has left in the folder.
         if round_number > 0 and Path(self._resolve(workflow, "state_file")).is_file():
             self._resolve(workflow, "resume_handler")(trainer)
@@ -290,8 +289,10 @@ class Site:
             weights.update({name: own[name].detach().cpu().clone() for name in normalization_names(network)})
         return weights
 
-    def _count_optimizer_step(self) -> None:
-        self._optimizer_steps += 1
+    def _count_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # A step that is left out has no gradients, or, with a gradient scaler, never comes here.
+        if any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]):
+            self._optimizer_steps += 1
 
     @staticmethod
     def _resolve(workflow: ConfigWorkflow, config_id: str) -> Any:

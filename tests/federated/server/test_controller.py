@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import torch
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
+from nvflare.app_opt.pt.model_persistence_format_manager import PTModelPersistenceFormatManager
 
 from dinomix_monai.federated.server.controller import FederatedController
 from dinomix_monai.federated.server.summary import read_summary
@@ -61,6 +65,7 @@ class Federation(FederatedController):
         super().__init__(class_names=NAMES, num_clients=len(sites), **kwargs)
         self.folder, self.sites = folder, sites
         self.fl_ctx, self.abort_signal, self.engine = FLContext(), Signal(), None
+        self.persistence_manager = PTModelPersistenceFormatManager({"w": torch.zeros(2)})
         self.logged, self.panics, self.saved, self.best, self.sent = [], [], [], [], []
 
     def sample_clients(self, num_clients=None):
@@ -86,7 +91,7 @@ class Federation(FederatedController):
 
     def event(self, event_type):
         if event_type == AppEventType.GLOBAL_BEST_MODEL_AVAILABLE:
-            self.best.append(float(self._global_weights["w"].mean()))
+            self.best.append(float(self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)["weights"]["w"].mean()))
 
     def fire_event_with_data(self, *args, **kwargs):
         pass
@@ -110,10 +115,13 @@ class Federation(FederatedController):
     def load(self, context):
         from nvflare.app_common.abstract.model import make_model_learnable
 
-        return make_model_learnable({"w": np.zeros(2, np.float32)}, {})
+        weights = {name: np.array(value) for name, value in self.persistence_manager.var_dict.items()}
+        return make_model_learnable(weights, self.persistence_manager.meta or {})
 
     def save(self, learnable, context):
         self.saved.append((float(learnable["weights"]["w"].mean()), learnable["meta"]))
+        self.persistence_manager.update(learnable)
+        torch.save(self.persistence_manager.to_persistence_dict(), self.folder / "FL_global_model.pt")
 
 
 @pytest.fixture
@@ -307,6 +315,32 @@ def test_a_run_goes_on_where_the_checkpoint_says(federate):
     assert {(tuple(meta["class_names"]), meta["teacher"], meta["rounds"]) for _, meta in federation.saved} == {
         (tuple(NAMES), "aaaa", 5)
     }
+
+
+def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(federate, monkeypatch, tmp_path):
+    def run(**kwargs):
+        # Its second model is the best one, and the last are far beyond.
+        return federate(Hospital(0.5), Hospital(0.5, steps=2), server_momentum=0.5, **kwargs)
+
+    whole = run(num_rounds=4)
+    first = run(num_rounds=3)
+    content = torch.load(tmp_path / "FL_global_model.pt", weights_only=True)
+    begin = Federation.__init__
+
+    def continued(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self.persistence_manager = PTModelPersistenceFormatManager(copy.deepcopy(content))
+
+    monkeypatch.setattr(Federation, "__init__", continued)
+    second = run(num_rounds=1, start_round=3)
+    assert saved(first) + saved(second) == saved(whole) == [0.5, 1.25, 2.125, 3.0625]
+    assert whole.best == [0.0, 0.5, 1.25]
+    # Written anew at once, since the folder of a run is a new one.
+    assert second.best == [1.25]
+    assert read_summary(tmp_path).best == 0.75
+    assert "server_state" not in second.persistence_manager.other_props
+    (reason,) = run(num_rounds=1, start_round=3, epochs_per_round=2).panics
+    assert "got 1 in the model and 2 in this job" in reason
 
 
 def test_server_momentum_is_that_of_the_optimizer(federate):

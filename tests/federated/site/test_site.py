@@ -235,3 +235,19 @@ def test_a_site_learns_and_scores_the_classes_that_it_has_in_a_model_of_more(mak
     assert set(site.score(weights)) == {"liver", "spleen"}
     assert set(site.validate(weights, 0)) <= {"val_mean_dice"}
     assert (site.settings.folder / "models" / "model.pt").is_file()
+
+
+def test_steps_that_are_left_out_do_not_count_in_the_average(make_site, weights):
+    site = make_site()
+    trainer = site._training_workflow(0).parser.get_parsed_content("train#trainer")
+    loss = trainer.loss_function
+
+    class BrokenOnce(torch.nn.Module):
+        calls = 0
+
+        def forward(self, *args):
+            self.calls += 1
+            return loss(*args) * (math.nan if self.calls == 1 else 1)
+
+    trainer.loss_function = BrokenOnce()
+    assert site.train(weights, 0).steps == 1
