@@ -44,7 +44,8 @@ class TrainingPlan:
         preparation_s_per_voxel: to load and cache a training volume and to compute its teacher tokens.
         step_s: a step without and a step with unlabeled patches.
         validation_s: a validation case.
-        memory: peak memory in bytes, with all training volumes.
+        memory: peak memory in bytes, with all training volumes, their tokens where a GPU holds them, and a donor bank
+            that is full.
         disk: bytes on disk by what they are for.
     """
 
@@ -100,7 +101,7 @@ class TrainingPlan:
             "unlabeled patches",
             **self.what,
             "disk": ", ".join(f"{what} {_size(size)}" for what, size in self.disk.items()),
-            "memory": f"{_size(self.memory)} at its peak, all training volumes cached",
+            "memory": f"{_size(self.memory)} at its peak at most, all training volumes cached and the donor bank full",
             "a step": f"{self.step_s[0]:.3g} s without unlabeled patches, {self.step_s[1]:.3g} s with them",
             "duration": f"{_duration(sum(self.seconds.values()))}: {parts}",
             "measured": f"now, on {self.device}; for another device nothing is known until this has run there",
@@ -150,11 +151,19 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
             }
         )
         measured = _measure(parser, count)
+        # What grows after a few steps, at its end and as measured.
+        grown, mix = 0.0, get("mix")
+        if mix is not None:
+            grown += mix.mixer.bank.most_nbytes - mix.mixer.bank.nbytes
         files = {"best model": get("model_file"), "state to resume": get("state_file")}
         disk = {what: float(Path(file).stat().st_size) for what, file in files.items()}
     if (token_cache := token_cache_of(parser)) is not None:
         all_shapes = [shape for some in shapes.values() for shape in some]
         disk["token cache"] = _token_cache_size(token_cache, all_shapes)
+        if token_cache.device.type != "cpu":
+            used = _token_cache_size(token_cache, all_shapes, in_use=True)
+            bound = math.inf if token_cache.device_gb is None else 1e9 * token_cache.device_gb
+            grown += min(used, bound) - token_cache.device_bytes
     voxels, seen = (
         sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
     )
@@ -174,7 +183,7 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
         preparation_s_per_voxel=measured["preparation_s"] / seen,
         step_s=measured["step_s"],
         validation_s=measured["validation_s"],
-        memory=measured["memory"] + cached,
+        memory=measured["memory"] + cached + grown,
         disk=disk,
     )
 
@@ -197,10 +206,11 @@ def _what(parser: ConfigParser) -> dict[str, str]:
     return {**what, "teacher": get("teacher").describe()} if get("distillation_weight") else what
 
 
-def _token_cache_size(token_cache: Any, shapes: Sequence[Sequence[int]]) -> float:
-    """Bytes of all tokens in half precision, in full and by their components."""
+def _token_cache_size(token_cache: Any, shapes: Sequence[Sequence[int]], in_use: bool = False) -> float:
+    """Bytes of all tokens in half precision, in full and by their components, or as they are in use."""
     cells = sum(math.prod(math.ceil(side / cell) for side, cell in zip(shape, token_cache.cell)) for shape in shapes)
-    return 2.0 * cells * (token_cache.slice_tokens.embed_dim + (token_cache.components or 0))
+    channels = token_cache.slice_tokens.embed_dim + (token_cache.components or 0)
+    return 2.0 * cells * (token_cache.embed_dim if in_use else channels)
 
 
 def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ class TokenCache:
             :func:`dinomix_monai.core.precision.autocast_dtype` gives it; ``None`` for the precision of its weights.
             ``float16``, whose range a large teacher may leave, counts as ``None``.
         device: where the teacher is while there are volumes that it has not seen, and where tokens are sampled. On a
-            GPU the tokens are held there, and the teacher, which may be large, leaves it for the CPU afterwards.
+            GPU tokens are held there, and the teacher, which may be large, leaves it for the CPU afterwards.
+        device_gb: most that these tokens take of a GPU, in GB; those of the volume that was asked for longest ago leave
+            for others, and are read from disk when they are needed again. ``None`` for no bound.
 
     Attributes:
         recipe: all that the tokens depend on beside the volumes, but for rounding: those that one machine has computed
@@ -102,6 +105,7 @@ class TokenCache:
         max_anisotropy: float = 2.0,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        device_gb: float | None = 4.0,
     ) -> None:
         if len(cell) != 3 or min(cell) < 1:
             raise ValueError(f"cell must be three numbers of voxels >= 1, got {tuple(cell)}.")
@@ -112,12 +116,14 @@ class TokenCache:
             )
         if not planes or set(planes) - set(_PLANES) or len(set(planes)) < len(planes):
             raise ValueError(f"planes must be one or more of {', '.join(_PLANES)}, each once, got {tuple(planes)}.")
+        if device_gb is not None and not device_gb > 0:
+            raise ValueError(f"device_gb must be > 0 or None, got {device_gb}.")
         if max_anisotropy < 1:
             raise ValueError(f"max_anisotropy must be >= 1, got {max_anisotropy}.")
         self.slice_tokens, self.components = slice_tokens, components
         self.cell, self.planes, self.max_anisotropy = tuple(cell), tuple(planes), max_anisotropy
         self.dtype = without_float16(dtype)
-        self.device = torch.device(device)
+        self.device, self.device_gb = torch.device(device), device_gb
         self.recipe = {
             "teacher": slice_tokens.fingerprint,
             "offsets": slice_tokens.offsets,
@@ -133,7 +139,9 @@ class TokenCache:
         # The eight tokens around a place, as steps from the lowest of them.
         self._corners = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=self.device)
         self._volumes: dict[int, _Volume] = {}
-        self._tokens: dict[int, torch.Tensor] = {}
+        # The one that was asked for longest ago comes first.
+        self._tokens: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._without_tokens: set[int] = set()
         self._opened = 0
 
     @property
@@ -194,7 +202,7 @@ class TokenCache:
             self._compute(volume)
         self._open()
         for number in self._volumes:
-            self._load(number)
+            self._read(number)
 
     def describe(self) -> str:
         """One line on the volumes that the teacher has seen, their tokens and what these take on disk."""
@@ -203,7 +211,7 @@ class TokenCache:
         largest = max((tuple(self.files.read(volume.name).shape[:3]) for volume in seen), default=(0, 0, 0))
         text = f"{len(seen)} volumes, up to {' x '.join(map(str, largest))} tokens each, {size:.1f} MB"
         if self.components is not None and self._opened:
-            size = sum(tokens.numel() * tokens.element_size() for tokens in self._tokens.values()) / 1e6
+            size *= self.components / self.slice_tokens.embed_dim
             text += f"; {self.components} components keep {100 * self.kept:.1f} % of the variance in {size:.1f} MB"
         return f"{text}; in {self.files.folder}"
 
@@ -323,16 +331,30 @@ class TokenCache:
             )
         return sample
 
+    @property
+    def device_bytes(self) -> int:
+        """What the tokens take of a GPU at present; on a CPU they stay in their files."""
+        return 0 if self.device.type == "cpu" else sum(map(_nbytes, self._tokens.values()))
+
+    def _read(self, number: int) -> torch.Tensor:
+        volume = self._volumes[number]
+        self._compute(volume)
+        tokens = self.files.read(volume.name, self.components is not None)
+        if not len(tokens) and number not in self._without_tokens:
+            self._without_tokens.add(number)
+            logger.warning(
+                "%s has no teacher tokens, because they are not finite: distillation leaves it out.", volume.file
+            )
+        return tokens
+
     def _load(self, number: int) -> torch.Tensor:
         if number not in self._tokens:
-            volume = self._volumes[number]
-            self._compute(volume)
-            tokens = self.files.read(volume.name, self.components is not None)
-            if not len(tokens):
-                logger.warning(
-                    "%s has no teacher tokens, because they are not finite: distillation leaves it out.", volume.file
-                )
+            tokens = self._read(number)
+            most = math.inf if self.device_gb is None else 1e9 * self.device_gb
+            while self._tokens and self.device_bytes + _nbytes(tokens) > most:
+                self._tokens.popitem(last=False)
             self._tokens[number] = tokens.to(self.device)
+        self._tokens.move_to_end(number)
         return self._tokens[number]
 
     def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:
@@ -363,3 +385,7 @@ class TokenCache:
         number_of = (index[..., 0] * width + index[..., 1]) * depth + index[..., 2]
         table = tokens.flatten(0, 2)
         return F.embedding_bag(number_of, table, mode="sum", per_sample_weights=share.to(table.dtype)).to(exact)
+
+
+def _nbytes(tokens: torch.Tensor) -> int:
+    return tokens.numel() * tokens.element_size()

@@ -38,6 +38,7 @@ class DonorBank:
     def __init__(self, num_classes: int, size: int) -> None:
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}. Pass the number of patches to keep for each class.")
+        self.size = size
         # By origin (whether the label is ground truth), then by class.
         self._recent: dict[bool, list[deque[Patch]]] = {
             labeled: [deque(maxlen=size) for _ in range(num_classes)] for labeled in (True, False)
@@ -92,6 +93,18 @@ class DonorBank:
         lists = self._recent[labeled] if class_index is None else [self._recent[labeled][class_index]]
         return [patch for patch in _each_once(lists).values() if patch is not excluded]
 
+    @property
+    def nbytes(self) -> int:
+        """What its patches take of the memory."""
+        return sum(map(_nbytes, _each_once(self._lists()).values()))
+
+    @property
+    def most_nbytes(self) -> int:
+        """What its patches take when all lists are full of patches that are in no other list; 0 for an empty bank."""
+        largest = max(map(_nbytes, _each_once(self._lists()).values()), default=0)
+        # Background has lists, too, and no patches in them.
+        return (len(self._lists()) - 2) * self.size * largest
+
     def state_dict(self) -> dict[str, Any]:
         """
         Every patch once, and for each origin and class the numbers of its patches.
@@ -133,6 +146,10 @@ class DonorBank:
 def _each_once(lists: Iterable[Iterable[Patch]]) -> dict[int, Patch]:
     """Each patch of several lists once, by its ``id``: tensors cannot be compared as a whole."""
     return {id(patch): patch for patch in chain.from_iterable(lists)}
+
+
+def _nbytes(patch: Patch) -> int:
+    return sum(part.numel() * part.element_size() for part in patch)
 
 
 def _compressed(patch: Patch) -> list[torch.Tensor | list[torch.Tensor]]:

@@ -171,6 +171,28 @@ def test_the_teacher_is_on_the_device_while_it_is_asked(tmp_path: Path) -> None:
     assert teacher.asked_on == [DEVICE.type]
 
 
+def test_tokens_that_were_asked_for_longest_ago_leave_the_device(tmp_path: Path) -> None:
+    volumes = [MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.eye(4)).to(DEVICE) for _ in range(3)]
+    of_one = 2.0 * 4 * 4 * 2 * 3
+    free, bounded = (
+        TokenCache(tmp_path, SliceTokens(Means().to(DEVICE)), (2, 2, 2), device=DEVICE, device_gb=most)
+        for most in (None, 2.5e-9 * of_one)
+    )
+    sources = []
+    for volume in volumes:
+        free.add(volume)
+        sample = {"image": volume, "volume": bounded.add(volume)}
+        sources.append(SourceCoordinatesd("image")(sample)["source"][None])
+    bounded.complete()
+    assert bounded.device_bytes == 0
+    for number, read in ((0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (1, 1)):
+        expected = free(sources[number], (4, 4, 2))
+        with host_gpu.Crossings() as crossings:
+            torch.testing.assert_close(bounded(sources[number], (4, 4, 2)), expected)
+        assert crossings.found["copy to the device (token_cache._load)"] == read
+    assert (free.device_bytes, bounded.device_bytes) == (3 * of_one, 2 * of_one)
+
+
 def test_what_a_step_hands_over_is_known(step) -> None:
     take = step("default", device=DEVICE, **{"mix#blind_share": 1.0})
     with host_gpu.Crossings() as crossings:

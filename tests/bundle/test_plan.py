@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dinomix_monai import training_plan
 from dinomix_monai.training_plan import plan_training
 
 
@@ -41,6 +42,18 @@ def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Pat
     assert plan.disk["token cache"] == pytest.approx(expected, rel=0.1)
     volumes = [item["image"] for dataset in datasets for item in dataset._cache]
     assert plan.voxels == sum(volume[0].numel() for volume in volumes)
+
+
+def test_the_memory_of_the_plan_counts_what_grows_later(workflow, monkeypatch) -> None:
+    monkeypatch.setattr(training_plan, "_peak_memory", lambda: 1e9)
+    beside = []
+    for size in (1, 50):
+        parser = workflow("train", **{"mix#bank_size": size}).parser
+        plan = plan_training(parser, repetitions=1)
+        bank = parser.get_parsed_content("mix").mixer.bank
+        assert 0 < bank.nbytes < bank.most_nbytes
+        beside.append(plan.memory - (bank.most_nbytes - bank.nbytes))
+    assert beside[0] == beside[1] > 1e9
 
 
 def test_volumes_that_are_mapped_take_disk_and_no_memory(workflow) -> None:

@@ -147,3 +147,14 @@ def test_a_bank_of_no_patches_is_refused():
 def test_the_state_of_a_bank_with_other_classes_is_refused():
     with pytest.raises(ValueError, match=r"state must be of a bank with 3 classes, got 2\."):
         DonorBank(3, size=1).load_state_dict(DonorBank(2, size=1).state_dict())
+
+
+def test_what_a_bank_takes_and_what_it_may_come_to():
+    bank = DonorBank(4, size=5)
+    assert (bank.nbytes, bank.most_nbytes) == (0, 0)
+    bank.add(patch(1), [1, 2, 3], labeled=True)
+    bank.add(patch(2), [0], labeled=True)
+    bank.add(patch(3, size=1), [2], labeled=False)
+    # Three parts of single precision; three classes and two origins.
+    assert bank.nbytes == 3 * 4 * (2 + 1)
+    assert bank.most_nbytes == 3 * 2 * 5 * 3 * 4 * 2
