@@ -109,7 +109,7 @@ def main(
     environment = make_environment(env, sites, workspace, threads, startup_kit)
     class_names = ["background"] if union_labels else ["background", *ORGANS]
     if labels is not None:
-        class_names = read_datalist(Path(labels).parent, file=Path(labels).name).class_names
+        class_names = read_datalist(Path(labels).parent, file=Path(labels).name, allow_outside=True).class_names
     if continue_from is not None:
         continue_from, start_round, rounds = continued_run(
             continue_from, workspace, start_round, rounds, is_elsewhere=env == "prod"
