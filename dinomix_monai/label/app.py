@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -21,11 +20,13 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.async_tasks.utils import processes
 from requests import RequestException
 
+from dinomix_monai.label.answer import answered
 from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.checked_labels import labeled_scans, plain_name
 from dinomix_monai.label.first_answer import FirstAnswer
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.label.scan_store import ScanStore, labeled_scans
+from dinomix_monai.label.scan_store import ScanStore
 from dinomix_monai.label.scoring import DinoMixScoring
 from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
@@ -65,6 +66,7 @@ class DinoMixApp(MONAILabelApp):
         return ScanStore(
             self.studies,
             settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            self.folder.class_names,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -105,15 +107,15 @@ class DinoMixApp(MONAILabelApp):
 
     def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Assesses the scans."""
-        return _answered(super().scoring, request, datastore)
+        return answered(super().scoring, request, datastore)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segments a scan of the studies, one that was uploaded with the request, or one of a session."""
-        return _answered(self._infer, request, datastore)
+        return answered(self._infer, request, datastore)
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Trains."""
-        return _answered(super().train, request)
+        return answered(super().train, request)
 
     def _infer(self, request: Mapping[str, Any], datastore: Datastore | None) -> dict[str, Any]:
         image, model = request.get("image"), request.get("model")
@@ -125,9 +127,8 @@ class DinoMixApp(MONAILabelApp):
             self._check_place(Path(image))
         elif not (datastore or self.datastore()).get_image_uri(image):
             raise Refusal(f"image must be the name of a scan of the studies, got {image!r}, which is none.", 404)
-        tag = request.get("label_tag")
-        if tag is not None and (not isinstance(tag, str) or tag == ".." or Path(tag).name != tag):
-            raise Refusal(f"label_tag must be a plain name, got {tag!r}.")
+        if request.get("label_tag") is not None:
+            plain_name("label_tag", request["label_tag"])
         return super().infer(request, datastore)
 
     def _check_place(self, image: Path) -> None:
@@ -137,10 +138,3 @@ class DinoMixApp(MONAILabelApp):
             places.append(Path(self._sessions.store_path))
         if not any(image.resolve().is_relative_to(place.resolve()) for place in places):
             raise Refusal("image must be a scan of the studies, or uploaded, got a path elsewhere.", 403)
-
-
-def _answered(task: Any, *arguments: Any) -> dict[str, Any]:
-    try:
-        return task(*arguments)
-    except Refusal as refusal:
-        raise HTTPException(refusal.status, str(refusal)) from refusal

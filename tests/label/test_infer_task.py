@@ -138,6 +138,12 @@ def test_before_there_is_a_model_the_teacher_answers_by_the_first_labels(
     save_label(http, "case_2", phantom / "labels" / "phantom_002.nii")
     http.post("/infer/dinomix?image=case_3&output=json")
     assert fits == [1, 2]  # anew, with the new label
+    said = {"annotated_slices": list(range(28))}
+    http.put("/datastore/label/info?label=case_2&tag=final", data={"info": json.dumps(said)})
+    http.post("/infer/dinomix?image=case_3&output=json")
+    assert fits == [1, 2, 2]  # and with what somebody has looked for
+    listed = json.loads((folder.root / "tmp" / "first_answer" / "dataset.json").read_text())
+    assert said.items() <= listed["training"][1].items()
     file = tmp_path / "label.nii"
     file.write_bytes(http.post("/infer/dinomix?image=case_1&output=image").content)
     labels = (np.asarray(nib.load(one).dataobj) == 6 for one in (file, phantom / "labels" / "phantom_001.nii"))
