@@ -10,8 +10,9 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from dinomix_monai.label.answer import answered
-from dinomix_monai.label.label_door import ANNOTATION, LabelDoor
+from dinomix_monai.label.label_door import LabelDoor
 from dinomix_monai.label.refusal import Refusal
+from dinomix_monai.volumes import ANNOTATION
 
 __all__ = ["CheckedLabels", "labeled_scans", "plain_name"]
 

@@ -12,6 +12,7 @@ from dinomix_monai.core.text import did_you_mean
 from dinomix_monai.data import CaseCheck
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.volumes import (
+    ANNOTATION,
     PartialLabels,
     VolumeError,
     is_nifti_name,
@@ -22,10 +23,7 @@ from dinomix_monai.volumes import (
     write_volume,
 )
 
-__all__ = ["ANNOTATION", "LabelDoor"]
-
-ANNOTATION = ("annotated", "annotated_slices")
-"""What the info of a label says of what somebody has looked for; all, where it says nothing."""
+__all__ = ["LabelDoor"]
 
 _SEGMENTS = "label_info"
 """What the info of a label says of its values, in MONAI Label's words."""
