@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
@@ -33,7 +34,13 @@ class CheckedLabels(LocalDatastore):
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Saves a label of a scan that there is."""
-        return answered(self._save, image_id, label_filename, label_tag, label_info)
+        try:
+            return answered(self._save, image_id, label_filename, label_tag, label_info)
+        except HTTPException:
+            # MONAI Label removes what was sent only after it was taken.
+            if Path(label_filename).is_relative_to(gettempdir()):
+                Path(label_filename).unlink()
+            raise
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Changes what is said of a label; with ``annotated`` null it is complete."""
@@ -47,11 +54,14 @@ class CheckedLabels(LocalDatastore):
         if image_id not in self.list_images():
             raise Refusal(f"image must be the name of a scan of the studies, got {image_id!r}, which is none.", 404)
         if tag != DefaultLabelTag.FINAL.value:
-            return super().save_label(image_id, file, tag, info)
+            return self._keep(image_id, file, tag, info)
         name, image = f"the label of {image_id}", self.get_image_uri(image_id)
         with TemporaryDirectory() as folder:
             path, info = self.door.numbered(Path(file), info, name, Path(folder))
-            return super().save_label(image_id, str(path), tag, self.door.checked(path, info, name, image))
+            return self._keep(image_id, str(path), tag, self.door.checked(path, info, name, image))
+
+    def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
+        return super().save_label(image_id, file, tag, info)
 
     def _update(self, label_id: str, tag: str, info: dict[str, Any]) -> None:
         before = self.get_label_info(label_id, tag)

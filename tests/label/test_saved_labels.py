@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -136,6 +137,7 @@ def test_a_label_that_nobody_can_learn_from_is_refused_at_the_door(
     assert detail.split("\\d*")[-1] in answer
     assert "/tmp" not in answer
     assert not list((studies / "labels" / "final").iterdir())
+    assert not list(Path(tempfile.gettempdir()).iterdir())
     # What nobody learns from may be anything.
     save_label(http, "case_1", edited(labels / "phantom_001.nii", edit), tag="draft")
 
