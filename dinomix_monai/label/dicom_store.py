@@ -56,8 +56,6 @@ class DicomStore(CheckedLabels, DICOMWebDatastore):
             settings.MONAI_LABEL_DICOMWEB_CACHE_PATH,
             settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
         )
-        # This app alone writes to the folder. MONAI Label's watch on it empties the list for moments.
-        self._observer.stop()
 
     def get_image_uri(self, image_id: str) -> str:
         """Path of a scan, which is fetched and converted to NIfTI at first; empty where there is none."""
@@ -87,6 +85,9 @@ class DicomStore(CheckedLabels, DICOMWebDatastore):
             {"image": self.get_image_uri(image), "label": self.get_label_uri(image, _FINAL)}
             for image in sorted(current)
         ]
+
+    def _on_any_event(self, event: Any) -> None:
+        """Nothing: this app alone writes to the folder, and to read it anew empties the list for moments."""
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
         if tag == _FINAL and not info["label_info"]:

@@ -10,6 +10,7 @@ import socket
 import sysconfig
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.run import acquire_lock
@@ -63,15 +64,13 @@ def check_server(studies: str, host: str = "127.0.0.1", port: int = 8000) -> Non
     Raises:
         ImportError: When ``studies`` are on a DICOMweb server and dcmqi is not installed.
         NotADirectoryError: When ``studies`` is no folder.
-        ValueError: When ``host`` is not this machine alone and authentication is off, or nobody can listen on ``port``.
+        ValueError: When nobody answers at the address of ``studies``, ``host`` is not this machine alone and
+            authentication is off, or nobody can listen on ``port``.
     """
     if not is_address(studies) and not Path(studies).is_dir():
         raise NotADirectoryError(f"studies must be the folder of the scans, got {studies}, which is none.")
-    if is_address(studies) and shutil.which(_DCMQI, path=_program_path()) is None:
-        raise ImportError(
-            f"For studies on a DICOMweb server dcmqi is required, which makes a DICOM SEG of a label. Its program "
-            f"{_DCMQI} was not found. Install it with `pip install dcmqi`."
-        )
+    if is_address(studies):
+        _check_dicomweb(studies)
     if not _is_loopback(host) and os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() not in ("1", "true"):
         raise ValueError(
             f"host must be 127.0.0.1 unless MONAI_LABEL_AUTH_ENABLE is true, got {host}. Without authentication "
@@ -150,6 +149,21 @@ def connections(host: str, port: int, studies: str) -> str:
             "Stop it with Ctrl-C.",
         )
     )
+
+
+def _check_dicomweb(url: str) -> None:
+    if shutil.which(_DCMQI, path=_program_path()) is None:
+        raise ImportError(
+            f"For studies on a DICOMweb server dcmqi is required, which makes a DICOM SEG of a label. Its program "
+            f"{_DCMQI} was not found. Install it with `pip install dcmqi`."
+        )
+    address = urlsplit(url)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"studies must be a DICOMweb server that answers, got {url}: {reason}.") from error
 
 
 def _program_path() -> str:

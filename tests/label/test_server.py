@@ -50,7 +50,11 @@ def test_a_dicomweb_server_needs_dcmqi_which_is_found_beside_python(tmp_path: Pa
         check_server("http://127.0.0.1:1/dicom-web", port=0)
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "itkimage2segimage").touch(mode=0o755)
-    check_server("http://127.0.0.1:1/dicom-web", port=0)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/dicom-web"
+        check_server(url, port=0)
+    with pytest.raises(ValueError, match=rf"studies must be a DICOMweb server that answers, got {url}: Connection ref"):
+        check_server(url, port=0)
     assert server_environment(AppFolder(tmp_path))["PATH"] == f"/nowhere{os.pathsep}{tmp_path / 'scripts'}"
 
 
