@@ -538,7 +538,7 @@ def label(
     """
     from dinomix_monai.label import check_server, prepare_app_folder, serve
 
-    check_server(studies, host)
+    check_server(studies, host, port)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     chosen = {} if settings is None else read_configuration(settings, "settings")
     folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)

@@ -141,14 +141,32 @@ class CaseCheck:
         if len(digests) == len(files):
             report.digest = _joined(list(digests))
         if "label" in case:
-            with report.reading(case["label"]):
-                label = open_volume(case["label"])
-                if place is not None:
-                    _check_grid(report, case["label"], read_geometry(label.header), place)
-                self._check_classes(report, case["label"], label)
+            self._check_label(report, case["label"], place)
         elif "label" in SECTIONS[section]:
             report.error(report.image, f"has no label under `{section}`", "Name one, or list it under `unlabeled`.")
         return report
+
+    def label(self, image: str, file: str) -> CaseReport:
+        """
+        Checks a label map on the grid of its image, of which no voxel is read.
+
+        Args:
+            image: path of the image, of several channels that of the first one.
+            file: path of the label map.
+        """
+        report = CaseReport("training", image)
+        place = None
+        with report.reading(image):
+            place = read_geometry(open_volume(image).header)
+        self._check_label(report, file, place)
+        return report
+
+    def _check_label(self, report: CaseReport, file: str, place: Geometry | None) -> None:
+        with report.reading(file):
+            label = open_volume(file)
+            if place is not None:
+                _check_grid(report, file, read_geometry(label.header), place)
+            self._check_classes(report, file, label)
 
     def _check_geometry(self, report: CaseReport, image: Geometry) -> None:
         if image.doubt is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from dinomix_monai.core.text import some
 from dinomix_monai.data.datalist import dataset_root, named_channels
 from dinomix_monai.data.scan_folder import channel_of, images_of_channels
-from dinomix_monai.volumes import is_nifti_name, nifti_stem, split_names
+from dinomix_monai.volumes import ANNOTATION, is_nifti_name, nifti_stem, split_names
 
 __all__ = ["SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans", "patient_name"]
 
@@ -57,6 +57,8 @@ class FoundScan:
         masks: files of binary masks by class, of which its label map has to be made; empty if there are none.
         is_test: whether the layout keeps it for the test.
         channels: files of its other channels.
+        annotation: what the layout says of what somebody has looked for in its label map, as entries of a case;
+            ``None`` where it says nothing of any.
     """
 
     image: Path
@@ -64,6 +66,7 @@ class FoundScan:
     masks: dict[str, Path] = field(default_factory=dict)
     is_test: bool = False
     channels: tuple[Path, ...] = ()
+    annotation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,24 @@ def _datastore(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundSc
     final = _in(volumes, folder / "labels" / "final")
     if not images or not (folder / "labels" / "final").is_dir():
         return None
-    return "a datastore of MONAI Label", [FoundScan(*pair) for pair in _pairs(images, final, str)]
+    said = _said_of_labels(folder / "datastore_v2.json")
+    return "a datastore of MONAI Label", [
+        FoundScan(image, label, annotation=said.get(nifti_stem(image))) for image, label in _pairs(images, final, str)
+    ]
+
+
+def _said_of_labels(file: Path) -> dict[str, dict[str, Any]]:
+    """What MONAI Label's list of its scans says of each final label, by the name of the scan."""
+    if not file.is_file():
+        return {}
+    try:
+        scans = json.loads(file.read_bytes())["objects"]
+        infos = {name: scan["labels"].get("final", {}).get("info", {}) for name, scan in scans.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} must be a list of MONAI Label, got something else. Take it out of the way."
+        ) from error
+    return {name: {key: info[key] for key in ANNOTATION if info.get(key)} for name, info in infos.items()}
 
 
 def _two_folders(

@@ -18,6 +18,7 @@ from dinomix_monai.core.text import some, text_table
 from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, read_label, relative_name
 from dinomix_monai.data.layouts import SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
+    ANNOTATION,
     VolumeError,
     as_image,
     image_name,
@@ -71,7 +72,8 @@ def make_datalist(
     test stay there. Of the patients of the others a fifth chooses the model and, from ten labeled patients on, another
     fifth is scored; of the orders that ``seed`` gives, the first one is taken in which the lists have most classes.
 
-    What a list that was there says of a label map, ``annotated`` and ``annotated_slices``, stays.
+    What a list that was there says of a label map, ``annotated`` and ``annotated_slices``, stays; of the label maps of
+    a datastore of MONAI Label the datastore says it.
 
     Where a class has a file of its own for each case, as in TotalSegmentator's data set, one label map is made of them
     and written as ``label.nii.gz`` beside the scan. Nothing else is written but the list.
@@ -136,8 +138,7 @@ def make_datalist(
 def _annotations(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the list that was there says of each label map beside its file."""
     cases = [case for section in SECTIONS for case in content.get(section) or [] if isinstance(case, dict)]
-    names = ("annotated", "annotated_slices")
-    return {str(case.get("label")): {name: case[name] for name in names if name in case} for case in cases}
+    return {str(case.get("label")): {name: case[name] for name in ANNOTATION if name in case} for case in cases}
 
 
 def _entry(scan: FoundScan, root: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _entry(scan: FoundScan, root: Path, known: Mapping[str, Mapping[str, Any]]) 
     if scan.label is None:
         return entry
     label = relative_name(scan.label, root)
-    return {**entry, "label": label, **known.get(label, {})}
+    return {**entry, "label": label, **(known.get(label, {}) if scan.annotation is None else scan.annotation)}
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

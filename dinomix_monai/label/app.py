@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException
+import torch
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -21,14 +21,19 @@ from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.async_tasks.utils import processes
 from requests import RequestException
 
+from dinomix_monai.label.answer import answered
 from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.checked_labels import labeled_scans, plain_name
+from dinomix_monai.label.dicom_store import DicomStore
 from dinomix_monai.label.first_answer import FirstAnswer
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.label.scan_store import ScanStore, labeled_scans
+from dinomix_monai.label.scan_store import ScanStore
 from dinomix_monai.label.scoring import DinoMixScoring
+from dinomix_monai.label.server import is_address
 from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
+from dinomix_monai.run import report_failures
 
 __all__ = ["NAME", "DinoMixApp"]
 
@@ -60,14 +65,18 @@ class DinoMixApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         """The scans and their labels."""
-        if self.studies.startswith(("http://", "https://")):
+        if is_address(self.studies):
             return super().init_datastore()
         return ScanStore(
             self.studies,
             settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            self.folder.class_names,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        return DicomStore(self.studies, self.folder.class_names)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Inference."""
@@ -103,31 +112,56 @@ class DinoMixApp(MONAILabelApp):
             logger.warning("The scoring was not started, the next request for a case will: %s", error)
             return {}
 
+    def bundle_path(self, model: str | None) -> None:
+        """None beside the app; asked before a task begins in a process of its own, so it refuses unknown models."""
+        if model is not None:
+            answered(_check_known, "model", model, self._infers)
+
     def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Assesses the scans."""
-        return _answered(super().scoring, request, datastore)
+        return self._answer("method", self._scoring_methods, super().scoring, request, datastore)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segments a scan of the studies, one that was uploaded with the request, or one of a session."""
-        return _answered(self._infer, request, datastore)
+        return self._answer("model", self._infers, self._infer, request, datastore)
+
+    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segments many scans of the studies; on several GPUs only where there are any."""
+        several = request.get("multi_gpu", True) and torch.cuda.is_available()
+        request = {**request, "multi_gpu": several}
+        return self._answer("model", self._infers, super().batch_infer, request, datastore)
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Trains."""
-        return _answered(super().train, request)
+        return self._answer("model", self._trainers, super().train, request)
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Chooses the next case."""
+        return self._answer("strategy", self._strategies, super().next_sample, request)
+
+    def _answer(
+        self, key: str, known: Mapping[str, Any], task: Callable[..., Any], request: Mapping[str, Any], *others: Any
+    ) -> dict[str, Any]:
+        def answer() -> dict[str, Any]:
+            _check_known(key, request.get(key), known)
+            return task(request, *others)
+
+        if self._server_mode:
+            return answered(answer)
+        # In the process of a task. The server shows what such a process prints last, and that is to be a sentence.
+        report_failures()
+        return answer()
 
     def _infer(self, request: Mapping[str, Any], datastore: Datastore | None) -> dict[str, Any]:
-        image, model = request.get("image"), request.get("model")
-        if model not in self._infers:
-            raise Refusal(f"model must be one of {', '.join(self._infers)}, got {model!r}.", 404)
+        image = request.get("image")
         if not isinstance(image, str):
             raise Refusal(f"image must be the name of a scan, got a {type(image).__name__}.")
         if os.path.exists(image):
             self._check_place(Path(image))
         elif not (datastore or self.datastore()).get_image_uri(image):
             raise Refusal(f"image must be the name of a scan of the studies, got {image!r}, which is none.", 404)
-        tag = request.get("label_tag")
-        if tag is not None and (not isinstance(tag, str) or tag == ".." or Path(tag).name != tag):
-            raise Refusal(f"label_tag must be a plain name, got {tag!r}.")
+        if request.get("label_tag") is not None:
+            plain_name("label_tag", request["label_tag"])
         return super().infer(request, datastore)
 
     def _check_place(self, image: Path) -> None:
@@ -139,8 +173,6 @@ class DinoMixApp(MONAILabelApp):
             raise Refusal("image must be a scan of the studies, or uploaded, got a path elsewhere.", 403)
 
 
-def _answered(task: Any, *arguments: Any) -> dict[str, Any]:
-    try:
-        return task(*arguments)
-    except Refusal as refusal:
-        raise HTTPException(refusal.status, str(refusal)) from refusal
+def _check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        raise Refusal(f"{key} must be one of {', '.join(known)}, got {name!r}.", 404)

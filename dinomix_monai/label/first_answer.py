@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
@@ -46,12 +47,12 @@ class FirstAnswer:
 
     Args:
         folder: folder of the app.
-        labeled: gives the labeled scans, with the paths of ``image`` and ``label``.
+        labeled: gives the labeled scans, as :class:`TrainingRun` takes them.
     """
 
-    def __init__(self, folder: AppFolder, labeled: Callable[[], Sequence[Mapping[str, str]]]) -> None:
+    def __init__(self, folder: AppFolder, labeled: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         self.folder, self.labeled = folder, labeled
-        self._fitted: dict[str, tuple[TokenProbe | None, list[tuple[str, int]]]] = {}
+        self._fitted: dict[str, tuple[TokenProbe | None, list[tuple]]] = {}
 
     def probe(self, device: str) -> TokenProbe | None:
         """
@@ -66,8 +67,8 @@ class FirstAnswer:
         Raises:
             Refusal: When the teacher's weights are not found, or a label cannot be learned from.
         """
-        cases = [{name: str(case[name]) for name in ("image", "label")} for case in self.labeled()]
-        stamps = [(file, Path(file).stat().st_mtime_ns) for case in cases for file in case.values()]
+        cases = list(self.labeled())
+        stamps = [(case, *(Path(case[key]).stat().st_mtime_ns for key in ("image", "label"))) for case in cases]
         if device not in self._fitted or self._fitted[device][1] != stamps:
             try:
                 self._fitted[device] = self._fit(cases, device), stamps
@@ -95,7 +96,7 @@ class FirstAnswer:
             )
         return ProbedInferer(SimpleInferer(), probe)
 
-    def _fit(self, cases: Sequence[Mapping[str, str]], device: str) -> TokenProbe | None:
+    def _fit(self, cases: Sequence[Mapping[str, Any]], device: str) -> TokenProbe | None:
         if not cases:
             return None
         place = self.folder.root / "tmp" / "first_answer"

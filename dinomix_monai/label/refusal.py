@@ -9,8 +9,8 @@ class Refusal(ValueError):  # noqa: N818  # as Python's KeyboardInterrupt, it is
     """
     A request that cannot be met, in words for the person who made it.
 
-    The app answers it with its text and a status of the 400s, where MONAI Label would answer anything that is raised
-    with ``Internal Server Error``.
+    The app answers it with its text and status, where MONAI Label would answer anything that is raised with
+    ``Internal Server Error``.
 
     Args:
         message: what is asked for, what was found, and the way out.

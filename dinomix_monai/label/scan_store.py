@@ -8,20 +8,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.datastore import Datastore
-
 from dinomix_monai.data.scan_folder import left_out
+from dinomix_monai.label.checked_labels import CheckedLabels
+from dinomix_monai.label.label_door import LabelDoor
 from dinomix_monai.volumes import VolumeError, is_label_map, is_nifti_name, nifti_stem, open_volume
 
-__all__ = ["ScanStore", "labeled_scans"]
+__all__ = ["ScanStore"]
 
 logger = logging.getLogger(__name__)
 
 
-class ScanStore(LocalDatastore):
+class ScanStore(CheckedLabels):
     """
-    ``LocalDatastore`` that takes nothing for a scan which is none.
+    ``LocalDatastore`` that takes nothing for a scan which is none, and no label that nobody can learn from.
 
     MONAI Label goes by the end of a name alone, in small letters. Hidden files, as macOS leaves them in archives
     (``._scan.nii.gz``), and label maps that this package wrote beside their scans have such names. What a folder has
@@ -30,10 +29,12 @@ class ScanStore(LocalDatastore):
     Args:
         studies: folder of the scans.
         extensions: patterns of their names.
+        class_names: names by label value, background first.
         **kwargs: see ``LocalDatastore``.
     """
 
-    def __init__(self, studies: str, extensions: Sequence[str], **kwargs: bool) -> None:
+    def __init__(self, studies: str, extensions: Sequence[str], class_names: Sequence[str], **kwargs: bool) -> None:
+        self.door = LabelDoor(class_names)
         super().__init__(studies, extensions=tuple(extensions), **kwargs)
         own = {"labels/", Path(self._datastore_config_path).name}
         if others := [name for name in left_out(Path(studies), self._files()) if name not in own]:
@@ -62,22 +63,6 @@ class ScanStore(LocalDatastore):
         """Of all scans that are listed."""
         folder = Path(self._datastore.image_path())
         return [folder / f"{name}{listed.image.ext}" for name, listed in self._datastore.objects.items()]
-
-
-def labeled_scans(datastore: Datastore) -> list[dict[str, str]]:
-    """
-    Scans with a label of tag final.
-
-    Args:
-        datastore: MONAI Label's.
-
-    Returns:
-        ``name`` of each, and paths of ``image`` and ``label``.
-    """
-    # By name, because a datastore lists scans as the disk happens to; a file may be a link to one of another name.
-    files = {case["image"]: case["label"] for case in datastore.datalist()}
-    images = {name: datastore.get_image_uri(name) for name in sorted(datastore.get_labeled_images())}
-    return [{"name": name, "image": image, "label": files[image]} for name, image in images.items()]
 
 
 def _is_none(path: Path, is_scan: bool) -> bool:

@@ -12,8 +12,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list, name_to_device, strtobool
 
 from dinomix_monai.label.app_folder import AppFolder
+from dinomix_monai.label.checked_labels import labeled_scans
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.label.scan_store import labeled_scans
 from dinomix_monai.label.training_run import TrainingRun, latest_progress
 
 __all__ = ["DinoMixTrainTask"]

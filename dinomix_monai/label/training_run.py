@@ -76,7 +76,8 @@ class TrainingRun:
 
     Args:
         folder: folder of the app.
-        labeled: ``name``, and paths of ``image`` and ``label``, of each labeled scan.
+        labeled: ``name``, and paths of ``image`` and ``label``, of each labeled scan; ``annotated`` and
+            ``annotated_slices`` of one whose label is not complete.
         unlabeled: paths of the other scans.
         validation_share: share of the labeled scans that validate, 0 for none.
 
@@ -88,7 +89,7 @@ class TrainingRun:
     def __init__(
         self,
         folder: AppFolder,
-        labeled: Sequence[dict[str, str]],
+        labeled: Sequence[dict[str, Any]],
         unlabeled: Sequence[str],
         validation_share: float = 0.0,
     ) -> None:

@@ -34,12 +34,13 @@ from dinomix_monai.volumes.nifti_file import (
     nifti_stem,
     open_volume,
 )
-from dinomix_monai.volumes.partial_labels import Annotation, PartialLabels, read_annotation
+from dinomix_monai.volumes.partial_labels import ANNOTATION, Annotation, PartialLabels, read_annotation
 from dinomix_monai.volumes.reader import VolumeReader
 from dinomix_monai.volumes.volume_error import VolumeError
 from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume, uncertainty_volume, write_volume
 
 __all__ = [
+    "ANNOTATION",
     "MOST_VOXELS",
     "Annotation",
     "Geometry",

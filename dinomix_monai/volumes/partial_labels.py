@@ -11,7 +11,10 @@ import numpy as np
 
 from dinomix_monai.core.text import did_you_mean
 
-__all__ = ["Annotation", "PartialLabels", "read_annotation"]
+__all__ = ["ANNOTATION", "Annotation", "PartialLabels", "read_annotation"]
+
+ANNOTATION = ("annotated", "annotated_slices")
+"""Entries of a case that say what somebody has looked for; all, where there are none."""
 
 _MOST_CODES = 256
 """Label maps are stored in one byte for each voxel."""

@@ -211,6 +211,25 @@ def test_what_was_looked_for_stays_in_a_new_list(tree: Tree) -> None:
     assert "ignore" not in made.description
 
 
+def test_a_datastore_of_monai_label_says_what_was_looked_for(tree: Tree) -> None:
+    labels = {f"labels/final/{name}.nii.gz": (1,) for name in "ab"}
+    folder = tree("a.nii.gz", "b.nii.gz", **labels)
+    said = {"annotated": ["class 1"], "annotated_slices": None}
+    labeled = {name: {"labels": {"final": {"info": info}}} for name, info in (("a", said), ("b", {}))}
+    (folder / "datastore_v2.json").write_text(json.dumps({"objects": labeled}))
+    make_datalist(folder)
+    content = lists(folder)
+    assert [case.get("annotated") for case in content["training"]] == [["class 1"], None]
+    # It knows better than a list that was made of it before.
+    content["training"][1]["annotated"] = ["class 1"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    make_datalist(folder, overwrite=True)
+    assert [case.get("annotated") for case in lists(folder)["training"]] == [["class 1"], None]
+    (folder / "datastore_v2.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"datastore_v2\.json must be a list of MONAI Label, got something else"):
+        make_datalist(folder, overwrite=True)
+
+
 def patients(content: dict[str, Any], section: str) -> set[str]:
     return {case["image"].split("/")[1].split("_")[0] for case in content[section]}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -97,12 +100,49 @@ def client(studies: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.fixture
-def save_label() -> Callable[..., None]:
-    """Saves a label as a viewer does."""
+def save_label() -> Callable[..., dict]:
+    """Saves a label as a viewer does, with what it says of it."""
 
-    def save(client: TestClient, name: str, file: Path, tag: str = "final") -> None:
+    def save(
+        client: TestClient, name: str, file: Path, tag: str = "final", status: int = 200, **params: Any
+    ) -> dict[str, Any]:
         with file.open("rb") as opened:
-            answer = client.put(f"/datastore/label?image={name}&tag={tag}", files={"label": (file.name, opened)})
-        assert answer.status_code == 200, answer.text
+            answer = client.put(
+                f"/datastore/label?image={name}&tag={tag}",
+                files={"label": (file.name, opened)},
+                data={"params": json.dumps(params)},
+            )
+        assert answer.status_code == status, answer.text
+        return answer.json()
 
     return save
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a label with other voxels."""
+
+    def edit_label(file: Path, edit: Callable[[np.ndarray], np.ndarray]) -> Path:
+        label = nib.load(file)
+        nib.save(nib.Nifti1Image(edit(np.array(label.dataobj)), label.affine), tmp_path / "edited.nii")
+        return tmp_path / "edited.nii"
+
+    return edit_label
+
+
+@pytest.fixture
+def labels(phantom: Path) -> Path:
+    """Labels of the scans: ``phantom_001.nii`` of ``case_1``, and so on."""
+    return phantom / "labels"
+
+
+@pytest.fixture
+def train() -> Callable[..., dict]:
+    """Trains through REST and waits for the answer."""
+
+    def call(http: TestClient, status: int = 200, **params: object) -> dict[str, Any]:
+        answer = http.post("/train/dinomix?run_sync=true", json={"device": "cpu", "max_epochs": 1, **params})
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    return call

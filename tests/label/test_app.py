@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+
+from dinomix_monai.label import Refusal
 
 
 @pytest.fixture
@@ -48,6 +51,7 @@ def test_a_path_in_the_studies_and_an_uploaded_scan_are_segmented(
     [
         ("/infer/dinomix?image=nobody", {}, 404, "got 'nobody', which is none"),
         ("/infer/unet?image=case_1", {}, 404, "model must be one of dinomix, got 'unet'"),
+        ("/infer/dinomix?image=case_1", {"label_tag": ""}, 422, "label_tag must be a plain name, got ''"),
         ("/infer/dinomix?image=case_1", {"image": 3}, 422, "image must be the name of a scan, got a int"),
         ("/infer/dinomix?image=case_1", {"label_tag": "../../x"}, 422, "label_tag must be a plain name, got '../../x'"),
         ("/infer/dinomix?image=case_1", {"label_tag": ".."}, 422, "label_tag must be a plain name, got '..'"),
@@ -58,3 +62,47 @@ def test_a_wrong_request_is_told_what_is_wrong(client, make_folder, url, params,
     answer = client(make_folder()).post(url, data={"params": json.dumps(params)})
     assert answer.status_code == status
     assert detail in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        ("/activelearning/best", "strategy must be one of dinomix, random, first, got 'best'."),
+        ("/train/unet", "model must be one of dinomix, got 'unet'."),
+        ("/batch/infer/unet", "model must be one of dinomix, got 'unet'."),
+        ("/scoring/dice?run_sync=true", "method must be one of dinomix, got 'dice'."),
+    ],
+)
+def test_unknown_names_are_refused_before_a_task_begins(client, make_folder, url: str, detail: str) -> None:
+    answer = client(make_folder()).post(url, json={})
+    assert (answer.status_code, answer.json()["detail"]) == (404, detail)
+
+
+@pytest.mark.parametrize("body", [None, {}], ids=["MONAI Label's own", "empty"])
+def test_all_unlabeled_scans_are_segmented_by_one_request(
+    client, make_folder, give_model, save_label, labels: Path, studies: Path, body: dict | None
+) -> None:
+    folder = make_folder()
+    give_model(folder)
+    http = client(folder)
+    save_label(http, "case_1", labels / "phantom_001.nii")
+    answer = http.post("/batch/infer/dinomix?images=unlabeled&run_sync=true", json=body)
+    assert answer.status_code == 200, answer.text
+    assert sorted(answer.json()) == ["case_2", "case_3"]
+    assert sorted(file.name for file in (studies / "labels" / "original").iterdir()) == ["case_2.nii", "case_3.nii"]
+    assert http.get("/datastore/").json()["label_tags"] == {"final": 1, "original": 2}
+
+
+def test_what_a_task_of_its_own_process_refuses_is_one_sentence(client, make_folder, studies: Path, capsys) -> None:
+    folder = make_folder()
+    client(folder)
+
+    from dinomix_monai.label.app import DinoMixApp
+
+    # As MONAI Label makes it for a training that nobody waits for.
+    app = DinoMixApp(str(folder.root), str(studies), {})
+    with pytest.raises(Refusal) as refused:
+        app.train({"model": "dinomix"})
+    sys.excepthook(refused.type, refused.value, refused.tb)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: Training needs at least one scan with a label of tag final, got none among 3 scans.")

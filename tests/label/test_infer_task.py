@@ -18,6 +18,7 @@ from dinomix_monai.label import AppFolder, Refusal
 from dinomix_monai.label.first_answer import FirstAnswer
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from tests.label.conftest import SETTINGS
+from tests.label.dicom_series import dicom_series
 
 # Class 1 where the scaled intensity is above one half, which is 40 HU: a network that anyone can compute.
 THRESHOLD = {
@@ -138,6 +139,12 @@ def test_before_there_is_a_model_the_teacher_answers_by_the_first_labels(
     save_label(http, "case_2", phantom / "labels" / "phantom_002.nii")
     http.post("/infer/dinomix?image=case_3&output=json")
     assert fits == [1, 2]  # anew, with the new label
+    said = {"annotated_slices": list(range(28))}
+    http.put("/datastore/label/info?label=case_2&tag=final", data={"info": json.dumps(said)})
+    http.post("/infer/dinomix?image=case_3&output=json")
+    assert fits == [1, 2, 2]  # and with what somebody has looked for
+    listed = json.loads((folder.root / "tmp" / "first_answer" / "dataset.json").read_text())
+    assert said.items() <= listed["training"][1].items()
     file = tmp_path / "label.nii"
     file.write_bytes(http.post("/infer/dinomix?image=case_1&output=image").content)
     labels = (np.asarray(nib.load(one).dataobj) == 6 for one in (file, phantom / "labels" / "phantom_001.nii"))
@@ -193,36 +200,6 @@ def test_a_dicom_series_is_segmented(client, threshold, tmp_path: Path) -> None:
     expected = ResampleToMatch(mode="nearest")(truth, grid)[0].numpy() > 0
     found = np.asarray(label.dataobj) == 1
     assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.9
-
-
-def dicom_series(folder: Path) -> np.ndarray:
-    """Twelve axial slices of 4 x 4 x 5 mm of a block that touches no side, in HU; axes x, y, z."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    volume = np.full((40, 36, 12), -160, np.int16)
-    volume[8:20, 10:30, 3:8] = 200
-    shared = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
-    for number in range(volume.shape[2]):
-        slice_ = Dataset()
-        slice_.file_meta = FileMetaDataset()
-        slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        slice_.file_meta.MediaStorageSOPClassUID = slice_.SOPClassUID = CTImageStorage
-        uid = generate_uid()
-        slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID = uid
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID = shared.values()
-        slice_.Modality, slice_.PatientName, slice_.PatientID = "CT", "Block", "1"
-        slice_.ImagePositionPatient = [0, 0, 5 * number]
-        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [4, 4], 5, number + 1
-        slice_.Rows, slice_.Columns = volume.shape[1], volume.shape[0]
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
-        slice_.RescaleSlope, slice_.RescaleIntercept = 1, 0
-        slice_.PixelData = volume[:, :, number].T.tobytes()
-        slice_.is_little_endian, slice_.is_implicit_VR = True, False
-        slice_.save_as(folder / f"{number:02d}.dcm", write_like_original=False)
-    return volume
 
 
 def test_both_forms_of_a_registered_scan_are_kept(segment, threshold, studies: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from dinomix_monai.label import AppFolder, connections, serve
+from dinomix_monai.label import AppFolder, check_server, connections, serve
 from dinomix_monai.label.server import server_environment
 
 
@@ -16,13 +19,43 @@ def test_uploads_and_sessions_stay_in_the_folder_and_the_user_has_the_last_word(
     environment = server_environment(AppFolder(tmp_path))
     assert environment["TMPDIR"] == str(tmp_path / "tmp")
     assert environment["MONAI_LABEL_SESSION_PATH"] == str(tmp_path / "sessions")
+    assert environment["MONAI_LABEL_DICOMWEB_CACHE_PATH"] == str(tmp_path / "dicom")
     assert json.loads(environment["MONAI_LABEL_DATASTORE_FILE_EXT"]) == ["*.nrrd"]
 
 
 def test_how_to_connect_names_the_address_of_each_viewer() -> None:
-    lines = connections("127.0.0.1", 9000).splitlines()
+    lines = connections("127.0.0.1", 9000, "http://pacs/dicom-web").splitlines()
     for viewer in ("3D Slicer", "OHIF", "REST"):
         assert any(viewer in line and "http://127.0.0.1:9000" in line for line in lines)
+    # What is in the code of its panel.
+    assert any("begins with port 8000: enter http://127.0.0.1:9000/ there" in line for line in lines)
+    assert "enter" not in connections("127.0.0.1", 8000, "http://pacs/dicom-web")
+    assert "OHIF       not here: it shows scans of a DICOMweb server only" in connections("127.0.0.1", 9000, "scans")
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"got {port}: Address already in use\. Choose another with --port"):
+            check_server(str(tmp_path), port=port)
+    check_server(str(tmp_path), port=port)
+    with pytest.raises(ValueError, match=r"port must be one that is free at 127\.0\.0\.1, got 70000: "):
+        check_server(str(tmp_path), port=70000)
+
+
+def test_a_dicomweb_server_needs_dcmqi_which_is_found_beside_python(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / name))
+    with pytest.raises(ImportError, match=r"itkimage2segimage was not found\. Install it with `pip install dcmqi`"):
+        check_server("http://127.0.0.1:1/dicom-web", port=0)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "itkimage2segimage").touch(mode=0o755)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/dicom-web"
+        check_server(url, port=0)
+    with pytest.raises(ValueError, match=rf"studies must be a DICOMweb server that answers, got {url}: Connection ref"):
+        check_server(url, port=0)
+    assert server_environment(AppFolder(tmp_path))["PATH"] == f"/nowhere{os.pathsep}{tmp_path / 'scripts'}"
 
 
 def test_other_machines_are_let_in_only_with_authentication(tmp_path: Path, monkeypatch) -> None:
