@@ -11,7 +11,7 @@ from typing import Any
 from fire.decorators import SetParseFn
 
 from dinomix_monai.bundle import config_files, open_configuration, prepare_volumes, token_cache_of
-from dinomix_monai.run import read_configuration, run_command_line
+from dinomix_monai.run import describe_versions, read_configuration, run_command_line
 
 __all__ = [
     "allow",
@@ -616,7 +616,10 @@ def main() -> None:
         "split": split,
         "train": train,
     }
-    run_command_line(commands, name="dinomix_monai")
+    if sys.argv[1:] == ["--version"]:
+        print(describe_versions())
+    else:
+        run_command_line(commands, name="dinomix_monai")
 
 
 if __name__ == "__main__":

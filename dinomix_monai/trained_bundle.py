@@ -31,7 +31,7 @@ _GRID = ("spacing_mm", "patch_size")
 # With the overlays that go on with a training; a bundle need not have all of it.
 _COPIED = (
     *("configs/evaluate.json", "configs/resume.json", "configs/finetune.json"),
-    *("LICENSE", "docs/data_license.txt"),
+    *("LICENSE", "docs/data_license.txt", "docs/meta_schema.json"),
 )
 _RESUMED = "resume_handler"
 # By which the configuration of a trained model is told from the one that the sources have.

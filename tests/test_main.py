@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from dinomix_monai.__main__ import allow
+from dinomix_monai.__main__ import allow, main
 from dinomix_monai.data import make_phantom
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +44,13 @@ def test_a_help_text_waits_for_no_large_package():
     code = f"import sys, dinomix_monai.__main__; print(sorted({packages} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_version_tells_what_an_error_report_needs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dinomix_monai", "--version"])
+    main()
+    expected = rf"dinomix-monai \S+, monai {version('monai')}, torch \S+, Python {platform.python_version()}\n"
+    assert re.fullmatch(expected, capsys.readouterr().out)
 
 
 def test_check_finds_nothing_in_the_phantom(command, phantom, capsys):

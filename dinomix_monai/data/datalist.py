@@ -317,7 +317,8 @@ def read_datalist(
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset_dir must hold a datalist {file}, got {root}. It lists `labels`, `training` (image and label), "
-            "`unlabeled` (image), `validation` and `test`, with paths relative to it."
+            "`unlabeled` (image), `validation` and `test`, with paths relative to it. `python -m dinomix_monai init` "
+            "writes it for a folder of scans."
         )
     content = _read_json(path)
     needed = {"labels": content.get("labels"), "training": content.get("training") or content.get("unlabeled")}

@@ -16,6 +16,7 @@ from dinomix_monai.data.finding import Finding, findings_table
 
 __all__ = ["check_dataset", "verify_dataset"]
 
+_UNUSABLE = "cannot be used: "
 _HELD_OUT = ("validation", "test")
 _FEW_WITHOUT = 0.34
 """Share of the labels that lack a class up to which this looks like an omission."""
@@ -61,7 +62,7 @@ def check_dataset(
     try:
         datalist = read_datalist(root, phantom_dir, file, allow_outside)
     except (FileNotFoundError, ValueError) as error:
-        return [Finding("error", file, f"cannot be used: {error}", "Correct the list.")]
+        return [Finding("error", file, _UNUSABLE + str(error).removesuffix("."), "Correct the list.")]
     check = CaseCheck(datalist.num_classes, patch_size, spacing_mm, intensity_window, datalist.partial_labels)
     chosen = [(section, case) for section, case in datalist.cases() if sections is None or section in sections]
     names, cases = zip(*chosen) if chosen else ((), ())
@@ -94,9 +95,11 @@ def verify_dataset(dataset_dir: str | Path, **kwargs: Any) -> None:
     """
     findings = check_dataset(dataset_dir, **kwargs)
     if any(finding.severity == "error" for finding in findings):
+        # Without a list there is nothing to begin with.
+        has_list = not findings[0].problem.startswith(_UNUSABLE)
+        way_out = " With `check_data` off, the run begins regardless." if has_list else ""
         raise ValueError(
-            f"dataset_dir must hold a data set without errors, got {dataset_dir}. With `check_data` off, the run "
-            f"begins regardless.\n{findings_table(findings)}"
+            f"dataset_dir must hold a data set without errors, got {dataset_dir}.{way_out}\n{findings_table(findings)}"
         )
     if findings:
         print(findings_table(findings), flush=True)

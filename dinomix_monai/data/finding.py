@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from dinomix_monai.core.text import text_table
@@ -31,12 +31,13 @@ class Finding:
 
 def findings_table(findings: Sequence[Finding]) -> str:
     """
-    A line for each finding under a line of titles.
+    A line for each finding under a line of titles; problem and remedy share a column, because both are sentences.
 
     Example:
         >>> print(findings_table([Finding("error", "labels/a.nii.gz", "does not exist", "Put it there.")]))
-        severity  file             problem         remedy
-        error     labels/a.nii.gz  does not exist  Put it there.
+        severity  file             problem and remedy
+        error     labels/a.nii.gz  does not exist. Put it there.
     """
-    rows = [("severity", "file", "problem", "remedy"), *map(astuple, findings)]
+    rows = [("severity", "file", "problem and remedy")]
+    rows += [(finding.severity, finding.file, f"{finding.problem}. {finding.remedy}") for finding in findings]
     return "\n".join(text_table(rows, is_of_numbers=False))

@@ -17,6 +17,7 @@ from dinomix_monai.run.failure import failure_text, report_failures, stop_on_sig
 from dinomix_monai.run.output_lock import acquire_lock
 from dinomix_monai.run.record import start_run
 from dinomix_monai.run.settings import check_counts, check_device
+from dinomix_monai.run.versions import describe_versions
 
 __all__ = [
     "acquire_lock",
@@ -25,6 +26,7 @@ __all__ = [
     "check_device",
     "check_paths",
     "check_settings",
+    "describe_versions",
     "failure_text",
     "folder_above_configs",
     "output_folder",

@@ -29,6 +29,8 @@ _Owner = TypeVar("_Owner")
 
 _REFERENCE = re.compile(r"[@%](\w+)")
 _TEXT_KEY = "_desc_"
+# What other programs have, and where it is here.
+_NO_SETTINGS = {"dry_run": " `python -m dinomix_monai plan` tells what a training would do, and trains nothing."}
 _RESERVED = ("imports", "_meta_", _TEXT_KEY)
 
 
@@ -156,7 +158,7 @@ def check_settings(config: Mapping[str, Any], typed: Iterable[str]) -> None:
         ValueError: When nothing refers to one of them.
     """
     for name in {re.split("#|::", name)[0] for name in typed}.intersection(unused_settings(config)):
-        question = did_you_mean(name, [other for other in config if other != name])
+        question = _NO_SETTINGS.get(name) or did_you_mean(name, [other for other in config if other != name])
         question = question or " All settings stand at the top of the configuration."
         raise ValueError(
             f"--{name} must be a setting, got a name that nothing in the configuration refers to.{question}"

@@ -57,8 +57,10 @@ def report_failures(log_file: Path | None = None, state_file: str | Path | None 
 
     Args:
         log_file: the log of the run.
-        state_file: file that the state of the run is kept in; the message says so where there is one.
+        state_file: file that the state of the run is kept in; the message names it if it is written from now on, since
+            before that it is the state of an earlier run.
     """
+    earlier = _written_at(state_file)
 
     def report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         is_stopped = isinstance(error, (KeyboardInterrupt, Terminated))
@@ -67,7 +69,7 @@ def report_failures(log_file: Path | None = None, state_file: str | Path | None 
             return
         how = "SIGTERM" if isinstance(error, Terminated) else "Ctrl-C"
         lines = [f"Stopped by {how}." if is_stopped else failure_text(error)]
-        if state_file is not None and Path(state_file).is_file():
+        if _written_at(state_file) not in (None, earlier):
             lines.append(f"State of the run: {state_file}; resume.json goes on from there.")
         if log_file is not None:
             # On the level that only the file shows.
@@ -84,6 +86,10 @@ def stop_on_sigterm() -> None:
     """Lets SIGTERM end the process as Ctrl-C does, unless somebody around this run has a handler for it."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def _written_at(file: str | Path | None) -> int | None:
+    return Path(file).stat().st_mtime_ns if file is not None and Path(file).is_file() else None
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

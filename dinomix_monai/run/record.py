@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import sys
 import time
 import warnings
@@ -14,7 +13,7 @@ from pathlib import Path
 from dinomix_monai.run.configuration import check_paths, check_settings, present_parser
 from dinomix_monai.run.failure import report_failures, stop_on_sigterm
 from dinomix_monai.run.output_lock import lock_outputs
-from dinomix_monai.run.versions import package_version
+from dinomix_monai.run.versions import describe_versions
 
 __all__ = ["start_run"]
 
@@ -62,11 +61,8 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
     _silence_decoders()
     report_failures(log_file, state_file)
     stop_on_sigterm()
-    versions = ", ".join(
-        f"{package} {package_version(package, 'not installed')}" for package in ("dinomix-monai", "monai", "torch")
-    )
-    about = (" ".join(sys.argv), Path.cwd(), versions, platform.python_version())
-    logging.getLogger(__name__).info("%s\nin %s, %s, Python %s", *about)
+    about = (" ".join(sys.argv), Path.cwd(), describe_versions())
+    logging.getLogger(__name__).info("%s\nin %s, %s", *about)
     if parser is not None:
         # Those that were typed alone: another becomes idle where an overlay replaces what referred to it.
         typed = [word[2:].partition("=")[0].replace("-", "_") for word in sys.argv if word.startswith("--")]

@@ -18,10 +18,9 @@ from dinomix_monai.data.anatomy import ORGANS
 from dinomix_monai.run import failure_text
 from tests.bundle.conftest import WITHOUT_REPORT
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "bundle" / "configs"
-SCHEMA = HERE / "meta_schema.json"
+SCHEMA = ROOT / "bundle" / "docs" / "meta_schema.json"
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
 FILES = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in sorted(CONFIGS.rglob("*.json"))}
 # A bound of the benchmarks, which changes the bundle as its overlays do.

@@ -17,8 +17,7 @@ from dinomix_monai.metrics import read_scores
 from dinomix_monai.trained_bundle import TrainedBundle, check_inference_settings
 from tests.toys import TOY
 
-HERE = Path(__file__).parent
-CONFIGS = HERE.parents[1] / "bundle" / "configs"
+CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 # Other numbers than those of the sources, in every part that training and inference share.
 OTHERS = {
     "spacing_mm": [9.0, 9.0, 10.0],
@@ -58,7 +57,7 @@ def test_its_inference_is_that_of_the_training(trained: Path, phantom: Path, tmp
 
 def test_its_metadata_tells_what_the_network_takes_and_gives(trained: Path) -> None:
     metadata = trained / "configs" / "metadata.json"
-    verify_metadata(str(metadata), filepath=str(HERE / "meta_schema.json"))
+    verify_metadata(str(metadata), filepath=str(trained / "docs" / "meta_schema.json"))
     paths = {"config_file": str(trained / "configs" / "inference.json"), "meta_file": str(metadata)}
     verify_net_in_out("network_def", device="cpu", **paths)
     content = json.loads(metadata.read_text())

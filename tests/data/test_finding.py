@@ -11,9 +11,9 @@ def test_findings_are_in_columns():
         Finding("error", "images/b.nii.gz", "does not exist", "Put it there."),
     ]
     assert findings_table(findings).splitlines() == [
-        "severity  file             problem         remedy",
-        "warning   a.nii.gz         is odd          Look.",
-        "error     images/b.nii.gz  does not exist  Put it there.",
+        "severity  file             problem and remedy",
+        "warning   a.nii.gz         is odd. Look.",
+        "error     images/b.nii.gz  does not exist. Put it there.",
     ]
 
 

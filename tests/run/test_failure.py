@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -96,9 +97,15 @@ def test_with_a_log_the_traceback_goes_there_and_the_message_to_stderr(tmp_path,
         printed = reported(raised(ZeroDivisionError("by zero")), capsys, log_file=tmp_path / "a.log", state_file=state)
     assert printed == f"Error: by zero (ZeroDivisionError)\nLog: {tmp_path / 'a.log'}\n"
     assert "Traceback" in caplog.text
+
+
+def test_the_state_is_named_that_this_run_has_written_and_not_that_of_an_earlier_one(tmp_path, capsys):
+    state, error = tmp_path / "state.pt", raised(ZeroDivisionError("by zero"))
     state.touch()
-    printed = reported(raised(ZeroDivisionError("by zero")), capsys, state_file=state, log_file=tmp_path / "a.log")
-    assert f"State of the run: {state}; resume.json goes on from there.\n" in printed
+    assert "State" not in reported(error, capsys, state_file=state, log_file=tmp_path / "a.log")
+    os.utime(state, (0, 0))
+    sys.excepthook(type(error), error, error.__traceback__)
+    assert f"State of the run: {state}; resume.json goes on from there.\n" in capsys.readouterr().err
 
 
 def test_without_a_log_a_mistake_has_no_traceback_and_a_bug_has_one(capsys):

@@ -77,13 +77,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
             "--epoch must be a setting, got a name that nothing in the configuration refers to. Did you mean epochs",
         ),
         ("--epoch=3", "Did you mean epochs?"),
+        ("--dry_run", "refers to. `python -m dinomix_monai plan` tells what a training would do, and trains nothing."),
         ("--xyz", "--xyz must be a setting, .* All settings stand at the top"),
     ],
 )
 def test_a_mistyped_setting_is_an_error(tmp_path, monkeypatch, typed, message):
     monkeypatch.setattr(sys, "argv", ["run", typed])
     with pytest.raises(RuntimeError) as caught:
-        parsed(tmp_path, epochs=3, epoch=3, xyz=4, max_epochs="@epochs")
+        parsed(tmp_path, epochs=3, epoch=3, dry_run=True, xyz=4, max_epochs="@epochs", run=[])
     with pytest.raises(ValueError, match=message):
         raise caught.value.__cause__
 
