@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dinomix_monai.data import Datalist
 from dinomix_monai.transforms import LabelOnGridd, LoadVolumed
-from dinomix_monai.volumes import first_file, open_volume, read_geometry
+from dinomix_monai.volumes import Annotation, first_file, open_volume, read_geometry
 
 __all__ = ["DatasetFingerprint", "take_fingerprint"]
 
@@ -34,6 +34,7 @@ class DatasetFingerprint:
         shapes: voxels of each training scan along each axis, labeled and unlabeled, shape (scans, 3).
         spacings: voxel sizes in mm, same shape.
         class_mm3: of each foreground class, the median volume in mm³ over the labeled cases that have it; NaN for none.
+            Of a class that was looked for in some slices it is estimated for those between them as well.
         ranges: least and greatest intensity of each labeled image, shape (labeled cases, channels, 2).
         foreground: of each channel, the 0.5th and the 99.5th percentile of the intensities of all labeled organs, shape
             (channels, 2).
@@ -106,7 +107,7 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
     volumes, ranges, intensities = [], [], []
     for case in tqdm(datalist.training, "Reading labeled cases", unit="case", disable=None):
         sizes, limits, inside = _labeled_case(load(dict(case)), datalist.num_classes)
-        volumes.append(sizes)
+        volumes.append(sizes / _densities(datalist, case[Keys.LABEL]))
         ranges.append(limits)
         intensities.append(inside)
     found = np.where(np.array(volumes) > 0, volumes, np.nan)
@@ -126,6 +127,13 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
         np.percentile(np.concatenate(intensities, axis=1), _PERCENTILES, axis=1).T,
         datalist.channel_names,
     )
+
+
+def _densities(datalist: Datalist, file: str) -> np.ndarray:
+    """For each foreground class the share of slices in which it was looked for."""
+    annotations = {} if datalist.partial_labels is None else datalist.partial_labels.annotations
+    annotation = annotations.get(file, Annotation())
+    return np.array([annotation.density(value) for value in range(1, datalist.num_classes)])
 
 
 def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -48,6 +48,11 @@ class Annotation:
         # None of them is below 0, so that is a slice which nobody has named.
         return {self.unknown_in(number) for number in (-1, *self.numbers)} - {frozenset()}
 
+    def density(self, value: int) -> float:
+        """Share of the slices in which a class was looked for, from the first of them to the last; 1 for all."""
+        drawn = self.slices.get(value)
+        return 1.0 if drawn is None else len(drawn) / (max(drawn) - min(drawn) + 1)
+
     def renumbered(self, classes: Sequence[int], num_classes: int) -> Annotation:
         """
         The same in a model whose classes are others; nobody has looked for those that are not among them.

@@ -15,6 +15,7 @@ import torch
 from dinomix_monai.data import Datalist
 from dinomix_monai.networks import VNet, check_patch_size
 from dinomix_monai.planning import DatasetFingerprint, patch_budget, plan_dataset, take_fingerprint
+from dinomix_monai.volumes import Annotation, PartialLabels
 
 CPU = patch_budget(torch.device("cpu"), 4, 2)
 
@@ -214,6 +215,21 @@ def test_a_fingerprint_is_that_of_the_scans(datalist: Callable) -> None:
     assert found.is_calibrated == [True]
     # Intensities under the label map, not under its mirror image.
     assert found.foreground.tolist() == [[50, 100]]
+
+
+def test_between_slices_that_somebody_has_drawn_a_class_has_its_volume_too(datalist: Callable) -> None:
+    label = np.zeros((10, 8, 6), dtype=np.uint8)
+    label[:4, :4, :] = 1
+    label[5:7, 5:7, :] = 2
+    whole, sparse = datalist(label), label.copy()
+    expected = take_fingerprint(whole).class_mm3
+    # Liver in the slices 0, 2 and 4 of 6, the gland in all of its slices.
+    sparse[:4, :4, [1, 3, 5]] = 0
+    opened = datalist(sparse)
+    annotation = Annotation(slices={1: frozenset({0, 2, 4})})
+    partial_labels = PartialLabels(4, {opened.training[0]["label"]: annotation})
+    found = take_fingerprint(replace(opened, partial_labels=partial_labels)).class_mm3
+    np.testing.assert_allclose(found, expected * [5 / 6, 1, 1])
 
 
 def test_a_fingerprint_needs_organs(datalist: Callable) -> None:
