@@ -9,6 +9,7 @@ from dinomix_monai.transforms.intensity import ScaleChannelsd, intensity_scaling
 from dinomix_monai.transforms.invert_to_label import InvertToLabeld, interpolated_argmax
 from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
 from dinomix_monai.transforms.memory_map import MemoryMapd
+from dinomix_monai.transforms.partial_classes_to_indices import PartialClassesToIndicesd
 from dinomix_monai.transforms.patch_position import PatchPositiond
 from dinomix_monai.transforms.pic_curriculum import ClassCurriculum, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix import PICCutMix
@@ -33,6 +34,7 @@ __all__ = [
     "MixRecipe",
     "PICCutMix",
     "PICCutMixd",
+    "PartialClassesToIndicesd",
     "Paste",
     "PatchPositiond",
     "RandTensorNoised",
