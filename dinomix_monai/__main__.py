@@ -11,7 +11,7 @@ from typing import Any
 from fire.decorators import SetParseFn
 
 from dinomix_monai.bundle import config_files, open_configuration, prepare_volumes, token_cache_of
-from dinomix_monai.run import describe_versions, read_configuration, run_command_line
+from dinomix_monai.run import check_port, describe_versions, read_configuration, run_command_line
 
 __all__ = [
     "allow",
@@ -536,9 +536,11 @@ def label(
         host: address to listen on; another than this machine's own needs authentication.
         port: port to listen on.
     """
+    check_port(host, port)
+
     from dinomix_monai.label import check_server, prepare_app_folder, serve
 
-    check_server(studies, host, port)
+    check_server(studies, host)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     chosen = {} if settings is None else read_configuration(settings, "settings")
     folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)

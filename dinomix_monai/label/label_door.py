@@ -79,7 +79,8 @@ class LabelDoor:
                 "annotated which classes somebody has looked for."
             )
         table = np.array([0, *(self.class_names.index(segment) for segment in segments)], dtype=np.uint8)
-        values = table[np.asanyarray(volume.dataobj).reshape(volume.shape[:3]).astype(np.intp)]
+        # Whole numbers below 256, whatever type they are stored in.
+        values = table[np.asanyarray(volume.dataobj).reshape(volume.shape[:3]).astype(np.uint8)]
         return write_volume(label_on_grid(values, volume.header), folder / file.name), info
 
     def checked(self, file: Path, info: Mapping[str, Any], name: str, image: str) -> dict[str, Any]:

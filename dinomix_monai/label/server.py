@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dinomix_monai.label.app_folder import AppFolder
-from dinomix_monai.run import acquire_lock
+from dinomix_monai.run import acquire_lock, check_port
 
 __all__ = ["check_server", "connections", "is_address", "serve", "server_environment"]
 
@@ -52,20 +52,19 @@ def is_address(studies: str) -> bool:
     return studies.startswith(("http://", "https://"))
 
 
-def check_server(studies: str, host: str = "127.0.0.1", port: int = 8000) -> None:
+def check_server(studies: str, host: str = "127.0.0.1") -> None:
     """
     Makes sure of what a server needs, before an app is made for it.
 
     Args:
         studies: see :func:`serve`.
         host: see :func:`serve`.
-        port: see :func:`serve`.
 
     Raises:
         ImportError: When ``studies`` are on a DICOMweb server and dcmqi is not installed.
         NotADirectoryError: When ``studies`` is no folder.
-        ValueError: When nobody answers at the address of ``studies``, ``host`` is not this machine alone and
-            authentication is off, or nobody can listen on ``port``.
+        ValueError: When nobody answers at the address of ``studies``, or ``host`` is not this machine alone and
+            authentication is off.
     """
     if not is_address(studies) and not Path(studies).is_dir():
         raise NotADirectoryError(f"studies must be the folder of the scans, got {studies}, which is none.")
@@ -76,14 +75,6 @@ def check_server(studies: str, host: str = "127.0.0.1", port: int = 8000) -> Non
             f"host must be 127.0.0.1 unless MONAI_LABEL_AUTH_ENABLE is true, got {host}. Without authentication "
             "everyone who reaches the server can read the scans and write files."
         )
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError) as error:
-        # Without the address, which Python adds in brackets.
-        reason = str(getattr(error, "strerror", None) or error).partition(" (")[0].rstrip(".")
-        raise ValueError(
-            f"port must be one that is free at {host}, got {port}: {reason}. Choose another with --port."
-        ) from error
 
 
 def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -99,9 +90,10 @@ def serve(folder: AppFolder, studies: str, host: str = "127.0.0.1", port: int = 
     Raises:
         ImportError: When MONAI Label is not installed, or as :func:`check_server`.
         NotADirectoryError: As :func:`check_server`.
-        ValueError: Likewise, or when another server uses the app.
+        ValueError: Likewise, or when another server uses the app, or nobody can listen on ``port``.
     """
-    check_server(studies, host, port)
+    check_server(studies, host)
+    check_port(host, port)
     # Two servers would replace each other's model. Kept until this one stops.
     lock = acquire_lock(folder.root)
     if lock is None:

@@ -15,6 +15,7 @@ from dinomix_monai.run.configuration import (
 )
 from dinomix_monai.run.failure import failure_text, report_failures, stop_on_sigterm
 from dinomix_monai.run.output_lock import acquire_lock
+from dinomix_monai.run.port import check_port
 from dinomix_monai.run.record import start_run
 from dinomix_monai.run.settings import check_counts, check_device
 from dinomix_monai.run.versions import describe_versions
@@ -25,6 +26,7 @@ __all__ = [
     "check_counts",
     "check_device",
     "check_paths",
+    "check_port",
     "check_settings",
     "describe_versions",
     "failure_text",

@@ -111,7 +111,9 @@ def _is_ours(error: BaseException) -> bool:
 def _is_mistake(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return True
-    return isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)) and _is_ours(error)
+    return isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)) and _is_ours(
+        error
+    )
 
 
 def _place(error: BaseException) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,13 +184,15 @@ def test_a_result_elsewhere_on_the_disk_is_refused(threshold) -> None:
         DinoMixInferTask(threshold, FirstAnswer(threshold, list))({"image": "any", "result_extension": "/../../stolen"})
 
 
-def test_a_dicom_series_is_segmented(client, threshold, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_archive", [False, True], ids=["files", "zip"])
+def test_a_dicom_series_is_segmented(client, threshold, tmp_path: Path, is_archive: bool) -> None:
     series = tmp_path / "series"
     series.mkdir()
     volume = dicom_series(series)
     http = client(threshold)
-    files = [("files", (file.name, file.read_bytes())) for file in sorted(series.iterdir())]
-    session = http.put("/session/", files=files).json()["session_id"]
+    sent = [Path(shutil.make_archive(str(series), "zip", series))] if is_archive else sorted(series.iterdir())
+    files = [("files", (file.name, file.read_bytes())) for file in sent]
+    session = http.put(f"/session/?uncompress={is_archive}", files=files).json()["session_id"]
     answer = http.post(f"/infer/dinomix?session_id={session}&output=image")
     assert answer.status_code == 200, answer.text
     (tmp_path / "label.nii.gz").write_bytes(answer.content)
