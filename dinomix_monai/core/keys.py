@@ -35,9 +35,15 @@ class LossKeys(StrEnum):
 
 
 class StepKeys(StrEnum):
-    """Other numbers in ``engine.state.output``: the share of the unlabeled voxels whose pseudo-label counts."""
+    """
+    Other numbers in ``engine.state.output``.
+
+    ``CONFIDENT_SHARE`` is the share of the unlabeled voxels whose pseudo-label counts, and ``GRADIENT_NORM`` the norm
+    of the gradient before it is clipped.
+    """
 
     CONFIDENT_SHARE = "confident_share"
+    GRADIENT_NORM = "gradient_norm"
 
 
 class MetricKeys(StrEnum):

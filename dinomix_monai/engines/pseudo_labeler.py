@@ -63,6 +63,7 @@ class PseudoLabeler(nn.Module):
     """
 
     class_confidence: torch.Tensor
+    counts: torch.Tensor
     possible: torch.Tensor
     predicted_shares: torch.Tensor
     labeled_shares: torch.Tensor
@@ -93,6 +94,8 @@ class PseudoLabeler(nn.Module):
         self.threshold, self.floor, self.decay, self.alignment = threshold, floor, decay, alignment
         self.weight, self.clean_label = weight, clean_label
         self.register_buffer("class_confidence", torch.ones(num_classes))
+        # Voxels of each class that count, and all of them.
+        self.register_buffer("counts", torch.zeros(2, num_classes), persistent=False)
         table = torch.eye(num_classes, dtype=torch.bool) if possible is None else torch.as_tensor(possible)
         self.register_buffer("possible", table, persistent=False)
         if alignment:
@@ -123,7 +126,19 @@ class PseudoLabeler(nn.Module):
         weight = self.weight * (confidence >= self.thresholds()[label]).to(confidence)
         if self.clean_label is not None:
             label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
+        self.counts += self._class_sums(label, (weight > 0).to(weight), torch.ones_like(weight))
         return label, weight
+
+    def take_confident_shares(self) -> torch.Tensor:
+        """
+        The share of the voxels of each class whose label counts, in what this process has labeled since the last call.
+
+        Returns:
+            Shape (C,); NaN for a class that no voxel was labeled as.
+        """
+        counted, voxels = self.counts
+        self.counts = torch.zeros_like(self.counts)
+        return counted / voxels
 
     @property
     def completes(self) -> bool:
@@ -166,12 +181,12 @@ class PseudoLabeler(nn.Module):
         return aligned / aligned.sum(dim=1, keepdim=True)
 
     def _update_class_confidence(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
-        sums = [
-            class_sums(values, label, len(self.class_confidence))
-            for values in (torch.ones_like(confidence), confidence)
-        ]
-        voxels, total = sum_over_processes(torch.stack(sums))
+        voxels, total = sum_over_processes(self._class_sums(label, torch.ones_like(confidence), confidence))
         mean = total / voxels.clamp_min(1)
         is_seen = (voxels > 0) & mean.isfinite()
         followed = self.decay * self.class_confidence + (1 - self.decay) * mean
         self.class_confidence = torch.where(is_seen, followed, self.class_confidence)
+
+    def _class_sums(self, label: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
+        """Of each map the sum over the voxels of each class, shape (maps, C)."""
+        return torch.stack([class_sums(values, label, len(self.class_confidence)) for values in maps])

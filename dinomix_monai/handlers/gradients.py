@@ -11,6 +11,7 @@ from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
+from dinomix_monai.core.keys import StepKeys
 from dinomix_monai.handlers.bad_step import BadStep
 
 __all__ = ["ClipGradientHandler"]
@@ -24,6 +25,8 @@ _MAX_BAD_STEPS_IN_A_ROW = 10
 class ClipGradientHandler:
     """
     Scales the gradient of the optimizer's parameters to a largest norm, and leaves out steps that are not finite.
+
+    The output of the step has the norm before that as ``gradient_norm``.
 
     Where the loss is NaN or infinite, so is its gradient; the norm of the gradient therefore shows both. Reading the
     norm waits for a GPU once in each step, as the gradient scaler of ``float16`` does anyway.
@@ -73,6 +76,7 @@ class ClipGradientHandler:
             scaler.unscale_(engine.optimizer)
         parameters = [p for group in engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        engine.state.output[StepKeys.GRADIENT_NORM] = norm
         if torch.isfinite(norm):
             self._bad_steps_in_a_row = 0
             return

@@ -126,21 +126,40 @@ class ProgressLineHandler:
 
 class HistoryHandler:
     """
-    Writes ``history.csv``: a row for each epoch with the mean of each loss, the share of the unlabeled voxels whose
-    pseudo-label counts and, where the epoch ended with a validation, the key metric.
+    Takes the mean of what the steps of an epoch have brought, for ``history.csv`` and for TensorBoard.
+
+    ``history.csv`` has a row for each epoch with the mean of each loss, the share of the unlabeled voxels whose
+    pseudo-label counts and, where the epoch ended with a validation, the key metric. The means and those of the other
+    :class:`~dinomix_monai.core.keys.StepKeys` stand in ``engine.state.metrics``, which MONAI's
+    ``TensorBoardStatsHandler`` writes, with the share of each class as ``confident_share/CLASS``. They are read once in
+    each epoch, because reading them waits for a GPU.
 
     Args:
         path: file to write. When a run starts, the file keeps the rows of the epochs that the run has behind it, so a
             run that starts at its first epoch begins the file anew.
         validator: evaluator whose key metric is written; ``None`` for no metric.
+        pseudo_labeler: see :class:`dinomix_monai.engines.PseudoLabeler`; ``None`` for no share of each class.
+        class_names: names by label value, background first.
     """
 
-    columns: Sequence[str] = ("epoch", *(str(term) for term in (*_LOSS_TERMS, *StepKeys)), str(MetricKeys.KEY))
+    columns: Sequence[str] = (
+        *("epoch", *map(str, _LOSS_TERMS)),
+        *(str(StepKeys.CONFIDENT_SHARE), str(MetricKeys.KEY)),
+    )
 
-    def __init__(self, path: str | Path, validator: Workflow | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        validator: Workflow | None = None,
+        pseudo_labeler: Any = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
         self.table = EpochTable(path, self.columns)
         self.validator = validator
+        self.pseudo_labeler = pseudo_labeler
+        self.class_names = list(class_names)
         self._means = _EpochMeans()
+        self._shown: dict[str, float] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attaches the handler to the steps and the end of each epoch; attach it after the validation."""
@@ -157,14 +176,27 @@ class HistoryHandler:
 
     def __call__(self, engine: Workflow) -> None:
         """Writes the row of the epoch."""
+        means = self._means.values()
         row: dict[str, Any] = {"epoch": engine.state.epoch}
-        row.update({term: f"{value:.5f}" for term, value in self._means.values().items()})
+        row.update({term: f"{value:.5f}" for term, value in means.items() if term in self.columns})
         if self.validator is not None and self.validator.state.epoch == engine.state.epoch:
             value = self.validator.state.metrics.get(MetricKeys.KEY, math.nan)
             if not math.isnan(value):
                 row[str(MetricKeys.KEY)] = f"{value:.5f}"
         self.table.add([row])
+        self._show(engine, means)
         self._means.clear()
+
+    def _show(self, engine: Workflow, means: dict[str, float]) -> None:
+        shown = dict(means)
+        if self.pseudo_labeler is not None:
+            shares = self.pseudo_labeler.take_confident_shares().tolist()
+            shown |= {f"{StepKeys.CONFIDENT_SHARE}/{name}": share for name, share in zip(self.class_names, shares)}
+        # What this epoch has not brought is no value of it.
+        for name in self._shown:
+            engine.state.metrics.pop(name, None)
+        self._shown = {name: value for name, value in shown.items() if math.isfinite(value)}
+        engine.state.metrics.update(self._shown)
 
 
 def _latest_values(engine: Workflow, names: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine
 from monai.handlers import MeanDice
 
 from dinomix_monai.core.known_voxels import is_known
@@ -26,14 +27,24 @@ class ValidationDice(MeanDice):
     when the memory of the GPU does not suffice. A class is scored in the voxels of which the label tells whether they
     have it, and not at all where there are none.
 
+    The Dice of each class, its mean over the cases, stands in ``engine.state.metrics`` as ``val_dice/CLASS``.
+
     Args:
+        class_names: names by label value, background first, of what is scored; ``None`` for no score of each class.
         possible: for each value of a label, which classes it stands for, see
             :meth:`dinomix_monai.volumes.PartialLabels.table`; ``None`` where all labels are complete.
         **kwargs: see ``monai.handlers.MeanDice``; its ``reduction`` must stay the mean.
     """
 
-    def __init__(self, *args: Any, possible: np.ndarray | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        class_names: Sequence[str] | None = None,
+        possible: np.ndarray | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.class_names = class_names
         self.possible = possible
 
     def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
@@ -54,6 +65,17 @@ class ValidationDice(MeanDice):
             self._is_reduced = True
             return math.nan
         return super().compute()
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Puts the mean into ``engine.state.metrics``, and that of each class which has a score."""
+        super().completed(engine, name)
+        tags = [f"val_dice/{class_name}" for class_name in self.class_names or ()]
+        for tag in tags:
+            engine.state.metrics.pop(tag, None)
+        scores = self.metric_fn.get_buffer()
+        if tags and isinstance(scores, torch.Tensor):
+            means = zip(tags, scores.nanmean(dim=0).tolist())
+            engine.state.metrics.update({tag: mean for tag, mean in means if not math.isnan(mean)})
 
 
 def _known_masks(

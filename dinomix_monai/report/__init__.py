@@ -5,6 +5,7 @@ from __future__ import annotations
 from dinomix_monai.report.pictures import class_colors
 from dinomix_monai.report.provenance import read_run
 from dinomix_monai.report.report import ReportHandler
+from dinomix_monai.report.slice_overlays import SliceOverlays
 from dinomix_monai.report.teacher_view import TeacherViewHandler
 
-__all__ = ["ReportHandler", "TeacherViewHandler", "class_colors", "read_run"]
+__all__ = ["ReportHandler", "SliceOverlays", "TeacherViewHandler", "class_colors", "read_run"]

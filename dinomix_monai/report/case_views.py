@@ -27,23 +27,24 @@ class SliceView(NamedTuple):
     aspect: float
 
 
-def draw_case(path: Path, views: Sequence[SliceView], class_names: Sequence[str], caption: str) -> Path:
+def draw_case(path: Path, views: Sequence[SliceView], class_names: Sequence[str], title: str) -> Path:
     """Draws each plane of a case: the prediction in the upper row, the ground truth in the lower."""
     figure, axes = new_figure(9, 7, rows=2, columns=len(views))
     colors = class_colors(len(class_names))
-    for column, view in enumerate(views):
+    planes = ("axial: ", "coronal: ", "sagittal: ") if len(views) == 3 else ("",)
+    for column, (plane, view) in enumerate(zip(planes, views)):
         for row, (name, classes) in enumerate((("prediction", view.prediction), ("ground truth", view.label))):
             ax = np.reshape(axes, (2, -1))[row][column]
             ax.imshow(view.image, cmap="gray", aspect=view.aspect)
             ax.imshow(colors[classes.astype(int)], aspect=view.aspect, interpolation="nearest")
             ax.set_axis_off()
-            ax.set_title(name if column == 0 else "", fontsize="small")
+            ax.set_title(plane + name, fontsize="medium")
     # Imported here, because matplotlib takes a second to import and only an evaluation needs it.
     from matplotlib.patches import Patch
 
     legend = [Patch(color=color[:3], label=name) for color, name in zip(colors[1:], class_names[1:])]
-    figure.legend(handles=legend, loc="outside lower center", ncols=5, fontsize="x-small", frameon=False)
-    figure.suptitle(caption, fontsize="medium")
+    figure.legend(handles=legend, loc="outside lower center", ncols=4, fontsize="medium", frameon=False)
+    figure.suptitle(title, fontsize="large")
     return save_figure(figure, path)
 
 

@@ -40,7 +40,7 @@ def draw_class_scores(path: Path, scores: CaseScores, baselines: Mapping[str, Ca
         axes.plot(values, rows, marker, color=color, markersize=5, markeredgecolor="white", label=name)
     axes.invert_yaxis()
     axes.set(xlim=(0, rule.full_dice), xlabel=f"{rule.metrics[0].heading} by the {rule.name} rule")
-    figure.legend(loc="outside lower center", ncols=4, fontsize="x-small", frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize="medium", frameon=False)
     return save_figure(figure, path)
 
 
@@ -58,7 +58,7 @@ def draw_losses(path: Path, history: Path) -> Path:
     axes.set(xlabel="epoch", ylabel="loss")
     right.set(ylabel=str(MetricKeys.KEY), ylim=(0, 1))
     if axes.lines or right.lines:
-        figure.legend(loc="outside lower center", ncols=5, fontsize="small", frameon=False)
+        figure.legend(loc="outside lower center", ncols=4, fontsize="medium", frameon=False)
     return save_figure(figure, path)
 
 
@@ -84,12 +84,12 @@ def draw_mix(path: Path, history: Path) -> Path:
         axes[0].barh(np.arange(len(names)) + offset, share, 0.4, color=color, label=origin)
     axes[0].set(xscale="log", xlabel="% of the organs' voxels", yticks=range(len(names)), yticklabels=names)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    axes[0].legend(fontsize="x-small")
+    axes[0].legend(fontsize="medium")
     top = max(np.nanmax(tables[origin, "probability"]) for origin in origins)
     extent = (epochs[0] - 0.5, epochs[-1] + 0.5, len(names) - 0.5, -0.5)
     for ax, origin in zip(axes[1:], origins):
         image = ax.imshow(tables[origin, "probability"], aspect="auto", vmin=0, vmax=top, extent=extent)
         ax.set(title=f"pasted from {origin} patches", xlabel="epoch", yticks=range(len(names)), yticklabels=[])
-        ax.title.set_fontsize("small")
+        ax.title.set_fontsize("medium")
     figure.colorbar(image, ax=axes[1:], label="probability")
     return save_figure(figure, path)

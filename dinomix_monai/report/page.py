@@ -5,21 +5,37 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dinomix_monai.metrics import CaseScores
 
-__all__ = ["write_page"]
+__all__ = ["Picture", "write_page"]
+
+
+class Picture(NamedTuple):
+    """
+    A picture of the page.
+
+    Args:
+        path: its file, a PNG.
+        title: what it shows.
+        caption: what to look for in it.
+    """
+
+    path: Path
+    title: str
+    caption: str
 
 
 def write_page(
     path: Path,
     title: str,
+    subtitle: str,
     notes: Sequence[str],
     facts: Mapping[str, Any],
     scores: Sequence[CaseScores],
     comparisons: Sequence[str],
-    pictures: Mapping[Path, str],
+    pictures: Sequence[Picture],
 ) -> Path:
     """
     Writes a page that needs no other file.
@@ -27,12 +43,13 @@ def write_page(
     Args:
         path: file to write.
         title: heading of the page.
+        subtitle: what stands under it, such as the data set and the date.
         notes: sentences under the heading.
         facts: what was run, by name. A fact that is ``None`` is left out; one that has facts of its own is shown as
             these, each under both names.
         scores: the scores by each rule, of which the page shows a table; failures are those by the first rule.
         comparisons: sentences on other runs.
-        pictures: captions by file; the page embeds the files.
+        pictures: the page embeds their files.
 
     Returns:
         ``path``.
@@ -45,12 +62,13 @@ def write_page(
     )
     page = environment.get_template("report.html").render(
         title=title,
+        subtitle=subtitle,
         notes=notes,
         facts=_flattened(facts),
         failures=scores[0].failures(),
         tables=[{"heading": of_rule.heading(), "rows": of_rule.rows()} for of_rule in scores],
         comparisons=comparisons,
-        pictures=[{"data": _data_url(file), "caption": caption} for file, caption in pictures.items()],
+        pictures=[{**picture._asdict(), "data": _data_url(picture.path)} for picture in pictures],
     )
     path.write_text(page, encoding="utf-8")
     return path

@@ -20,10 +20,40 @@ from dinomix_monai.data import OriginalScans, dataset_root, relative_name
 from dinomix_monai.metrics import CaseScores, chosen_rules, compare_runs, read_scores, write_scores
 from dinomix_monai.report.case_views import SliceView, draw_case, orthogonal_views
 from dinomix_monai.report.charts import draw_class_scores, draw_losses, draw_mix
-from dinomix_monai.report.page import write_page
+from dinomix_monai.report.page import Picture, write_page
 from dinomix_monai.report.provenance import RUN_FILE, provenance
 
 __all__ = ["ReportHandler"]
+
+_SYNTHETIC = "The scans are synthetic: these scores say how the method works, and nothing about patients."
+# Titles of the pictures, and what to look for in them.
+_OF_CLASSES = (
+    "Dice of each class",
+    "A bar is the mean over the cases, a point is one case. Points far below their bar are cases that lack the organ: "
+    "look at them first.",
+)
+_OF_LOSSES = (
+    "Losses and validation",
+    "Lines are the means of the losses in each epoch (left axis), black points the mean Dice of the validation cases "
+    "(right axis). Where the points still rise at the end, a longer training helps; where they fall while the "
+    "supervised loss falls on, the model learns its few labeled scans by heart.",
+)
+_OF_MIX = (
+    "What PIC has pasted",
+    "On the left, how frequent each class is in labels and in pseudo-labels; on the right, how probable it was to be "
+    "pasted in each epoch, bright for often. Rare classes should be bright at first. A class without pseudo-labels is "
+    "one that the model does not find in the unlabeled scans.",
+)
+_OF_CASE = (
+    "The prediction is above and the ground truth below, in the slices that show most classes. Look for organs that "
+    "are missing above, or have the color of another."
+)
+_OF_TEACHER = (
+    "What the teacher sees",
+    "A slice with its ground truth; the teacher's tokens, of which alike ones have one color; the weight of each cell "
+    "in the loss; and how far student and teacher agree before and after the training. A teacher that sees organs "
+    "gives each a color of its own, and after the training the last picture is redder than the one before it.",
+)
 
 
 class ReportHandler:
@@ -34,7 +64,8 @@ class ReportHandler:
 
     - the failures,
     - the tables of scores and the Dice of each class,
-    - the training curves and what PIC pasted, if there are ``history.csv`` and ``mix.csv``,
+    - the training curves, what PIC pasted and what the teacher sees, if there are ``history.csv``, ``mix.csv`` and
+      ``report/teacher.png``,
     - three orthogonal slices of the worst and of the median case,
     - what was run.
 
@@ -55,7 +86,7 @@ class ReportHandler:
         baselines: folders of other evaluations of the same cases, each with a ``metrics.csv``, by the names that the
             report calls them.
         written: other files of the run to list with these, by what they are; a file that does not exist is left out.
-        pictures: files in ``report/`` that others draw, to show on the page; a file that does not exist is left out.
+        is_synthetic: whether no patient is behind the scans, which the report then says.
         possible: see :class:`dinomix_monai.metrics.CaseScores`.
 
     Raises:
@@ -76,7 +107,7 @@ class ReportHandler:
         facts: Mapping[str, Any] | None = None,
         baselines: Mapping[str, str] | None = None,
         written: dict[str, str] | None = None,
-        pictures: Sequence[str] = (),
+        is_synthetic: bool = False,
         possible: np.ndarray | None = None,
     ) -> None:
         self.class_names = list(class_names)
@@ -85,12 +116,11 @@ class ReportHandler:
         self.rules = chosen_rules(rules)
         self.originals = originals
         self.title = title
-        self.notes = ensure_tuple(notes)
+        self.notes = (*([_SYNTHETIC] if is_synthetic else []), *ensure_tuple(notes))
         self.facts = dict(facts or {})
         # Read now, so that a folder that is not there is known before the evaluation.
         self.baselines = {name: read_scores(folder, self.rules[0].name) for name, folder in (baselines or {}).items()}
         self.written = dict(written or {})
-        self.pictures = tuple(pictures)
         self.possible = possible
 
     def attach(self, engine: Engine) -> None:
@@ -144,6 +174,7 @@ class ReportHandler:
         page = write_page(
             folder / "index.html",
             title=self.title,
+            subtitle=", ".join([*([self.root.name] if self.root else []), facts["finished"][:10]]),
             notes=self.notes,
             facts=facts,
             scores=self.scores,
@@ -161,27 +192,25 @@ class ReportHandler:
             if Path(path).exists():
                 print(f"  {path}  ({what})")
 
-    def _draw_pictures(self, folder: Path) -> dict[Path, str]:
-        """Draws the pictures of the page; returns captions by file."""
+    def _draw_pictures(self, folder: Path) -> list[Picture]:
+        """Draws the pictures of the page."""
         scores, metric = self.scores[0], self.rules[0].metrics[0]
-        captions = {draw_class_scores(folder / "dice.png", scores, self.baselines): f"{metric.heading} of each class"}
-        for file, draw, caption in (
-            ("history.csv", draw_losses, "Losses and validation"),
-            ("mix.csv", draw_mix, "Classes: how frequent they are, and how probable PIC was to paste them"),
-        ):
+        found = [Picture(draw_class_scores(folder / "dice.png", scores, self.baselines), *_OF_CLASSES)]
+        for file, draw, texts in (("history.csv", draw_losses, _OF_LOSSES), ("mix.csv", draw_mix, _OF_MIX)):
             if (self.output_dir / file).is_file():
                 picture = folder / f"{draw.__name__.removeprefix('draw_')}.png"
-                captions[draw(picture, self.output_dir / file)] = caption
+                found.append(Picture(draw(picture, self.output_dir / file), *texts))
         mean_dice = [np.nanmean(case[0]) if np.isfinite(case[0]).any() else math.nan for case in scores.scores]
         # A case without any class has no score and stands for nothing, unless there is no other.
         ranking = [i for i in np.argsort(mean_dice) if not math.isnan(mean_dice[i])] or [0]
         for kind, index in {"worst": ranking[0], "median": ranking[len(ranking) // 2]}.items():
             score = f"mean {metric.heading} {mean_dice[index]:.{metric.decimals}f}"
-            caption = f"{kind.capitalize()} case, {scores.cases[index]}: {score}"
-            picture = folder / f"{kind}_case.png"
-            captions[draw_case(picture, self._views[index], self.class_names, caption)] = caption
-        others = [folder / name for name in self.pictures if (folder / name).is_file()]
-        return captions | {path: path.stem.capitalize() for path in others}
+            title = f"{kind.capitalize()} case, {scores.cases[index]}: {score}"
+            picture = draw_case(folder / f"{kind}_case.png", self._views[index], self.class_names, title)
+            found.append(Picture(picture, title, _OF_CASE))
+        # Drawn by TeacherViewHandler.
+        teacher = folder / "teacher.png"
+        return [*found, *([Picture(teacher, *_OF_TEACHER)] if teacher.is_file() else [])]
 
     def _comparisons(self) -> list[str]:
         """Sentences on what the numbers support about this evaluation (A) and each baseline (B)."""

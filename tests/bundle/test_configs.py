@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
@@ -266,9 +267,11 @@ def names_of_switched(overlay: str) -> set[str]:
 
 def test_of_several_processes_the_first_writes_and_checks() -> None:
     writers = {handler["_target_"].rpartition(".")[2] for handler in read("train")["train"]["writers"]}
-    others = {"start_run", "verify_dataset", "check_patch_size", "print_plan", "TensorBoardStatsHandler"}
+    others = {"start_run", "verify_dataset", "check_patch_size", "print_plan"}
+    others |= {"TensorBoardStatsHandler", "TensorBoardImageHandler"}
     assert names_of_switched("multi_gpu_train") == writers | others
     overlay = read("multi_gpu_train")
+    assert overlay["train#events#_disabled_"] == "$@rank > 0"
     assert all("@rank > 0" in value for name, value in overlay.items() if name.endswith("#_disabled_"))
     assert "@rank == 0" in overlay["train#handlers#3#folder"]
     assert "folder" in read("train")["train"]["handlers"][3]
@@ -445,10 +448,23 @@ def test_a_short_training_is_validated_at_its_end(run, tmp_path: Path) -> None:
     assert rows[-1].split(",")[-1]
 
 
-def test_the_loss_of_each_step_is_among_the_events(run, tmp_path: Path) -> None:
-    run("train", epochs=1, **WITHOUT_REPORT)
-    events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]
+def test_tensorboard_shows_losses_rates_shares_scores_and_overlays(run, tmp_path: Path) -> None:
+    trained = run("train", epochs=2, warm_up=0.0, **{"distiller#interval": 1}, **WITHOUT_REPORT)
+    (file,) = (tmp_path / "events").iterdir()
+    events = EventAccumulator(str(file)).Reload()
+
+    def steps(tag: str) -> list[int]:
+        return [event.step for event in events.Scalars(tag)]
+
+    assert steps("train_loss") == steps("learning_rate") == [1, 2, 3, 4, 5, 6]
+    for tag in ("loss", "supervised", "unsupervised", "distillation", "gradient_norm", "confident_share"):
+        assert steps(tag) == [1, 2], tag
+    assert steps("confident_share/background") == steps("val_dice/liver") == steps("val_mean_dice") == [1, 2]
+    names = trained.parser.get_parsed_content("datalist").class_names[1:]
+    scores = [events.Scalars(f"val_dice/{name}")[-1].value for name in names]
+    assert np.mean(scores) == pytest.approx(events.Scalars("val_mean_dice")[-1].value, abs=1e-6)
+    for tag in ("input_0_CHW", "input_1_CHW", "output_CHW"):
+        assert [image.step for image in events.Images(tag)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -63,6 +63,14 @@ def test_a_voxel_counts_from_the_threshold_of_its_own_class():
     assert weight.flatten().tolist() == [0, 1, 0, 1]
 
 
+def test_the_share_of_the_voxels_that_count_is_that_since_the_last_call():
+    labeler = PseudoLabeler(3, threshold=0.9, floor=0.9)
+    labeler(logits_of([[0.95, 0.05, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0]]))
+    labeler(logits_of([[0.99, 0.01, 0.0]]))
+    torch.testing.assert_close(labeler.take_confident_shares(), torch.tensor([2 / 3, 0.0, torch.nan]), equal_nan=True)
+    assert labeler.take_confident_shares().isnan().all()
+
+
 def test_no_gradient_reaches_the_logits():
     label, weight = PseudoLabeler(3)(torch.rand(2, 3, 4, 4, 4, requires_grad=True))
     assert not label.requires_grad

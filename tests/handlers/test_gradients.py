@@ -69,6 +69,7 @@ def test_the_norm_is_that_of_all_parameters_of_the_optimizer():
     head = nn.Parameter(torch.tensor(0.0))
     trainer = trained([[3.0, 4.0]], extra=head, max_norm=6.5)  # 3, 4 and 12: a norm of 13
     assert [*weights(trainer), head.item()] == pytest.approx([-1.5, -2, -6], rel=1e-5)
+    assert trainer.state.output["gradient_norm"].item() == pytest.approx(13)
 
 
 def warned(caplog):

@@ -93,6 +93,29 @@ class TestHistory:
         make_trainer(4, [ValidationHandler(2, validator), HistoryHandler(path, validator)]).run()
         assert [row["val_mean_dice"] for row in rows(path)] == ["", "0.20000", "", "0.40000"]
 
+    def test_what_tensorboard_is_to_show_stands_in_the_metrics_of_the_trainer(self, tmp_path):
+        class Labeler:
+            shares = iter([[0.75, math.nan], [0.5, 0.25]])
+
+            def take_confident_shares(self):
+                return torch.tensor(next(self.shares))
+
+        found = []
+        trainer = make_trainer(2)
+        # What only the first epoch has.
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=1), lambda engine: engine.state.output[0].update(gradient_norm=3.0)
+        )
+        trainer.add_event_handler(Events.STARTED, lambda engine: engine.state.metrics.update(other=1.0))
+        names = ["background", "liver"]
+        HistoryHandler(tmp_path / "history.csv", pseudo_labeler=Labeler(), class_names=names).attach(trainer)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: found.append(dict(engine.state.metrics)))
+        trainer.run()
+        first = {"loss": 2.5, "supervised": 1.25, "unsupervised": 30.0, "confident_share": 0.375, "gradient_norm": 3.0}
+        assert found[0] == {"other": 1.0, **first, "confident_share/background": 0.75}
+        second = {"loss": 6.5, "supervised": 3.25, "unsupervised": 70.0, "confident_share": 0.875}
+        assert found[1] == {"other": 1.0, **second, "confident_share/background": 0.5, "confident_share/liver": 0.25}
+
     def test_a_run_from_the_first_epoch_begins_the_file_anew(self, tmp_path):
         path = tmp_path / "history.csv"
         make_trainer(3, [HistoryHandler(path)]).run()

@@ -200,6 +200,20 @@ def test_the_page_needs_no_other_file(tmp_path):
 
 
 @renders_nothing
+def test_the_page_says_what_product_data_set_and_day_it_is_of_and_what_to_look_for(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "teacher.png").write_bytes(b"")
+    folder = report(tmp_path, three_cases(), dataset_dir="/data", title="Evaluation on test", is_synthetic=True)
+    text = page_of(folder).text
+    day = read_run(tmp_path / "run.json")["finished"][:10]
+    assert f"DINO-Mix for MONAI: Evaluation on test, data, {day}" in text
+    assert "The scans are synthetic" in text
+    assert "Points far below their bar" in text
+    assert "What the teacher sees" in text
+    assert "synthetic" not in page_of(report(tmp_path / "own", three_cases())).text
+
+
+@renders_nothing
 def test_failures_are_called_failures_with_classes_and_cases(tmp_path):
     cases = [*three_cases(), make_case("odd", cubes((1, 2)), cubes((1, 3)))]
     text = page_of(report(tmp_path, cases)).text
