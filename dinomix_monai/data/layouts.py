@@ -13,9 +13,9 @@ from typing import Any
 from dinomix_monai.core.text import some
 from dinomix_monai.data.datalist import dataset_root, named_channels
 from dinomix_monai.data.scan_folder import channel_of, images_of_channels
-from dinomix_monai.volumes import ANNOTATION, is_nifti_name, nifti_stem, split_names
+from dinomix_monai.volumes import ANNOTATION, is_nifti_name, nifti_stem, packed_channels, split_names
 
-__all__ = ["SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans", "patient_name"]
+__all__ = ["CHANNELS", "SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans", "patient_name"]
 
 IMAGE_FOLDERS = (
     *("imagestr", "images", "image", "imgs", "img", "scans", "scan", "volumes", "volume"),
@@ -31,6 +31,9 @@ LABEL_FOLDERS = (
 
 SPLIT_KEY = "split"
 """Entry of a list that was made of a folder: how its labeled patients were dealt out."""
+
+CHANNELS = "image_channels"
+"""Folder of the channels of scans that have them in one file; no scan in it is a scan of its own."""
 
 # What the name of a file says beside its case. A digit may follow at once: img0001 and label0001.
 _KIND = "image|images|imaging|img|ct|mri|mr|scan|volume|labels|label|segmentation|seg|mask|groundtruth|gt|annotation"
@@ -59,6 +62,8 @@ class FoundScan:
         channels: files of its other channels.
         annotation: what the layout says of what somebody has looked for in its label map, as entries of a case;
             ``None`` where it says nothing of any.
+        packed: the one file that has all channels, of which ``image`` and ``channels`` have to be made; ``None`` where
+            these are there.
     """
 
     image: Path
@@ -67,6 +72,7 @@ class FoundScan:
     is_test: bool = False
     channels: tuple[Path, ...] = ()
     annotation: Mapping[str, Any] | None = None
+    packed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ def find_scans(
     TotalSegmentator for each case (``s0001/ct.nii.gz``, ``s0001/segmentations/*.nii.gz``); a datastore of MONAI Label
     (``*.nii.gz``, ``labels/final/*.nii.gz``); a folder of images and one of label maps; a folder for each case with an
     image, or one for each channel, and a label map; and images beside label maps. A label map belongs to the image
-    whose name differs from its own in nothing but words such as ``img``, ``ct``, ``label`` or ``seg``.
+    whose name differs from its own in nothing but words such as ``img``, ``ct``, ``label`` or ``seg``. A file of four
+    axes has several channels where a ``dataset.json`` names as many, and is refused later on where none does, as it may
+    be a series in time.
 
     Args:
         root: the folder.
@@ -140,11 +148,14 @@ def find_scans(
             f"{folder}, where there is none.{named}"
         )
     layout, scans = found
+    scans = [_unpacked(scan, folder, len(named_channels(content) or ())) for scan in scans]
     names = _channel_names(scans, content)
     if channel is not None:
         scans = [_only(scan, channel) for scan in scans]
         names = names and (names[channel],)
-    used = {file for scan in scans for file in (scan.image, *scan.channels, scan.label, *scan.masks.values())}
+    used = {
+        file for scan in scans for file in (scan.image, *scan.channels, scan.packed, scan.label, *scan.masks.values())
+    }
     return FoundScans(
         layout,
         tuple(sorted(scans, key=lambda scan: scan.image)),
@@ -152,6 +163,17 @@ def find_scans(
         tuple(sorted(set(volumes) - used | set(others))),
         names,
     )
+
+
+def _unpacked(scan: FoundScan, folder: Path, number: int) -> FoundScan:
+    """The scan with a file for each of so many channels, where one file has all."""
+    if number < 2 or scan.channels or packed_channels(scan.image) != number:
+        return scan
+    place = folder / CHANNELS
+    if scan.image.is_relative_to(folder):
+        place /= scan.image.parent.relative_to(folder)
+    files = [place / f"{nifti_stem(scan.image)}_{channel:04d}.nii.gz" for channel in range(number)]
+    return replace(scan, image=files[0], channels=tuple(files[1:]), packed=scan.image)
 
 
 def _only(scan: FoundScan, channel: int) -> FoundScan:
@@ -176,7 +198,7 @@ def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
     """NIfTI files of a tree, and files of other formats that hold volumes; hidden ones are none."""
     volumes, others = [], []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != CHANNELS)
         for name in sorted(name for name in files if not name.startswith(".")):
             if is_nifti_name(name):
                 volumes.append(Path(place, name))

@@ -10,19 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from dinomix_monai.core.files import set_aside, write_json
 from dinomix_monai.core.text import some, text_table
 from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, read_label, relative_name
-from dinomix_monai.data.layouts import SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
+from dinomix_monai.data.layouts import CHANNELS, SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
     ANNOTATION,
     VolumeError,
     as_image,
     image_name,
     label_on_grid,
+    nifti_stem,
     open_volume,
     write_volume,
 )
@@ -76,7 +78,9 @@ def make_datalist(
     a datastore of MONAI Label the datastore says it.
 
     Where a class has a file of its own for each case, as in TotalSegmentator's data set, one label map is made of them
-    and written as ``label.nii.gz`` beside the scan. Nothing else is written but the list.
+    and written as ``label.nii.gz`` beside the scan. Where a file has several channels that a ``dataset.json`` names, as
+    in two tasks of the decathlon, each goes into a file of its own in the folder ``image_channels``. Nothing else is
+    written but the list.
 
     Args:
         dataset_dir: folder of the scans, see :func:`find_scans`.
@@ -111,6 +115,7 @@ def make_datalist(
     else:
         scans = list(found.scans)
         names = ["background", *class_names] if class_names else found.labels
+    _write_channels(scans)
     labeled = [scan for scan in scans if scan.label is not None]
     voxels = _class_voxels([scan.label for scan in labeled if scan.label is not None])
     most = max((len(row) for row in voxels), default=0)
@@ -194,6 +199,17 @@ def _merged(scans: Sequence[FoundScan], class_names: Sequence[str], overwrite: b
         volume = label_on_grid(values, header)
         done.append(replace(scan, label=write_volume(volume, scan.image.parent / _MERGED)))
     return done
+
+
+def _write_channels(scans: Sequence[FoundScan]) -> None:
+    """Writes the channels of scans that have them in one file, but for those that are there already."""
+    packed = [(scan.packed, file) for scan in scans if scan.packed for file in (scan.image, *scan.channels)]
+    missing = [
+        (source, file) for source, file in packed if not file.is_file() or file.stat().st_mtime < source.stat().st_mtime
+    ]
+    for source, file in tqdm(missing, "Writing channels", unit="channel", disable=None if missing else True):
+        number = int(nifti_stem(file).rpartition("_")[2])
+        write_volume(nib.Nifti1Image.from_filename(source).slicer[..., number], file)
 
 
 def _class_voxels(labels: Sequence[Path]) -> list[np.ndarray]:
@@ -297,7 +313,8 @@ def _describe(
     lines = [f"{root} is {found.layout}: {len(found.scans)} scans of {len(set(patients.values()))} patients."]
     if number := len(found.scans[0].channels):
         names = f": {', '.join(found.channel_names)}" if found.channel_names else ""
-        lines.append(f"Each has {number + 1} channels{names}.")
+        written = f", written to {CHANNELS} from one file" if found.scans[0].packed else ""
+        lines.append(f"Each has {number + 1} channels{names}{written}.")
     for section, scans in lists.items():
         members = sorted({patients[scan.image] for scan in scans})
         lines.append(f"  {section}: {len(scans)} scans of {len(members)} patients" + _few(members))

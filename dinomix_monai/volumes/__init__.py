@@ -11,6 +11,7 @@ from dinomix_monai.volumes.channels import (
     first_file,
     image_name,
     joined_channels,
+    packed_channels,
     split_names,
 )
 from dinomix_monai.volumes.geometry import (
@@ -70,6 +71,7 @@ __all__ = [
     "label_volume",
     "nifti_stem",
     "open_volume",
+    "packed_channels",
     "read_annotation",
     "read_geometry",
     "resampled_shape",

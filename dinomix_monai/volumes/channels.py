@@ -9,10 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, ensure_tuple
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation
 
 from dinomix_monai.volumes.geometry import geometry_of_meta, label_orientation
@@ -27,6 +29,7 @@ __all__ = [
     "first_file",
     "image_name",
     "joined_channels",
+    "packed_channels",
     "split_names",
 ]
 
@@ -52,6 +55,15 @@ def as_image(files: Image) -> str | list[str]:
     """The files of an image as a data list has them: one alone as it is, several as a list."""
     found = channel_files(files)
     return found[0] if len(found) == 1 else list(found)
+
+
+def packed_channels(file: str | PathLike) -> int:
+    """How many volumes a NIfTI file has along its fourth axis; 1 also of one that cannot be read."""
+    try:
+        shape = nib.Nifti1Image.from_filename(file).shape
+    except (OSError, ImageFileError):
+        return 1
+    return shape[3] if len(shape) == 4 else 1
 
 
 def first_file(image: Image) -> str:

@@ -137,6 +137,54 @@ def test_a_list_of_the_decathlon_keeps_its_names_and_its_test_scans_are_unlabele
     assert json.loads((folder / "dataset.previous.json").read_text()) == given | {"test": ["./imagesTs/liver_9.nii.gz"]}
 
 
+def test_channels_in_one_file_of_the_decathlon_go_into_a_file_each(tree: Tree) -> None:
+    names = [f"prostate_{number:02d}.nii.gz" for number in range(3)]
+    folder = tree(**{f"labelsTr/{name}": (1, 2) for name in names})
+    shape = nib.load(folder / "labelsTr" / names[0]).shape
+    values = np.stack([np.full(shape, value, dtype=np.int16) for value in (7, -3)], axis=-1)
+    (folder / "imagesTr").mkdir()
+    for name in names:
+        nib.save(nib.Nifti1Image(values, AFFINE), folder / "imagesTr" / name)
+    entries = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
+    labels = {"0": "background", "1": "PZ", "2": "TZ"}
+    given = {"labels": labels, "modality": {"0": "T2", "1": "ADC"}, "training": entries}
+    (folder / "dataset.json").write_text(json.dumps(given))
+    made = make_datalist(folder, overwrite=True)
+    assert "Each has 2 channels: T2, ADC, written to image_channels from one file." in made.description
+    files = ["image_channels/imagesTr/prostate_00_0000.nii.gz", "image_channels/imagesTr/prostate_00_0001.nii.gz"]
+    content = lists(folder)
+    cases = [case for section in ("training", "validation") for case in content[section]]
+    assert {"image": files, "label": "labelsTr/prostate_00.nii.gz"} in cases
+    assert content["channel_names"] == {"0": "T2", "1": "ADC"}
+    for file, value in zip(files, (7, -3)):
+        channel = nib.load(folder / file)
+        assert (channel.shape, channel.get_data_dtype()) == (shape, np.int16)
+        assert (np.asanyarray(channel.dataobj) == value).all()
+        np.testing.assert_array_equal(channel.affine, AFFINE)
+    opened = open_datalist(folder)
+    assert (opened.num_channels, len(opened.training)) == (2, len(content["training"]))
+
+    # Another time it is the same, and written anew only where the scan has changed.
+    written = {file: (folder / file).stat().st_mtime_ns for file in files}
+    make_datalist(folder, overwrite=True)
+    assert lists(folder) == content
+    assert {file: (folder / file).stat().st_mtime_ns for file in files} == written
+    make_datalist(folder, overwrite=True, channel=1)
+    assert {case["image"] for case in lists(folder)["training"]} <= {
+        files[1].replace("00_", f"0{n}_") for n in range(3)
+    }
+
+
+def test_a_series_in_time_is_not_taken_for_channels(tree: Tree) -> None:
+    folder = tree(**{"labels/a.nii.gz": (1,), "images/b.nii.gz": (0,)})
+    shape = nib.load(folder / "labels/a.nii.gz").shape
+    nib.save(nib.Nifti1Image(np.zeros((*shape, 2), dtype=np.int16), AFFINE), folder / "images/a.nii.gz")
+    make_datalist(folder)
+    assert not (folder / "image_channels").exists()
+    with pytest.raises(ValueError, match="Channels go into a file each"):
+        open_datalist(folder)
+
+
 def test_labeled_test_scans_of_nnunet_stay_test_scans_and_its_names_are_taken(tree: Tree) -> None:
     folder = tree("imagesTr/a_0000.nii.gz", "imagesTs/b_0000.nii.gz", **{
         "labelsTr/a.nii.gz": (1,), "labelsTs/b.nii.gz": (1,)
