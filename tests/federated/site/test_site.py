@@ -251,3 +251,21 @@ def test_steps_that_are_left_out_do_not_count_in_the_average(make_site, weights)
 
     trainer.loss_function = BrokenOnce()
     assert site.train(weights, 0).steps == 1
+
+
+def test_a_site_scores_where_somebody_has_looked(make_site, phantom, weights):
+    content = json.loads((phantom / "site-1-of-3-1-unlabeled.json").read_text())
+    liver, expected = 6, []
+    for case in content["test"]:
+        label = np.asarray(nib.load(phantom / case["label"]).dataobj)
+        drawn = np.flatnonzero((label == liver).any(axis=(0, 1)))
+        case["annotated_slices"] = {"liver": drawn.tolist()}
+        known = label > 0
+        known[..., drawn] = True
+        expected.append(2 * (label == liver).sum() / ((label == liver).sum() + known.sum()))
+    write_json(phantom / "drawn.json", content)
+    # Finds liver everywhere.
+    (last,) = (name for name, value in weights.items() if value.shape == (14,))
+    weights[last][liver] = 1e6
+    dice, cases = make_site(**{"datalist#file": "drawn.json"}).score(weights)["liver"]
+    assert (dice, cases) == (pytest.approx(np.mean(expected)), len(expected))
