@@ -31,6 +31,9 @@ __all__ = ["DicomStore", "label_of_segmentation"]
 
 _FINAL = DefaultLabelTag.FINAL.value
 
+_SERIES = "DINO-Mix: final label"
+"""What a SEG is called in the list of a viewer. MONAI Label calls every one AIName."""
+
 
 class DicomStore(CheckedLabels, DICOMWebDatastore):
     """
@@ -90,8 +93,10 @@ class DicomStore(CheckedLabels, DICOMWebDatastore):
         """Nothing: this app alone writes to the folder, and to read it anew empties the list for moments."""
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
-        if tag == _FINAL and not info["label_info"]:
-            raise Refusal("label must have a class that is drawn, because a DICOM SEG cannot be empty, got none.")
+        if tag == _FINAL:
+            if not info["label_info"]:
+                raise Refusal("label must have a class that is drawn, because a DICOM SEG cannot be empty, got none.")
+            info = {**info, "label_info": [{**one, "model_name": _SERIES} for one in info["label_info"]]}
         try:
             return super()._keep(image_id, file, tag, info)
         except OSError as error:  # as those of requests are, and what follows where dcmqi makes no file

@@ -114,6 +114,7 @@ def test_a_label_becomes_a_seg_that_names_its_classes_and_counts_at_once(open_st
     store.save_label(ct, draw(store.get_image_uri(ct), 1, 3), "final", {"annotated": ["spleen", "pancreas"]})
     (seg,) = server.segmentations
     assert [one.SegmentLabel for one in seg.SegmentSequence] == ["spleen", "pancreas"]
+    assert seg.SeriesDescription == "DINO-Mix: final label"
     assert (store.status()["completed"], store.get_unlabeled_images()) == (1, [])
     assert store.get_label_info(ct, "final")["annotated"] == ["spleen", "pancreas"]
 
