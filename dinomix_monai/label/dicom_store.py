@@ -167,11 +167,12 @@ def label_of_segmentation(
     read = SegmentReader().read(segmentation)
     grid = sitk.ReadImage(image)
     values = np.zeros(grid.GetSize()[::-1], dtype=np.uint8)
-    numbers = {str(about.SegmentLabel): number for number, about in read.segment_infos.items()}
-    names = [name for name in class_names[1:] if name in numbers]
-    for name in names:
-        segment = sitk.Cast(read.segment_image(numbers[name]), sitk.sitkFloat32)
+    names = {number: str(about.SegmentLabel) for number, about in read.segment_infos.items()}
+    ours = {number: name for number, name in names.items() if name in class_names[1:]}
+    for number, name in ours.items():
+        segment = sitk.Cast(read.segment_image(number), sitk.sitkFloat32)
         drawn = sitk.GetArrayFromImage(sitk.Resample(segment, grid, sitk.Transform(), sitk.sitkNearestNeighbor))
         values[drawn >= 0.5] = list(class_names).index(name)
     # From SimpleITK's order of the axes to that of NIfTI.
-    return label_on_grid(values.T, open_volume(image).header), names
+    label = label_on_grid(values.T, open_volume(image).header)
+    return label, [name for name in class_names if name in ours.values()]
