@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dinomix_monai.core.files import atomic_write, write_json
 from dinomix_monai.data import Datalist, case_name
 from dinomix_monai.prediction import Prediction, TrainedModel
-from dinomix_monai.volumes import Image, channel_files, first_file, image_name, write_volume
+from dinomix_monai.volumes import Annotation, Image, channel_files, first_file, image_name, write_volume
 
 __all__ = ["LAYOUTS", "Labeled", "autolabel", "place_nifti", "scan_names", "write_nnunet_raw"]
 
@@ -37,12 +37,14 @@ class Labeled(NamedTuple):
         image: its file, or those of its channels.
         label: its label map, a file or a volume.
         uncertainty: of the model, where the label map is its own; ``None`` where people have drawn it.
+        annotation: what these people have looked for, where that is not all.
     """
 
     name: str
     image: Image
     label: Path | nib.Nifti1Image
     uncertainty: float | None = None
+    annotation: Annotation | None = None
 
 
 def autolabel(
@@ -71,8 +73,8 @@ def autolabel(
 
     Raises:
         FileExistsError: When there is something in ``out_dir``.
-        ValueError: When ``layout`` is none, or cannot hold images of several channels, or model and data set do not
-            have the same classes and as many channels.
+        ValueError: When ``layout`` is none, or cannot hold images of several channels or label maps that are not
+            complete, or model and data set do not have the same classes and as many channels.
         OSError: When a file cannot be written.
     """
     root = Path(out_dir).expanduser().absolute()
@@ -90,6 +92,12 @@ def autolabel(
             f"layout must be nnunet for images of {model.num_channels} channels, because a datastore of MONAI Label "
             "has one file for each, got monailabel."
         )
+    partial_labels = datalist.partial_labels
+    if partial_labels is not None and layout == "nnunet":
+        raise ValueError(
+            "layout must be monailabel for label maps that are not complete, because nnU-Net would take what nobody "
+            "has looked for as background, got nnunet."
+        )
     if tuple(datalist.class_names) != tuple(model.class_names):
         raise ValueError(
             f"The data set must have the classes of the model, {', '.join(model.class_names)}, got "
@@ -100,7 +108,8 @@ def autolabel(
 
     def labeled() -> Iterator[Labeled]:
         for name, case in zip(names[:given], datalist.training):
-            yield Labeled(name, case["image"], Path(case["label"]))
+            said = None if partial_labels is None else partial_labels.annotations.get(case["label"])
+            yield Labeled(name, case["image"], Path(case["label"]), annotation=said)
         for name, case in zip(names[given:], tqdm(datalist.unlabeled, "Labeling", unit="scan", disable=None)):
             answer = model.predict(case["image"])
             write_volume(answer.uncertainty, root / "uncertainty" / f"{name}.nii.gz")
@@ -177,7 +186,10 @@ def write_nnunet_raw(
 def _write_datastore(
     root: Path, scans: Iterable[Labeled], class_names: Sequence[str], copy: bool = False
 ) -> Iterator[Labeled]:
+    said: dict[str, Annotation] = {}
     for scan in scans:
+        if scan.annotation is not None:
+            said[scan.name] = scan.annotation
         place_nifti(Path(first_file(scan.image)), root / f"{scan.name}.nii.gz", copy)
         _write(
             scan.label,
@@ -186,6 +198,14 @@ def _write_datastore(
         )
         yield scan
     write_json(root / "labels.json", {str(value): name for value, name in enumerate(class_names)})
+    if said:
+        # MONAI Label lists the other scans itself.
+        entry = {"ext": ".nii.gz"}
+        objects = {
+            name: {"image": entry, "labels": {"final": {**entry, "info": annotation.entries(class_names)}}}
+            for name, annotation in said.items()
+        }
+        write_json(root / "datastore_v2.json", {"name": root.name, "description": "", "objects": objects})
 
 
 def _write(label: Path | nib.Nifti1Image, target: Path, copy: bool) -> None:

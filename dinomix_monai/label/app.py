@@ -113,7 +113,7 @@ class DinoMixApp(MONAILabelApp):
             return {}
 
     def bundle_path(self, model: str | None) -> None:
-        """None beside the app; asked before a task begins in a process of its own, so it refuses unknown models."""
+        """No folder, for the app is the bundle. Asked before a process of a task begins, it refuses unknown models."""
         if model is not None:
             answered(_check_known, "model", model, self._infers)
 

@@ -51,6 +51,8 @@ class CheckedLabels(LocalDatastore):
 
     def _save(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
         tag = plain_name("tag", tag)
+        # What another process has saved meanwhile, such as a batch of segmentations: all is written anew.
+        self._init_from_datastore_file()
         if image_id not in self.list_images():
             raise Refusal(f"image must be the name of a scan of the studies, got {image_id!r}, which is none.", 404)
         if tag != DefaultLabelTag.FINAL.value:
@@ -64,6 +66,7 @@ class CheckedLabels(LocalDatastore):
         return super().save_label(image_id, file, tag, info)
 
     def _update(self, label_id: str, tag: str, info: dict[str, Any]) -> None:
+        self._init_from_datastore_file()
         before = self.get_label_info(label_id, tag)
         if not before:
             raise Refusal(f"label must be the name of a scan with a label of tag {tag}, got {label_id!r}.", 404)

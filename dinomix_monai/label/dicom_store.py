@@ -31,6 +31,9 @@ __all__ = ["DicomStore", "label_of_segmentation"]
 
 _FINAL = DefaultLabelTag.FINAL.value
 
+_SERIES = "DINO-Mix: final label"
+"""What a SEG is called in the list of a viewer. MONAI Label calls every one AIName."""
+
 
 class DicomStore(CheckedLabels, DICOMWebDatastore):
     """
@@ -90,8 +93,10 @@ class DicomStore(CheckedLabels, DICOMWebDatastore):
         """Nothing: this app alone writes to the folder, and to read it anew empties the list for moments."""
 
     def _keep(self, image_id: str, file: str, tag: str, info: dict[str, Any]) -> str:
-        if tag == _FINAL and not info["label_info"]:
-            raise Refusal("label must have a class that is drawn, because a DICOM SEG cannot be empty, got none.")
+        if tag == _FINAL:
+            if not info["label_info"]:
+                raise Refusal("label must have a class that is drawn, because a DICOM SEG cannot be empty, got none.")
+            info = {**info, "label_info": [{**one, "model_name": _SERIES} for one in info["label_info"]]}
         try:
             return super()._keep(image_id, file, tag, info)
         except OSError as error:  # as those of requests are, and what follows where dcmqi makes no file
@@ -162,11 +167,12 @@ def label_of_segmentation(
     read = SegmentReader().read(segmentation)
     grid = sitk.ReadImage(image)
     values = np.zeros(grid.GetSize()[::-1], dtype=np.uint8)
-    numbers = {str(about.SegmentLabel): number for number, about in read.segment_infos.items()}
-    names = [name for name in class_names[1:] if name in numbers]
-    for name in names:
-        segment = sitk.Cast(read.segment_image(numbers[name]), sitk.sitkFloat32)
+    names = {number: str(about.SegmentLabel) for number, about in read.segment_infos.items()}
+    ours = {number: name for number, name in names.items() if name in class_names[1:]}
+    for number, name in ours.items():
+        segment = sitk.Cast(read.segment_image(number), sitk.sitkFloat32)
         drawn = sitk.GetArrayFromImage(sitk.Resample(segment, grid, sitk.Transform(), sitk.sitkNearestNeighbor))
         values[drawn >= 0.5] = list(class_names).index(name)
     # From SimpleITK's order of the axes to that of NIfTI.
-    return label_on_grid(values.T, open_volume(image).header), names
+    label = label_on_grid(values.T, open_volume(image).header)
+    return label, [name for name in class_names if name in ours.values()]

@@ -43,6 +43,12 @@ class Annotation:
         """All slices that are named."""
         return frozenset().union(*self.slices.values())
 
+    def entries(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """As a case of a data list says it, see :func:`read_annotation`."""
+        names = [name for value, name in enumerate(class_names) if value > 0 and value not in self.missing]
+        slices = {class_names[value]: sorted(numbers) for value, numbers in self.slices.items()}
+        return {"annotated": names, **({"annotated_slices": slices} if slices else {})}
+
     def unknown(self) -> set[frozenset[int]]:
         """What is unknown in any slice, of however many there are."""
         # None of them is below 0, so that is a slice which nobody has named.

@@ -67,6 +67,21 @@ def test_a_raw_data_set_of_nnunet_has_all_as_labels(trained_bundle: Path, phanto
     assert "a raw data set of nnU-Net: 4 scans" in make_datalist(new, overwrite=True).description
 
 
+def test_which_organs_are_done_goes_along(
+    trained_bundle: Path, edited_phantom: Callable, phantom: Path, tmp_path: Path
+) -> None:
+    content = json.loads((phantom / "dataset.json").read_text())
+    first, second = content["training"]
+    partial = edited_phantom(training=[{**first, "annotated_slices": {"liver": [3]}}, second], unlabeled=[])
+    new = tmp_path / "new"
+    commands.autolabel(str(trained_bundle), str(partial), str(new), **CPU)
+    make_datalist(new, class_names=list(content["labels"].values())[1:])
+    made = json.loads((new / "dataset.json").read_text())["training"]
+    assert [case.get("annotated_slices") for case in made] == [{"liver": [3]}, None]
+    with pytest.raises(ValueError, match="layout must be monailabel for label maps that are not complete"):
+        commands.autolabel(str(trained_bundle), str(partial), str(tmp_path / "other"), layout="nnunet", **CPU)
+
+
 def test_what_cannot_be_is_refused_before_any_scan(
     trained_bundle: Path, phantom: Path, edited_phantom: Callable, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_label_becomes_a_seg_that_names_its_classes_and_counts_at_once(open_st
     store.save_label(ct, draw(store.get_image_uri(ct), 1, 3), "final", {"annotated": ["spleen", "pancreas"]})
     (seg,) = server.segmentations
     assert [one.SegmentLabel for one in seg.SegmentSequence] == ["spleen", "pancreas"]
+    assert seg.SeriesDescription == "DINO-Mix: final label"
     assert (store.status()["completed"], store.get_unlabeled_images()) == (1, [])
     assert store.get_label_info(ct, "final")["annotated"] == ["spleen", "pancreas"]
 
@@ -184,3 +185,13 @@ def test_what_cannot_be_a_seg_is_refused(open_store, server, ct: str, draw, monk
     with pytest.raises(HTTPException, match=r"502: The DICOMweb server must take .*, which failed: no space left\."):
         store.save_label(ct, draw(store.get_image_uri(ct), 1), "final", {})
     assert store.status()["completed"] == 0
+
+
+def test_two_segments_of_one_name_are_one_class(open_store, server, ct: str, draw) -> None:
+    store = open_store()
+    store.save_label(ct, draw(store.get_image_uri(ct), 1, 3), "final", {})
+    for segment in server.segmentations[0].SegmentSequence:
+        segment.SegmentLabel = "liver"
+    (case,) = open_store("elsewhere").datalist()
+    drawn = voxels(store.get_label_uri(ct, "final")) > 0
+    np.testing.assert_array_equal(voxels(case["label"]), 2 * drawn)

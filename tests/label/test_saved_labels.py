@@ -73,6 +73,20 @@ def test_what_is_done_can_be_said_later_and_in_slices(http, save_label, one_orga
     assert "label must be the name of a scan with a label of tag final, got 'case_2'" in answer.json()["detail"]
 
 
+def test_what_two_processes_save_is_kept(studies: Path, one_organ: Path) -> None:
+    from dinomix_monai.label.scan_store import ScanStore
+
+    def open_store() -> ScanStore:
+        return ScanStore(str(studies), ["*.nii"], ["background", *ORGANS])
+
+    first, second = open_store(), open_store()
+    second.save_label("case_2", str(one_organ), "final", {"annotated": ["spleen"]})
+    first.save_label("case_1", str(one_organ), "final", {"annotated": ["spleen"]})
+    second.update_label_info("case_2", "final", {"reader": "A"})
+    third = open_store()
+    assert [third.get_label_info(f"case_{number}", "final")["annotated"] for number in (1, 2)] == [["spleen"]] * 2
+
+
 def test_a_segment_that_was_removed_in_slicer_is_not_done_and_moves_no_other(
     http, save_label, labels: Path, edited, studies: Path
 ) -> None:

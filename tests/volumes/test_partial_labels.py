@@ -28,6 +28,14 @@ def test_a_case_is_complete_unless_it_says_otherwise() -> None:
     assert labels.coded(values, "a.nii") is values
 
 
+def test_an_annotation_is_said_as_it_was_read() -> None:
+    for entry in (
+        {"annotated": ["liver", "gland"]},
+        {"annotated": ["liver", "spleen"], "annotated_slices": {"spleen": [0, 4]}},
+    ):
+        assert read(**entry).entries(NAMES) == entry
+
+
 def test_a_voxel_that_nobody_has_drawn_on_may_have_what_nobody_has_looked_for() -> None:
     labels = PartialLabels(4, {"a.nii": read(annotated=["liver"]), "b.nii": read(annotated=["liver", "gland"])})
     assert sets(labels) == [{0, 2}, {0, 2, 3}]
