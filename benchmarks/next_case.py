@@ -1,23 +1,30 @@
 """
-What it is worth to choose the next case: Dice of the five smallest organs of the phantom after 2, 4 and 6 labels.
+What it is worth to choose the scans to label: Dice of a linear probe of a frozen teacher after 2, 4 and 6 labels.
 
-    python benchmarks/next_case.py --seeds 0,1,2 [--minutes 8]
+    python benchmarks/next_case.py DIR --teacher NAME --weights FILE --name synapse [--pools 12] [--minutes 8]
 
-For each seed two of the 16 varied patients are labeled, drawn at random, the same for all strategies, and a model is
-trained; then, twice, two more are labeled and training goes on from the model. ``dinomix`` is the app's strategy, asked
-twice; ``entropy`` takes the two of the highest mean entropy; ``random`` draws. All use the app's own training, with the
-others of the 16 as unlabeled scans and the eight test patients for the score. What has a result is not done again, and
-with ``--minutes`` nothing new is begun after that time, so it can be run in pieces.
+DIR has a list dataset_all_labels.json, whose training cases are the scans to choose from. The learner is the probe of
+the command ``probe`` at a third of its points, so that a choice costs seconds and chance is known by many draws; what a
+choice is worth to a network was not measured with it. Two experiments, for which strategies are the same:
+
+- ``pools``: of the training cases 14 are drawn, a strategy chooses four of them without any label, or two beside two
+  drawn ones, and all other training cases and the validation cases score;
+- ``test``: a strategy chooses from all training cases, and the test cases score.
+
+``next`` is the command, ``next, no teacher`` the same by intensities, and ``longest`` takes the scans of most height.
+References are ProbCover (Yehuda et al., NeurIPS 2022) and k-center (Sener and Savarese, ICLR 2018) on the mean token of
+each scan. ``doubt`` takes what the probe of the labels so far is in doubt of,
+rare classes first, unless it is like a scan before. What has a result is not done again, and with ``--minutes`` nothing
+new is begun after that time.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,142 +32,263 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
+from bundle_workflow import ROOT
 from spread import spread
+from torch.nn import functional as F
 
-ROOT = Path(__file__).parents[1]
-STRATEGIES = ("dinomix", "random", "entropy")
-ROUNDS = (2, 4, 6)
-SMALLEST = 5
+POOL, LABELS, SMALLEST = 14, (2, 4, 6), 5
+# Draws of a pool, of which the first ones are gone on from, and of all training cases.
+RANDOM_IN_POOL, STARTS, RANDOM_IN_TEST = 8, 3, 24
+TRAINING_POINTS, ITERATIONS = 8000, 25
+# Voxels of a scan that are looked at of each organ and of the background, at most.
+MOST, MOST_BACKGROUND = 700, 3000
+
+Choose = Callable[[Sequence[int], int, Sequence[int]], list[int]]
+
+
+class Scans:
+    """Tokens, labels and looks of all cases, and the probe that is fitted to some of them."""
+
+    def __init__(self, data: str, teacher: str, weights: str, layer: int, folder: Path, settings: dict) -> None:
+        from dinomix_monai.bundle import Bundle
+        from dinomix_monai.selection import scan_looker
+
+        given = {"dataset_dir": data, "datalist#file": "dataset_all_labels.json", "output_dir": str(folder), **settings}
+        given |= {"planned_for": None, "device": "cpu", "teacher#model_name": teacher, "teacher#layer": layer}
+        parser = Bundle(ROOT / "bundle").parser("train", teacher_weights=weights, **given)
+        datalist = parser.get_parsed_content("datalist")
+        sections = ("training", "validation", "test")
+        cases = [(section, case) for section in sections for case in datalist.section(section)]
+        self.of = {section: [i for i, (own, _) in enumerate(cases) if own == section] for section in sections}
+        self.class_names = datalist.class_names
+        self.sampled = [self._sampled(parser, case, folder / "tokens") for _, case in cases]
+        voxels = sum(self.sampled[i][2] for i in self.of["training"])
+        self.smallest = np.argsort(voxels[1:].numpy())[:SMALLEST]
+        plain = Bundle(ROOT / "bundle").parser("train", teacher_weights="none", **given)
+        self.heights = [_height_mm(case["image"]) for _, case in cases]
+        self.looks, self.plain_looks = (
+            [looker(case["image"]) for section, case in cases if section == "training"]
+            for looker in map(scan_looker, (parser, plain))
+        )
+
+    def _sampled(self, parser: Any, case: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens (N, E) and classes (N,) at some voxels of a scan, and the number of its voxels by class."""
+        from monai.transforms import Compose
+
+        file = folder / f"{Path(case['image']).name}.pt"
+        if not file.is_file():
+            scan = Compose(parser.get_parsed_content("volume_transforms"))(dict(case))
+            found = parser.get_parsed_content("report#probe").scan_tokens(scan)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(_sample(found.tokens, found.label, len(self.class_names)), file)
+        return torch.load(file)
+
+    def dice(self, labeled: Sequence[int], judged: Sequence[int]) -> list[float]:
+        """Of each organ, the mean Dice over the scans that show it."""
+        probe, rows = self.probe(labeled), []
+        for scan in judged:
+            tokens, labels, voxels = self.sampled[scan]
+            weight = (voxels / torch.bincount(labels, minlength=len(voxels)).clamp_min(1)).double()[labels]
+            pairs = labels * len(voxels) + probe(tokens.float()).argmax(1)
+            table = torch.bincount(pairs, weights=weight, minlength=len(voxels) ** 2).view(len(voxels), -1)
+            own = 2 * table.diag() / (table.sum(0) + table.sum(1))
+            rows.append(torch.where(table.sum(1) > 0, own, torch.nan)[1:].numpy())
+        return np.nanmean(np.stack(rows), axis=0).tolist()
+
+    def probe(self, labeled: Sequence[int]) -> Callable:
+        """The probe of some scans, which have the same share of its points, and within it every class."""
+        from dinomix_monai.networks import LinearProbe
+
+        tokens, labels, voxels = [], [], []
+        for scan in labeled:
+            x, y, counts = self.sampled[scan]
+            most = TRAINING_POINTS // (2 * len(labeled))
+            kept = torch.cat([(y == c).nonzero()[: most // (1 if c == 0 else len(counts) - 1), 0] for c in y.unique()])
+            tokens.append(x[kept].float())
+            labels.append(y[kept])
+            voxels.append(counts)
+        total = torch.stack(voxels).sum(0)
+        return LinearProbe.fit(torch.cat(tokens), torch.cat(labels), len(total), total, iterations=ITERATIONS)
+
+    def gains(self, labeled: Sequence[int], pool: Sequence[int]) -> np.ndarray:
+        """Doubt ``1 - sum(p^2) / sum(p)`` of the probe of some scans about each other one, rare classes first."""
+        from dinomix_monai.transforms import class_probabilities
+
+        probe = self.probe(labeled)
+        weights = class_probabilities(sum(self.sampled[i][2] for i in labeled)[1:].tolist(), progress=0.0)
+        gains = []
+        for scan in pool:
+            p = probe(self.sampled[scan][0].float()).softmax(1)[:, 1:]
+            gains.append(float((1 - p.square().sum(0) / p.sum(0).clamp_min(1e-9)).numpy() @ weights))
+        return np.array(gains)
+
+
+def _sample(tokens: torch.Tensor, label: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, ...]:
+    generator, flat = torch.Generator().manual_seed(0), label.flatten()
+    chosen = []
+    for value in range(num_classes):
+        places = (flat == value).nonzero()[:, 0]
+        chosen.append(places[torch.randperm(len(places), generator=generator)[: MOST if value else MOST_BACKGROUND]])
+    index = torch.cat(chosen)
+    voxels = torch.stack(torch.unravel_index(index, label.shape), dim=-1)
+    places = ((2 * voxels + 1) / torch.tensor(label.shape) - 1).flip(-1)[None, :, None, None]
+    found = F.grid_sample(tokens[None], places.to(tokens), padding_mode="border", align_corners=False)[0, :, :, 0, 0]
+    return found.T.half(), flat[index], torch.bincount(flat, minlength=num_classes)
+
+
+def _height_mm(image: str) -> float:
+    header = nib.load(image).header
+    return float(header.get_zooms()[2] * header.get_data_shape()[2])
 
 
 def main(
-    seeds: int | Sequence[int] = (0, 1, 2),
+    data: str,
+    teacher: str,
+    weights: str,
+    name: str,
+    layer: int = 8,
+    pools: int = 12,
     minutes: float = float("inf"),
-    epochs: int = 10,
-    more_epochs: int = 6,
     output_dir: str = "benchmarks/results/next_case",
+    **settings: Any,
 ) -> None:
-    """Does what is missing and prints the table."""
-    sys.path.insert(0, str(ROOT))
-    from dinomix_monai.data import make_phantom
-
-    end = time.monotonic() + 60 * minutes
-    folder = Path(output_dir).absolute()
-    # Another phantom than the bundle's, on which its settings were chosen; four narrow patients are left out.
-    data = folder / "phantom"
-    if not (data / "dataset.json").is_file():
-        make_phantom(data, seed=2, cases=(0, 16, 0, 8))
-    for seed in [seeds] if isinstance(seeds, int) else seeds:
-        for labels in ROUNDS:
-            for strategy in STRATEGIES if labels > ROUNDS[0] else ("start",):
-                if time.monotonic() < end and not _result(folder, seed, strategy, labels).is_file():
-                    _round(folder, data, seed, strategy, labels, epochs if strategy == "start" else more_epochs)
-    print(_table(folder))
-
-
-def _round(folder: Path, data: Path, seed: int, strategy: str, labels: int, epochs: int) -> None:
-    from dinomix_monai.label import AppFolder, TrainingRun, prepare_app_folder
-
-    result = _result(folder, seed, strategy, labels)
-    shutil.rmtree(result.parent, ignore_errors=True)
-    pool = [data / "images" / f"phantom_{number:03d}.nii" for number in range(1, 17)]
-    if strategy == "start":
-        app = prepare_app_folder(result.parent / "app", ROOT / "bundle")
-        labeled = sorted(np.random.RandomState(seed).permutation(16)[:labels].tolist())
-    else:
-        before = _result(folder, seed, strategy if labels > ROUNDS[1] else "start", labels - 2)
-        shutil.copytree(before.parent / "app", result.parent / "app")
-        app = AppFolder(result.parent / "app")
-        labeled = json.loads(before.read_text())["labeled"]
-        labeled = labeled + _chosen(app, strategy, pool, labeled, seed)
-    cases = [{"name": pool[i].stem, "image": str(pool[i]), "label": str(_label_of(pool[i]))} for i in labeled]
-    unlabeled = [str(path) for i, path in enumerate(pool) if i not in labeled]
-    start = time.monotonic()
-    TrainingRun(app, cases, unlabeled)(epochs, pretrained=strategy != "start", seed=seed)
-    wall = time.monotonic() - start
-    dice = _test_dice(app, sorted((data / "images").iterdir())[16:])
-    content = {"seed": seed, "strategy": strategy, "labeled": labeled, "epochs": epochs, "wall_s": wall, "dice": dice}
-    result.write_text(json.dumps(content, indent=1) + "\n")
+    """Does what is missing and prints the tables."""
+    end, folder = time.monotonic() + 60 * minutes, Path(output_dir).absolute() / name
+    scans = Scans(data, teacher, weights, layer, folder, settings)
+    training, others = scans.of["training"], scans.of["validation"]
+    for seed in range(pools):
+        random = np.random.RandomState(seed)
+        pool = sorted(random.permutation(training)[:POOL].tolist())
+        judged = [scan for scan in training if scan not in pool] + others
+        drawn = [random.permutation(pool).tolist() for _ in range(RANDOM_IN_POOL)]
+        _measure(scans, folder / "pools" / str(seed), pool, judged, drawn, (4,), end)
+    random = np.random.RandomState(0)
+    drawn = [random.permutation(training).tolist() for _ in range(RANDOM_IN_TEST)]
+    _measure(scans, folder / "test" / "all", training, scans.of["test"], drawn, LABELS, end)
+    print(f"Smallest: {', '.join(scans.class_names[1 + i] for i in scans.smallest)}\n")
+    for experiment in ("pools", "test"):
+        print(f"{experiment}\n\n{_table(folder / experiment, scans.smallest)}\n")
 
 
-def _chosen(app: Any, strategy: str, pool: list[Path], labeled: list[int], seed: int) -> list[int]:
-    """Numbers of the two patients to label next."""
-    from dinomix_monai.label.assessment import ScanAssessor
-    from dinomix_monai.label.next_case import diverse_order, expected_gain
-
-    rest = [i for i in range(len(pool)) if i not in labeled]
-    if strategy == "random":
-        return np.random.RandomState([seed, len(labeled)]).permutation(rest)[:2].tolist()
-    assessor = ScanAssessor.of_app(app)
-    preprocessing = app.bundle.parser("inference", device="cpu").get_parsed_content("preprocessing")
-    found = [assessor(preprocessing({"image": str(path)})["image"].as_tensor()) for path in pool]
-    if strategy == "entropy":
-        return sorted(rest, key=lambda i: -found[i].entropy)[:2]
-    counts = np.bincount(np.concatenate([_voxels(_label_of(pool[i])).ravel() for i in labeled]), minlength=14)[1:]
-    gains = expected_gain(np.array([found[i].shortfalls for i in rest]), counts.tolist())
-    features = np.array([one.features for one in found])
-    return [rest[i] for i in diverse_order(gains, features[rest], features[labeled])[:2]]
-
-
-@torch.no_grad()
-def _test_dice(app: Any, images: list[Path]) -> dict[str, float]:
-    """Mean Dice of each class over the test patients that have it, on the grid of the files."""
-    from dinomix_monai.models import load_model
-
-    parser = app.bundle.parser("inference", device="cpu")
-    network = load_model(parser.get_parsed_content("network_def"), app.model_file).eval()
-    preprocessing, inferer = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer"))
-    # All but what writes the file.
-    postprocessing = parser.get_parsed_content("postprocessing").transforms[:-1]
-    scores: dict[str, list[float]] = {name: [] for name in app.class_names[1:]}
-    for image in images:
-        data = preprocessing({"image": str(image)})
-        data["pred"] = inferer(data["image"][None], network)[0]
-        for transform in postprocessing:
-            data = transform(data)
-        found, truth = data["pred"].array[0], _voxels(_label_of(image))
-        for value, name in enumerate(scores, start=1):
-            a, b = found == value, truth == value
-            if b.any():
-                scores[name].append(float(2 * (a & b).sum() / (a.sum() + b.sum())))
-    return {name: statistics.mean(values) for name, values in scores.items()}
+def _measure(
+    scans: Scans,
+    folder: Path,
+    pool: Sequence[int],
+    judged: Sequence[int],
+    drawn: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    end: float,
+) -> None:
+    """Scores every strategy and every draw, and writes after each."""
+    strategies: dict[str, Choose] = {
+        **{f"random {i}": (lambda pool, k, _, order=order: list(order[:k])) for i, order in enumerate(drawn)},
+        "next": partial(_next, scans.looks),
+        "next, no teacher": partial(_next, scans.plain_looks),
+        "longest": lambda pool, k, _: sorted(pool, key=lambda i: -scans.heights[i])[:k],
+        **{name: partial(choose, scans.looks) for name, choose in _REFERENCES.items()},
+    }
+    if len(numbers) == 1:
+        for i, order in enumerate(drawn[:STARTS]):
+            strategies[f"2 random + next {i}"] = lambda pool, k, _, order=order: [
+                *order[:2],
+                *_next(scans.looks, pool, k - 2, order[:2]),
+            ]
+            strategies[f"2 random + doubt {i}"] = lambda pool, k, _, order=order: [
+                *order[:2],
+                *_doubt(scans, pool, k - 2, order[:2]),
+            ]
+    file = folder / "result.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for strategy, choose in strategies.items():
+        for number in numbers:
+            if f"{strategy}: {number}" not in result and time.monotonic() < end:
+                chosen = choose(pool, number, ())
+                dice = [round(value, 4) for value in scans.dice(chosen, judged)]
+                result[f"{strategy}: {number}"] = {"scans": chosen, "dice": dice}
+                file.write_text(json.dumps(result) + "\n")
 
 
-def _table(folder: Path) -> str:
-    counts = [_voxels(path) for path in sorted((folder / "phantom" / "labels").iterdir())[:16]]
-    from dinomix_monai.data.anatomy import ORGANS
+def _next(looks: Sequence, pool: Sequence[int], count: int, labeled: Sequence[int] = ()) -> list[int]:
+    from dinomix_monai.selection import choose_scans
 
-    voxels = np.bincount(np.concatenate([one.ravel() for one in counts]), minlength=14)[1:]
-    smallest = [ORGANS[i] for i in np.argsort(voxels)[:SMALLEST]]
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*/*/*/result.json"))]
+    choices = choose_scans([looks[i] for i in pool], [list(pool).index(i) for i in labeled], count)
+    return [pool[choice.scan] for choice in choices]
+
+
+def _doubt(scans: Scans, pool: Sequence[int], count: int, labeled: Sequence[int]) -> list[int]:
+    distances = _distances(scans.looks, pool)
+    similarity = np.exp(-((distances / np.median(distances[np.triu_indices(len(pool), 1)])) ** 2))
+    gains, chosen = scans.gains(labeled, pool), [list(pool).index(i) for i in labeled]
+    while len(chosen) < len(labeled) + count:
+        value = gains * (1 - similarity[:, chosen].max(axis=1))
+        value[chosen] = -np.inf
+        chosen.append(int(value.argmax()))
+    return [pool[i] for i in chosen[len(labeled) :]]
+
+
+def _prob_cover(looks: Sequence, pool: Sequence[int], count: int, _: Sequence[int]) -> list[int]:
+    distances = _distances(looks, pool)
+    covers = distances <= np.quantile(distances[np.triu_indices(len(pool), 1)], 0.3)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        new = (covers & ~covers[chosen].any(axis=0)).sum(axis=1) - 1e-6 * distances.mean(axis=1)
+        new[chosen] = -np.inf
+        chosen.append(int(new.argmax()))
+    return [pool[i] for i in chosen]
+
+
+def _k_center(looks: Sequence, pool: Sequence[int], count: int, _: Sequence[int]) -> list[int]:
+    distances = _distances(looks, pool)
+    chosen = [int(distances.sum(axis=1).argmin())]
+    while len(chosen) < count:
+        chosen.append(int(distances[:, chosen].min(axis=1).argmax()))
+    return [pool[i] for i in chosen]
+
+
+_REFERENCES = {"ProbCover": _prob_cover, "k-center": _k_center}
+
+
+def _means(looks: Sequence, pool: Sequence[int]) -> np.ndarray:
+    return np.stack([looks[i].double().mean(dim=0).numpy() for i in pool])
+
+
+def _distances(looks: Sequence, pool: Sequence[int]) -> np.ndarray:
+    means = _means(looks, pool)
+    return np.linalg.norm(means[:, None] - means[None], axis=-1)
+
+
+def _table(folder: Path, smallest: np.ndarray) -> str:
+    """Mean Dice of all and of the smallest organs, and how many deviations of chance a strategy is above it."""
+    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*/result.json"))]
+    scores: dict[tuple[str, int], list[list[tuple[float, float]]]] = {}
+    for result in results:
+        own: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for key, entry in result.items():
+            strategy, number = key.split(": ")
+            values = np.array(entry["dice"])
+            own.setdefault((strategy.rstrip(" 0123456789"), int(number)), []).append(
+                (float(np.nanmean(values)), float(np.nanmean(values[smallest])))
+            )
+        for kind, values in own.items():
+            scores.setdefault(kind, []).append(values)
     lines = [
-        f"Smallest: {', '.join(smallest)}",
-        "",
-        "| strategy | seeds | 2 labels | 4 labels | 6 labels |",
-        "|---|---|---|---|---|",
+        "| strategy | labels | mean Dice | above chance | smallest | above chance |",
+        "|---|---|---|---|---|---|",
     ]
-    for strategy in STRATEGIES:
-        cells: list[str] = []
-        seeds: set[int] = set()
-        for labels in ROUNDS:
-            of = [one for one in results if one["strategy"] in (strategy, "start") and len(one["labeled"]) == labels]
-            values = [statistics.mean(one["dice"][organ] for organ in smallest) for one in of]
-            cells.append(f"{spread(values)} ({len(values)})" if values else "")
-            seeds |= {one["seed"] for one in of} if labels == ROUNDS[-1] else set()
-        lines.append(f"| {strategy} | {', '.join(map(str, sorted(seeds)))} | {' | '.join(cells)} |")
+    for (strategy, number), of_pools in scores.items():
+        cells = []
+        for part in (0, 1):
+            chance = [[value[part] for value in one] for one in scores["random", number]]
+            means = [statistics.mean(value[part] for value in one) for one in of_pools]
+            deviation = statistics.mean(statistics.stdev(one) for one in chance)
+            above = [(mean - statistics.mean(one)) / deviation for mean, one in zip(means, chance)]
+            if strategy == "random":
+                cells += [f"{statistics.mean(means):.3f} ± {deviation:.3f}", ""]
+            else:
+                cells += [f"{statistics.mean(means):.3f}", spread(above)]
+        lines.append(f"| {strategy} | {number} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _result(folder: Path, seed: int, strategy: str, labels: int) -> Path:
-    return folder / str(seed) / strategy / f"{labels}_labels" / "result.json"
-
-
-def _label_of(image: Path) -> Path:
-    return image.parents[1] / "labels" / image.name
-
-
-def _voxels(path: Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj)
 
 
 if __name__ == "__main__":

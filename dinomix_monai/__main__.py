@@ -24,6 +24,7 @@ __all__ = [
     "export",
     "init",
     "label",
+    "next",
     "phantom",
     "plan",
     "predict",
@@ -401,6 +402,38 @@ def probe(
         print(f"{len(list(found.propose(cases, proposals)))} label maps in {proposals}")
 
 
+@SetParseFn(str, "dataset_dir", "teacher", "weights")
+def next(
+    dataset_dir: str,
+    count: int = 4,
+    teacher: str | None = None,
+    weights: str | None = None,
+    config_file: str | Sequence[str] = "bundle/configs/train.json",
+    **settings: Any,
+) -> None:
+    """
+    Tells which unlabeled scans to label next, the first one first, with a reason for each; no label is needed.
+
+    A frozen teacher looks at all training scans. The most typical scan of each kind comes first, and a scan that is
+    nearly the same as another one last. Looks are kept, so that the command is soon done when it is asked again.
+
+    Args:
+        dataset_dir: folder of the data set.
+        count: how many scans to name.
+        teacher: name of a model of timm, instead of the configuration's ``teacher#model_name``.
+        weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
+        config_file: the bundle's training configuration and its overlays, as training is given them.
+        **settings: ids of the configuration with other values, as training is given them.
+    """
+    from dinomix_monai.selection import next_scans
+
+    parser = open_configuration(config_file, **settings)
+    given = {"dataset_dir": dataset_dir, "teacher#model_name": teacher, "teacher_weights": weights}
+    parser.update({name: value for name, value in given.items() if value is not None})
+    for place, scan in enumerate(next_scans(parser, count), start=1):
+        print(f"{place}. {scan.name}: {scan.reason}")
+
+
 @SetParseFn(str, "bundle_root", "scans", "output_dir", "teacher_weights")
 def predict(
     bundle_root: str, scans: str, output_dir: str | None = None, uncertainty: bool = False, **settings: Any
@@ -609,6 +642,7 @@ def main() -> None:
         "export": export,
         "init": init,
         "label": label,
+        "next": next,
         "phantom": phantom,
         "plan": plan,
         "predict": predict,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import nn
 from dinomix_monai.engines import WindowInferer
 from dinomix_monai.label.app import DinoMixApp
 from dinomix_monai.label.assessment import Assessment, Assessments, ScanAssessor
-from dinomix_monai.label.next_case import dice_shortfall, expected_gain, mean_entropy
+from dinomix_monai.label.next_case import dice_shortfall, mean_entropy
+from dinomix_monai.selection import next_scans
 
 
 @pytest.fixture
@@ -33,48 +35,56 @@ def next_case(http) -> dict:
     return answer.json()
 
 
-def test_rare_classes_decide_and_every_scan_is_handed_out_before_one_comes_again(
-    client, make_folder, give_model, assess
+def test_each_kind_comes_first_and_every_scan_is_handed_out_before_one_comes_again(
+    client, make_folder, studies: Path
 ) -> None:
-    folder = make_folder(labels=["large", "small"])
-    give_model(folder)
-    assess(
-        folder,
-        [10**6, 100],
-        case_1=([0.9, 0.1], [1.0, 0.0]),
-        case_2=([0.1, 0.5], [0.0, 1.0]),
-        case_3=([0.2, 0.2], [-1.0, 0.3]),
-    )
-    http = client(folder)
-    first = next_case(http)
-    assert first["id"] == "case_2"
-    assert first["expected_gain"] == pytest.approx(expected_gain(np.array([[0.1, 0.5]]), [10**6, 100])[0])
-    assert first["path"].endswith("case_2.nii")
-    following = [next_case(http)["id"] for _ in range(3)]
-    assert sorted([first["id"], *following[:2]]) == ["case_1", "case_2", "case_3"]
-    assert following[2] == "case_2"
-
-
-def test_a_scan_like_a_labeled_one_waits(client, make_folder, give_model, assess, save_label, phantom: Path) -> None:
+    shutil.copy(studies / "case_1.nii", studies / "case_2.nii")
     folder = make_folder()
-    give_model(folder)
     http = client(folder)
+    following = [next_case(http) for _ in range(4)]
+    names = [answer["id"] for answer in following]
+    assert sorted(names[:3]) == ["case_1", "case_2", "case_3"]
+    assert "case_3" in names[:2]
+    assert "looks nearly the same as case_" in following[2]["reason"]
+    assert following[0]["path"].endswith(f"{names[0]}.nii")
+    assert following[0]["looked_at"] == following[0]["scans"] == 3
+    assert names[3] in names[:3]
+    assert len(list((folder.root / "tokens" / "looks").glob("*.pt"))) == 3
+
+
+def test_a_scan_like_a_labeled_one_waits(client, make_folder, save_label, phantom: Path, studies: Path) -> None:
+    shutil.copy(studies / "case_1.nii", studies / "case_2.nii")
+    http = client(make_folder())
     save_label(http, "case_1", phantom / "labels" / "phantom_001.nii")
-    same, other = [0.5] * 13, [0.4] * 13
-    assess(folder, [1] * 13, case_1=(same, [1.0, 0.0]), case_2=(same, [1.0, 0.0]), case_3=(other, [0.0, 1.0]))
     assert next_case(http)["id"] == "case_3"
 
 
-def test_without_a_model_or_after_a_new_one_scans_come_by_name(client, make_folder, give_model, assess) -> None:
+def test_the_command_and_the_app_choose_alike(client, make_folder, studies: Path, tmp_path: Path) -> None:
+    folder = make_folder()
+    chosen = next_case(client(folder))
+    images = [{"image": f"{name}.nii"} for name in ("case_1", "case_2", "case_3")]
+    (studies / "dataset.json").write_text(json.dumps({"labels": ["background", "liver"], "unlabeled": images}))
+    settings = {"dataset_dir": str(studies), "output_dir": str(tmp_path / "out"), "teacher_weights": "none"}
+    [first] = next_scans(folder.bundle.parser("train", **settings), count=1)
+    assert first.name == f"{chosen['id']}.nii"
+
+
+def test_what_cannot_be_looked_at_comes_last_by_name(client, make_folder, studies: Path) -> None:
+    (studies / "case_1.nii").write_bytes(b"damaged")
+    http = client(make_folder())
+    answers = [next_case(http) for _ in range(3)]
+    assert sorted(answer["id"] for answer in answers[:2]) == ["case_2", "case_3"]
+    assert answers[2]["id"] == "case_1"
+    assert "first by name" in answers[2]["reason"]
+    assert answers[2]["looked_at"] == 2
+
+
+def test_an_annotator_does_not_wait_for_all_looks(client, make_folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinomix_monai.label.strategy._LOOKING_S", 0.0)
     folder = make_folder()
     http = client(folder)
-    assert (next_case(http)["id"], next_case(http)["id"]) == ("case_1", "case_2")
-    give_model(folder)
-    assess(folder, [1] * 13, case_3=([0.5] * 13, [1.0]))
-    give_model(folder, seed=1)
     answer = next_case(http)
-    assert answer["assessed_scans"] == 0
-    assert "no scan left that the current model has assessed" in answer["reason"]
+    assert (answer["id"], answer["looked_at"]) == ("case_1", 0)
 
 
 def test_when_all_scans_have_labels_there_is_no_next(client, make_folder, save_label, phantom: Path) -> None:
