@@ -169,6 +169,8 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
     )
     # An image in single precision, of each channel, and a label for each volume; the measurement held one of each list.
     cached = (4.0 * datalist.num_channels + 1) * (voxels - seen)
+    if get("volume_dir") is not None:
+        disk["preprocessed volumes"] = (4.0 * datalist.num_channels + 1) * voxels
     if any(isinstance(transform, MemoryMapd) for transform in get("volume_transforms")):
         disk["mapped volumes, while it runs"], cached = (4.0 * datalist.num_channels + 1) * voxels, 0.0
     return TrainingPlan(

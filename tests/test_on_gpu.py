@@ -64,7 +64,7 @@ def test_steps_of_the_published_schedule_are_timed(
     benchmark: Callable, on_cpu: bool, capsys: pytest.CaptureFixture
 ) -> None:
     train = json.loads((ROOT / "bundle" / "configs" / "train.json").read_text())
-    assert train["volume_transforms"][5]["_target_"] == "EnsureTyped"
+    assert train["volume_transforms"][1]["_target_"] == "EnsureTyped"
     small = {"patch_size": [32, 32, 16], "network_def#n_filters": 2, "network_def#norm": "instance", "device": "cpu"}
     benchmark("gpu_steps").main(
         steps=2, shape=(40, 40, 28), cases=(2, 2, 1, 1), on_cpu=on_cpu, distillation_weight=0.0, amp=False, **small

@@ -56,6 +56,7 @@ def draw_losses(path: Path, history: Path) -> Path:
             target = right if is_metric else axes
             target.plot(*zip(*points), "o-k" if is_metric else "-", markersize=3, label=column)
     axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     right.set(ylabel=str(MetricKeys.KEY), ylim=(0, 1))
     if axes.lines or right.lines:
         figure.legend(loc="outside lower center", ncols=4, fontsize="medium", frameon=False)

@@ -7,6 +7,7 @@ from dinomix_monai.transforms.donor_bank import DonorBank
 from dinomix_monai.transforms.finite_voxels import FiniteVoxelsd
 from dinomix_monai.transforms.intensity import ScaleChannelsd, intensity_scaling, scaling_window
 from dinomix_monai.transforms.invert_to_label import InvertToLabeld, interpolated_argmax
+from dinomix_monai.transforms.kept_volumes import KeptVolumesd
 from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
 from dinomix_monai.transforms.memory_map import MemoryMapd
 from dinomix_monai.transforms.partial_classes_to_indices import PartialClassesToIndicesd
@@ -28,6 +29,7 @@ __all__ = [
     "DonorBank",
     "FiniteVoxelsd",
     "InvertToLabeld",
+    "KeptVolumesd",
     "LabelOnGridd",
     "LoadVolumed",
     "MemoryMapd",

@@ -32,14 +32,18 @@ def test_the_plan_of_a_training_knows_what_the_training_would_do_and_writes_noth
 
 
 def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Path) -> None:
-    plan = plan_training(workflow("train").parser, repetitions=1)
-    built = workflow("train", **{"token_cache#folder": str(tmp_path / "tokens")})
+    settings = {"token_cache#folder": str(tmp_path / "tokens"), "volume_dir": str(tmp_path / "volumes")}
+    plan = plan_training(workflow("train", volume_dir=str(tmp_path / "planned")).parser, repetitions=1)
+    built = workflow("train", **settings)
     datasets = [built.parser.get_parsed_content(f"train#{name}") for name in ("dataset", "unlabeled_dataset")]
     built.parser.get_parsed_content("token_cache").complete()
     # Beside the tokens there are headers and the components' basis.
     files = [file for file in (tmp_path / "tokens").rglob("*") if file.stat().st_size > 20_000 and file.is_file()]
     expected = sum(file.stat().st_size for file in files)
     assert plan.disk["token cache"] == pytest.approx(expected, rel=0.1)
+    kept = [sum(file.stat().st_size for file in (tmp_path / "volumes").glob("*.safetensors"))]
+    # Unlabeled cases have no label.
+    assert kept == [pytest.approx(plan.disk["preprocessed volumes"], rel=0.15)]
     volumes = [item["image"] for dataset in datasets for item in dataset._cache]
     assert plan.voxels == sum(volume[0].numel() for volume in volumes)
 

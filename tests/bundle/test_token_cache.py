@@ -7,6 +7,7 @@ import torch
 
 from dinomix_monai.__main__ import cache_tokens
 from dinomix_monai.teacher import TokenCache
+from dinomix_monai.transforms import LoadVolumed
 from tests.bundle.conftest import TOY_RUN, WITHOUT_REPORT
 from tests.toys import TOY
 
@@ -68,6 +69,18 @@ def test_volumes_are_read_once_and_then_kept(workflow, edited_phantom) -> None:
         case.unlink()
     labeled, unlabeled = (dataset[0] for dataset in datasets)
     assert labeled[0]["source"].shape == unlabeled["source"].shape == (4, 32, 32, 16)
+
+
+def test_a_second_start_reads_what_the_first_has_preprocessed(workflow, tmp_path: Path, monkeypatch) -> None:
+    settings = {"distillation_weight": 0.0, "volume_dir": str(tmp_path / "volumes"), "preprocessing_threads": 2}
+    first = workflow("train", **settings).parser.get_parsed_content("train#dataset")
+    monkeypatch.setattr(LoadVolumed, "__call__", None)
+    second = workflow("train", **settings).parser.get_parsed_content("train#dataset")
+    assert len(first._cache) == len(second._cache) == 2
+    for one, other in zip(first._cache, second._cache):
+        assert all(torch.equal(one[key], other[key]) for key in ("image", "label"))
+    # Where it would not pay.
+    assert workflow("train").parser.get_parsed_content("volume_dir") is None
 
 
 def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:
