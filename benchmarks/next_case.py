@@ -7,15 +7,15 @@ DIR has a list dataset_all_labels.json, whose training cases are the scans to ch
 the command ``probe`` at a third of its points, so that a choice costs seconds and chance is known by many draws; what a
 choice is worth to a network was not measured with it. Two experiments, for which strategies are the same:
 
-- ``pools``: of the training cases 14 are drawn, a strategy chooses four of them without any label, or two beside two
-  drawn ones, and all other training cases and the validation cases score;
+- ``pools``: of the training cases 14 are drawn, a strategy chooses four of them, and all other training cases and the
+  validation cases score;
 - ``test``: a strategy chooses from all training cases, and the test cases score.
 
-``next`` is the command, ``next, no teacher`` the same by intensities, and ``longest`` takes the scans of most height.
-References are ProbCover (Yehuda et al., NeurIPS 2022) and k-center (Sener and Savarese, ICLR 2018) on the mean token of
-each scan. ``doubt`` takes what the probe of the labels so far is in doubt of,
-rare classes first, unless it is like a scan before. What has a result is not done again, and with ``--minutes`` nothing
-new is begun after that time.
+``random`` draws and ``next`` is the command: it draws too, but never what is nearly the same. ``longest`` takes the
+scans of most height. TypiClust (Hacohen et al., ICML 2022), ProbCover (Yehuda et al., NeurIPS 2022) and k-center (Sener
+and Savarese, ICLR 2018) go by the mean token of each scan. ``doubt`` begins with two that were drawn, and takes two
+that the probe of these is in doubt of, rare classes first, unless they are like one before. What has a result is not
+done again, and with ``--minutes`` nothing new is begun after that time.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from bundle_workflow import ROOT
+from scipy.cluster.vq import kmeans2
 from spread import spread
 from torch.nn import functional as F
 
@@ -43,7 +44,7 @@ TRAINING_POINTS, ITERATIONS = 8000, 25
 # Voxels of a scan that are looked at of each organ and of the background, at most.
 MOST, MOST_BACKGROUND = 700, 3000
 
-Choose = Callable[[Sequence[int], int, Sequence[int]], list[int]]
+Choose = Callable[[Sequence[int], int], list[int]]
 
 
 class Scans:
@@ -51,7 +52,7 @@ class Scans:
 
     def __init__(self, data: str, teacher: str, weights: str, layer: int, folder: Path, settings: dict) -> None:
         from dinomix_monai.bundle import Bundle
-        from dinomix_monai.selection import scan_looker
+        from dinomix_monai.selection import Thumbnails
 
         given = {"dataset_dir": data, "datalist#file": "dataset_all_labels.json", "output_dir": str(folder), **settings}
         given |= {"planned_for": None, "device": "cpu", "teacher#model_name": teacher, "teacher#layer": layer}
@@ -64,15 +65,14 @@ class Scans:
         self.sampled = [self._sampled(parser, case, folder / "tokens") for _, case in cases]
         voxels = sum(self.sampled[i][2] for i in self.of["training"])
         self.smallest = np.argsort(voxels[1:].numpy())[:SMALLEST]
-        plain = Bundle(ROOT / "bundle").parser("train", teacher_weights="none", **given)
+        # What there is before any label.
+        self.means = np.stack([mean.double().numpy() for *_, mean in self.sampled])
+        thumbnails = Thumbnails(folder / "thumbnails")
+        self.thumbnails = [thumbnails(case["image"]) for _, case in cases]
         self.heights = [_height_mm(case["image"]) for _, case in cases]
-        self.looks, self.plain_looks = (
-            [looker(case["image"]) for section, case in cases if section == "training"]
-            for looker in map(scan_looker, (parser, plain))
-        )
 
-    def _sampled(self, parser: Any, case: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens (N, E) and classes (N,) at some voxels of a scan, and the number of its voxels by class."""
+    def _sampled(self, parser: Any, case: dict, folder: Path) -> tuple[torch.Tensor, ...]:
+        """Tokens (N, E) and classes (N,) at some voxels of a scan, its voxels by class, and its mean token."""
         from monai.transforms import Compose
 
         file = folder / f"{Path(case['image']).name}.pt"
@@ -87,7 +87,7 @@ class Scans:
         """Of each organ, the mean Dice over the scans that show it."""
         probe, rows = self.probe(labeled), []
         for scan in judged:
-            tokens, labels, voxels = self.sampled[scan]
+            tokens, labels, voxels, _ = self.sampled[scan]
             weight = (voxels / torch.bincount(labels, minlength=len(voxels)).clamp_min(1)).double()[labels]
             pairs = labels * len(voxels) + probe(tokens.float()).argmax(1)
             table = torch.bincount(pairs, weights=weight, minlength=len(voxels) ** 2).view(len(voxels), -1)
@@ -101,7 +101,7 @@ class Scans:
 
         tokens, labels, voxels = [], [], []
         for scan in labeled:
-            x, y, counts = self.sampled[scan]
+            x, y, counts, _ = self.sampled[scan]
             most = TRAINING_POINTS // (2 * len(labeled))
             kept = torch.cat([(y == c).nonzero()[: most // (1 if c == 0 else len(counts) - 1), 0] for c in y.unique()])
             tokens.append(x[kept].float())
@@ -133,7 +133,7 @@ def _sample(tokens: torch.Tensor, label: torch.Tensor, num_classes: int) -> tupl
     voxels = torch.stack(torch.unravel_index(index, label.shape), dim=-1)
     places = ((2 * voxels + 1) / torch.tensor(label.shape) - 1).flip(-1)[None, :, None, None]
     found = F.grid_sample(tokens[None], places.to(tokens), padding_mode="border", align_corners=False)[0, :, :, 0, 0]
-    return found.T.half(), flat[index], torch.bincount(flat, minlength=num_classes)
+    return found.T.half(), flat[index], torch.bincount(flat, minlength=num_classes), tokens.flatten(1).mean(1)
 
 
 def _height_mm(image: str) -> float:
@@ -181,54 +181,62 @@ def _measure(
 ) -> None:
     """Scores every strategy and every draw, and writes after each."""
     strategies: dict[str, Choose] = {
-        **{f"random {i}": (lambda pool, k, _, order=order: list(order[:k])) for i, order in enumerate(drawn)},
-        "next": partial(_next, scans.looks),
-        "next, no teacher": partial(_next, scans.plain_looks),
-        "longest": lambda pool, k, _: sorted(pool, key=lambda i: -scans.heights[i])[:k],
-        **{name: partial(choose, scans.looks) for name, choose in _REFERENCES.items()},
+        **{f"random {i}": partial(_first, order) for i, order in enumerate(drawn)},
+        **{f"next {i}": partial(_next, scans, i) for i in range(len(drawn))},
+        **{name: partial(choose, scans) for name, choose in _STRATEGIES.items()},
     }
     if len(numbers) == 1:
-        for i, order in enumerate(drawn[:STARTS]):
-            strategies[f"2 random + next {i}"] = lambda pool, k, _, order=order: [
-                *order[:2],
-                *_next(scans.looks, pool, k - 2, order[:2]),
-            ]
-            strategies[f"2 random + doubt {i}"] = lambda pool, k, _, order=order: [
-                *order[:2],
-                *_doubt(scans, pool, k - 2, order[:2]),
-            ]
+        strategies |= {f"doubt {i}": partial(_doubt, scans, order[:2]) for i, order in enumerate(drawn[:STARTS])}
     file = folder / "result.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
     for strategy, choose in strategies.items():
         for number in numbers:
             if f"{strategy}: {number}" not in result and time.monotonic() < end:
-                chosen = choose(pool, number, ())
+                chosen = choose(pool, number)
                 dice = [round(value, 4) for value in scans.dice(chosen, judged)]
                 result[f"{strategy}: {number}"] = {"scans": chosen, "dice": dice}
                 file.write_text(json.dumps(result) + "\n")
 
 
-def _next(looks: Sequence, pool: Sequence[int], count: int, labeled: Sequence[int] = ()) -> list[int]:
-    from dinomix_monai.selection import choose_scans
-
-    choices = choose_scans([looks[i] for i in pool], [list(pool).index(i) for i in labeled], count)
-    return [pool[choice.scan] for choice in choices]
+def _first(order: Sequence[int], _: Sequence[int], count: int) -> list[int]:
+    return list(order[:count])
 
 
-def _doubt(scans: Scans, pool: Sequence[int], count: int, labeled: Sequence[int]) -> list[int]:
-    distances = _distances(scans.looks, pool)
+def _next(scans: Scans, seed: int, pool: Sequence[int], count: int) -> list[int]:
+    from dinomix_monai.selection import rank_scans
+
+    thumbnails = {f"scan{i}.nii": scans.thumbnails[i] for i in pool}
+    ranked = rank_scans(thumbnails, [], Path(), count, seed)
+    return [int(Path(scan.name).stem.removeprefix("scan")) for scan in ranked]
+
+
+def _longest(scans: Scans, pool: Sequence[int], count: int) -> list[int]:
+    return sorted(pool, key=lambda i: -scans.heights[i])[:count]
+
+
+def _doubt(scans: Scans, labeled: Sequence[int], pool: Sequence[int], count: int) -> list[int]:
+    distances = _distances(scans, pool)
     similarity = np.exp(-((distances / np.median(distances[np.triu_indices(len(pool), 1)])) ** 2))
     gains, chosen = scans.gains(labeled, pool), [list(pool).index(i) for i in labeled]
-    while len(chosen) < len(labeled) + count:
+    while len(chosen) < count:
         value = gains * (1 - similarity[:, chosen].max(axis=1))
         value[chosen] = -np.inf
         chosen.append(int(value.argmax()))
-    return [pool[i] for i in chosen[len(labeled) :]]
+    return [pool[i] for i in chosen]
 
 
-def _prob_cover(looks: Sequence, pool: Sequence[int], count: int, _: Sequence[int]) -> list[int]:
-    distances = _distances(looks, pool)
+def _typiclust(scans: Scans, pool: Sequence[int], count: int) -> list[int]:
+    typicality = 1 / np.sort(_distances(scans, pool), axis=1)[:, 1:6].mean(axis=1)
+    _, cluster = kmeans2(scans.means[pool], scans.means[_k_center(scans, pool, count)], minit="matrix")
+    largest = sorted(set(cluster), key=lambda c: -(cluster == c).sum())
+    chosen = [int(np.argmax(np.where(cluster == c, typicality, -1))) for c in largest]
+    chosen += [int(i) for i in np.argsort(-typicality) if i not in chosen]
+    return [pool[i] for i in chosen[:count]]
+
+
+def _prob_cover(scans: Scans, pool: Sequence[int], count: int) -> list[int]:
+    distances = _distances(scans, pool)
     covers = distances <= np.quantile(distances[np.triu_indices(len(pool), 1)], 0.3)
     chosen: list[int] = []
     while len(chosen) < count:
@@ -238,24 +246,20 @@ def _prob_cover(looks: Sequence, pool: Sequence[int], count: int, _: Sequence[in
     return [pool[i] for i in chosen]
 
 
-def _k_center(looks: Sequence, pool: Sequence[int], count: int, _: Sequence[int]) -> list[int]:
-    distances = _distances(looks, pool)
+def _k_center(scans: Scans, pool: Sequence[int], count: int) -> list[int]:
+    distances = _distances(scans, pool)
     chosen = [int(distances.sum(axis=1).argmin())]
     while len(chosen) < count:
         chosen.append(int(distances[:, chosen].min(axis=1).argmax()))
     return [pool[i] for i in chosen]
 
 
-_REFERENCES = {"ProbCover": _prob_cover, "k-center": _k_center}
-
-
-def _means(looks: Sequence, pool: Sequence[int]) -> np.ndarray:
-    return np.stack([looks[i].double().mean(dim=0).numpy() for i in pool])
-
-
-def _distances(looks: Sequence, pool: Sequence[int]) -> np.ndarray:
-    means = _means(looks, pool)
+def _distances(scans: Scans, pool: Sequence[int]) -> np.ndarray:
+    means = scans.means[list(pool)]
     return np.linalg.norm(means[:, None] - means[None], axis=-1)
+
+
+_STRATEGIES = {"longest": _longest, "TypiClust": _typiclust, "ProbCover": _prob_cover, "k-center": _k_center}
 
 
 def _table(folder: Path, smallest: np.ndarray) -> str:

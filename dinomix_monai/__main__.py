@@ -402,35 +402,31 @@ def probe(
         print(f"{len(list(found.propose(cases, proposals)))} label maps in {proposals}")
 
 
-@SetParseFn(str, "dataset_dir", "teacher", "weights")
+@SetParseFn(str, "dataset_dir")
 def next(
     dataset_dir: str,
     count: int = 4,
-    teacher: str | None = None,
-    weights: str | None = None,
+    seed: int = 0,
     config_file: str | Sequence[str] = "bundle/configs/train.json",
     **settings: Any,
 ) -> None:
     """
     Tells which unlabeled scans to label next, the first one first, with a reason for each; no label is needed.
 
-    A frozen teacher looks at all training scans. The most typical scan of each kind comes first, and a scan that is
-    nearly the same as another one last. Looks are kept, so that the command is soon done when it is asked again.
+    Scans are drawn by lot, because no strategy was found that is better than chance on CT. Scans that are nearly the
+    same as one before, or of the same patient, come after all others.
 
     Args:
         dataset_dir: folder of the data set.
         count: how many scans to name.
-        teacher: name of a model of timm, instead of the configuration's ``teacher#model_name``.
-        weights: ``auto``, ``none`` or the path of a file, instead of its ``teacher_weights``.
+        seed: of the lots; the same one goes on with the same order when scans have been labeled.
         config_file: the bundle's training configuration and its overlays, as training is given them.
         **settings: ids of the configuration with other values, as training is given them.
     """
     from dinomix_monai.selection import next_scans
 
-    parser = open_configuration(config_file, **settings)
-    given = {"dataset_dir": dataset_dir, "teacher#model_name": teacher, "teacher_weights": weights}
-    parser.update({name: value for name, value in given.items() if value is not None})
-    for place, scan in enumerate(next_scans(parser, count), start=1):
+    parser = open_configuration(config_file, dataset_dir=dataset_dir, **settings)
+    for place, scan in enumerate(next_scans(parser, count, seed), start=1):
         print(f"{place}. {scan.name}: {scan.reason}")
 
 

@@ -1,17 +1,9 @@
-"""Which scans to label next, by what they look like."""
+"""Which scans to label next."""
 
 from __future__ import annotations
 
-from dinomix_monai.selection.next_scans import NextScan, next_scans, rank_scans, scan_looker
-from dinomix_monai.selection.scan_look import ScanLooker
-from dinomix_monai.selection.scan_order import ScanChoice, choose_scans
+from dinomix_monai.selection.next_scans import next_scans
+from dinomix_monai.selection.scan_order import NextScan, rank_scans
+from dinomix_monai.selection.thumbnail import Thumbnails
 
-__all__ = [
-    "NextScan",
-    "ScanChoice",
-    "ScanLooker",
-    "choose_scans",
-    "next_scans",
-    "rank_scans",
-    "scan_looker",
-]
+__all__ = ["NextScan", "Thumbnails", "next_scans", "rank_scans"]

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from dinomix_monai.__main__ import next as next_command
 from dinomix_monai.bundle import Bundle
-from dinomix_monai.selection import next_scans, rank_scans
+from dinomix_monai.selection import next_scans
 from tests.toys import make_toy_phantom
 
 CONFIG = str(Bundle.find().configs / "train.json")
@@ -39,25 +38,23 @@ def edit(phantom: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def parser(folder: Path, out: Path, **settings: object) -> object:
-    given = {"dataset_dir": str(folder), "output_dir": str(out), "teacher_weights": "none", "device": "cpu"}
+    given = {"dataset_dir": str(folder), "output_dir": str(out)}
     return Bundle.find().parser("train", **{**given, **settings})
 
 
-def test_the_command_prints_unlabeled_scans_with_a_reason_each(phantom, tmp_path, capsys, caplog) -> None:
-    next_command(str(phantom), 3, weights="none", config_file=CONFIG, output_dir=str(tmp_path), device="cpu")
+def test_the_command_prints_unlabeled_scans_with_a_reason_each(phantom, tmp_path, capsys) -> None:
+    next_command(str(phantom), 3, config_file=CONFIG, output_dir=str(tmp_path))
     lines = capsys.readouterr().out.splitlines()
     assert [line[:3] for line in lines] == ["1. ", "2. ", "3. "]
     named = [re.fullmatch(r"\d\. (images/phantom_\d+\.nii): (.+)", line) for line in lines]
     assert "images/phantom_001.nii" not in {found[1] for found in named}
-    assert "No pre-trained teacher" in caplog.text
-    # The looks are kept beside the token cache.
-    assert len(list((tmp_path / "tokens" / "looks").glob("*.pt"))) == 5
+    assert len(list((tmp_path / "thumbnails").glob("*.npy"))) == 5
 
 
 def test_a_copy_never_follows_its_original(phantom, tmp_path) -> None:
     found = next_scans(parser(phantom, tmp_path), count=4)
     assert found[-1].name in {"images/phantom_002.nii", "images/phantom_005.nii"}
-    assert "looks nearly the same as" in found[-1].reason
+    assert "nearly the same as" in found[-1].reason
     assert all("nearly the same" not in scan.reason for scan in found[:-1])
 
 
@@ -71,18 +68,5 @@ def test_a_data_set_of_labeled_scans_and_counts_below_1_are_refused(edit, phanto
     with pytest.raises(ValueError, match=r"count must be >= 1, got 0"):
         next_scans(parser(phantom, tmp_path), count=0)
     folder = edit(unlabeled=[])
-    with pytest.raises(ValueError, match=r"dataset_dir must have a scan under `unlabeled`, .* got none in "):
+    with pytest.raises(ValueError, match=r"dataset_dir must have a scan under `unlabeled` .* got none in "):
         next_scans(parser(folder, tmp_path))
-
-
-def test_reasons_name_the_kind_of_a_scan_and_what_it_is_like() -> None:
-    def look(low: int, high: int) -> torch.Tensor:
-        return torch.tensor([[0.0]] * low + [[1.0]] * high).half()
-
-    looks = {"a": look(90, 10), "b_visit1": look(80, 20), "b_visit2": look(70, 30), "c": look(10, 90)}
-    ranked = {scan.name: scan.reason for scan in rank_scans(looks, [], Path(), count=4)}
-    assert ranked["c"] == "no other scan looks like it"
-    [last] = [name for name, reason in ranked.items() if "same patient" in reason]
-    assert last in {"b_visit1", "b_visit2"}
-    assert list(ranked)[-1] == last
-    assert len(rank_scans(looks, ["a"], Path(), count=2)) == 2

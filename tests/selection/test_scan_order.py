@@ -1,75 +1,66 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
 
-from dinomix_monai.selection import ScanChoice, choose_scans
+from dinomix_monai.selection import rank_scans
 
-
-def look(*shares: float, seed: int = 0, tokens: int = 300) -> torch.Tensor:
-    """Tokens of a scan that shows so much of each of some tissues, which are far apart."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = [round(share * tokens / sum(shares)) for share in shares]
-    centers = torch.repeat_interleave(torch.eye(len(shares), 6) * 10, torch.tensor(counts), dim=0)
-    return (centers + 0.1 * torch.randn(len(centers), 6, generator=generator)).half()
+ROOT = Path("data")
 
 
-# Four of one kind, of which the last one has a share in between, and two of another.
-KINDS = [
-    look(8, 1, 1, seed=0),
-    look(7, 2, 1, seed=1),
-    look(6, 3, 1, seed=2),
-    look(7, 1, 2, seed=3),
-    look(1, 1, 8, seed=4),
-    look(1, 2, 7, seed=5),
-]
+def different(number: int) -> dict[str, np.ndarray]:
+    """Thumbnails that are all equally far from one another."""
+    return {f"scan{place}.nii": row for place, row in enumerate(np.eye(number))}
 
 
-def test_each_kind_has_a_scan_before_one_has_two_and_the_larger_kind_comes_first() -> None:
-    first, second = choose_scans(KINDS, [], count=2)
-    assert first.scan in {0, 1, 2, 3}
-    assert (first.cluster_size, first.seen, first.like) == (4, 0, None)
-    assert second.scan in {4, 5}
-    assert (second.cluster_size, second.seen) == (2, 0)
+def names(*arguments: object, **options: int) -> list[str]:
+    return [scan.name for scan in rank_scans(*arguments, ROOT, **{"count": 99, **options})]
 
 
-def test_a_kind_that_has_a_label_waits() -> None:
-    [choice] = choose_scans(KINDS, [1], count=1)
-    assert choice.scan in {4, 5}
-    [choice] = choose_scans(KINDS, [4], count=1)
-    assert choice.scan in {0, 1, 2, 3}
+def test_every_order_is_as_likely() -> None:
+    first = [names(different(4), [], seed=seed)[0] for seed in range(400)]
+    counts = [first.count(f"scan{place}.nii") for place in range(4)]
+    # 100 each, with a standard deviation of 8.7.
+    assert min(counts) > 65
+    assert max(counts) < 135
 
 
-def test_of_one_kind_the_scan_that_is_nearest_to_the_others_is_chosen() -> None:
-    shares = [(9, 1), (7, 3), (5, 5), (3, 7), (1, 9)]
-    assert choose_scans([look(*share, seed=1) for share in shares], [], count=1)[0].scan == 2
+def test_the_order_of_the_others_stays_when_a_scan_is_labeled_or_added() -> None:
+    order = names(different(6), [])
+    assert sorted(order) == sorted(different(6))
+    assert names(different(6), [order[0], order[3]]) == [order[1], order[2], order[4], order[5]]
+    assert [name for name in names(different(7), []) if name != "scan6.nii"] == order
+    assert names(different(6), [], count=2) == order[:2]
 
 
-def test_the_same_looks_give_the_same_choices_whatever_was_drawn_before() -> None:
-    np.random.seed(5)
-    choices = choose_scans(KINDS, [], count=6)
-    np.random.seed(6)
-    assert choose_scans(KINDS, [], count=6) == choices
-    assert sorted(choice.scan for choice in choices) == list(range(6))
-
-
-def test_nearly_the_same_scan_comes_after_all_others() -> None:
-    copies = [KINDS[0], KINDS[0].clone(), *KINDS[1:]]
-    for labeled in ([], [0]):
-        order = choose_scans(copies, labeled, count=7)
-        twin = {choice.scan: choice for choice in order}[order[-1].scan]
-        assert twin.scan in {0, 1}
-        assert twin.like == 1 - twin.scan
-        assert all(choice.like is None for choice in order[:-1])
+@pytest.mark.parametrize("seed", range(5))
+def test_of_scans_that_are_nearly_the_same_one_comes_after_all_others(seed: int) -> None:
+    thumbnails = different(6)
+    # 0.4 of the distance of the others.
+    thumbnails["copy.nii"] = thumbnails["scan2.nii"] + 0.4 * (thumbnails["scan3.nii"] - thumbnails["scan2.nii"])
+    ranked = rank_scans(thumbnails, [], ROOT, count=7, seed=seed)
+    pair = {"copy.nii", "scan2.nii"}
+    assert ranked[-1].name in pair
+    [other] = pair - {ranked[-1].name}
+    assert ranked[-1].reason == f"after all others, because it is nearly the same as {other}"
+    assert all("unlike those labeled or named before" in scan.reason for scan in ranked[:-1])
+    assert names(thumbnails, ["copy.nii"], seed=seed)[-1] == "scan2.nii"
+    # Half of it is not near.
+    thumbnails["copy.nii"] = thumbnails["scan2.nii"] + 0.5 * (thumbnails["scan3.nii"] - thumbnails["scan2.nii"])
+    assert all("unlike" in scan.reason for scan in rank_scans(thumbnails, [], ROOT, count=7, seed=seed))
 
 
 def test_a_scan_of_the_same_patient_comes_after_all_others() -> None:
-    order = choose_scans(KINDS, [0], count=5, patients=["a", "b", "c", "d", "a", "e"])
-    assert order[-1] == ScanChoice(4, order[-1].cluster_size, order[-1].seen, like=0)
+    thumbnails = dict(zip(["p1_visit1.nii", "p1_visit2.nii", "p2.nii", "p3.nii"], np.eye(4)))
+    ranked = rank_scans(thumbnails, ["p1_visit1.nii"], ROOT, count=4)
+    assert ranked[-1].name == "p1_visit2.nii"
+    assert ranked[-1].reason == "after all others, because it is of the same patient as p1_visit1.nii"
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_one_or_two_scans_are_put_into_an_order(number: int) -> None:
-    assert sorted(choice.scan for choice in choose_scans(KINDS[:number], [], count=4)) == list(range(number))
-    assert choose_scans(KINDS[:number], list(range(number)), count=4) == []
+def test_copies_alone_are_ranked_too() -> None:
+    same = dict.fromkeys(["a.nii", "b.nii", "c.nii"], np.ones(3))
+    assert sorted(names(same, [])) == ["a.nii", "b.nii", "c.nii"]
+    assert names({"a.nii": np.ones(3)}, []) == ["a.nii"]
+    assert names(same, ["a.nii", "b.nii", "c.nii"]) == []
