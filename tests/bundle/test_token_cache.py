@@ -72,7 +72,7 @@ def test_volumes_are_read_once_and_then_kept(workflow, edited_phantom) -> None:
 
 
 def test_a_second_start_reads_what_the_first_has_preprocessed(workflow, tmp_path: Path, monkeypatch) -> None:
-    settings = {"distillation_weight": 0.0, "volume_dir": str(tmp_path / "volumes"), "preprocessing_threads": 2}
+    settings = {"distillation_weight": 0.0, "volume_dir": str(tmp_path / "volumes"), "train#preprocessing_threads": 2}
     first = workflow("train", **settings).parser.get_parsed_content("train#dataset")
     monkeypatch.setattr(LoadVolumed, "__call__", None)
     second = workflow("train", **settings).parser.get_parsed_content("train#dataset")
