@@ -4,7 +4,7 @@ What it is worth to choose the scans to label: Dice of a linear probe of a froze
     python benchmarks/next_case.py DIR --teacher NAME --weights FILE --name synapse [--pools 5] [--minutes 8]
 
 DIR has a list dataset_all_labels.json, whose training cases are the scans to choose from. The learner is the probe of
-the command ``probe`` at a third of its points, so that a choice costs seconds and chance is known by many draws; what a
+the command ``probe`` at 8000 points, so that a choice costs seconds and chance is known by many draws; what a
 choice is worth to a network was not measured with it. Two experiments, for which strategies are the same:
 
 - ``pools``: of the training cases 14 are drawn, a strategy chooses four of them, and all other training cases and the
