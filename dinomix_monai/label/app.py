@@ -13,13 +13,10 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
-from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
-from monailabel.utils.async_tasks.utils import processes
-from requests import RequestException
 
 from dinomix_monai.label.answer import answered
 from dinomix_monai.label.app_folder import AppFolder
@@ -29,7 +26,6 @@ from dinomix_monai.label.first_answer import FirstAnswer
 from dinomix_monai.label.infer_task import DinoMixInferTask
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.label.scan_store import ScanStore
-from dinomix_monai.label.scoring import DinoMixScoring
 from dinomix_monai.label.server import is_address
 from dinomix_monai.label.strategy import DinoMixStrategy
 from dinomix_monai.label.train_task import DinoMixTrainTask
@@ -40,7 +36,7 @@ __all__ = ["NAME", "DinoMixApp"]
 logger = logging.getLogger(__name__)
 
 NAME = "dinomix"
-"""Name of the model, of its training, of the strategy and of the scoring in all requests."""
+"""Name of the model, of its training and of the strategy in all requests."""
 
 
 class DinoMixApp(MONAILabelApp):
@@ -55,8 +51,6 @@ class DinoMixApp(MONAILabelApp):
     Raises:
         HTTPException: From requests that are refused, with the reason.
     """
-
-    _auto_update_scoring: bool
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.folder = AppFolder(Path(app_dir).absolute())
@@ -90,36 +84,14 @@ class DinoMixApp(MONAILabelApp):
         """The next case: ours, and two to compare it with."""
         return {NAME: DinoMixStrategy(self.folder, NAME), "random": Random(), "first": First()}
 
-    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        """What the strategy goes by."""
-        return {NAME: DinoMixScoring(self.folder)}
-
-    def on_init_complete(self) -> None:
-        """As MONAI Label, but for the scoring: the first segmentation comes first."""
-        update, self._auto_update_scoring = self._auto_update_scoring, False
-        super().on_init_complete()
-        self._auto_update_scoring = update
-
-    def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
-        """Starts the scoring in a process of its own, if there is something to assess and none is at it."""
-        scoring = self._scoring_methods[NAME]
-        if processes("scoring") or not scoring.is_due(self.datastore()):
-            return {}
-        try:
-            return super().async_scoring(method, params)
-        except RequestException as error:
-            # From the process of a training, which asks the server at 127.0.0.1 and may find none there.
-            logger.warning("The scoring was not started, the next request for a case will: %s", error)
-            return {}
-
     def bundle_path(self, model: str | None) -> None:
         """No folder, for the app is the bundle. Asked before a process of a task begins, it refuses unknown models."""
         if model is not None:
             answered(_check_known, "model", model, self._infers)
 
     def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Assesses the scans."""
-        return self._answer("method", self._scoring_methods, super().scoring, request, datastore)
+        """Refuses: there is nothing that this app scores."""
+        return answered(_refuse_scoring)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segments a scan of the studies, one that was uploaded with the request, or one of a session."""
@@ -171,6 +143,12 @@ class DinoMixApp(MONAILabelApp):
             places.append(Path(self._sessions.store_path))
         if not any(image.resolve().is_relative_to(place.resolve()) for place in places):
             raise Refusal("image must be a scan of the studies, or uploaded, got a path elsewhere.", 403)
+
+
+def _refuse_scoring() -> dict[str, Any]:
+    raise Refusal(
+        "method must be a scoring of the app, which has none: `python -m dinomix_monai evaluate` scores.", 404
+    )
 
 
 def _check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:

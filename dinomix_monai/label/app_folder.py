@@ -11,7 +11,6 @@ from typing import Any
 
 from dinomix_monai.bundle import Bundle
 from dinomix_monai.core.files import write_json
-from dinomix_monai.core.tensor_file import read_tensor_file, write_tensor_file
 from dinomix_monai.models import probe_path, read_class_names, read_model, write_class_names
 
 __all__ = ["AppFolder", "prepare_app_folder"]
@@ -27,8 +26,8 @@ class AppFolder:
     A bundle of its own with what MONAI Label needs beside it.
 
     ``configs/`` is a copy of the bundle's, ``settings.json`` patches it, ``models/`` has the current model
-    (``model.pt``), the probe of its frozen teacher if it has one (``model.probe.pt``), the student that it is the
-    average of (``student.pt``) and the classes (``labels.json``), and ``runs/`` what trainings wrote.
+    (``model.pt``), the probe of its frozen teacher if it has one (``model.probe.pt``) and the classes
+    (``labels.json``), and ``runs/`` what trainings wrote.
 
     Args:
         root: the folder.
@@ -50,16 +49,6 @@ class AppFolder:
     def model_stamp(self) -> int:
         """Changes with the model; 0 without one."""
         return self.model_file.stat().st_mtime_ns if self.model_file.is_file() else 0
-
-    @property
-    def student_file(self) -> Path:
-        """Weights of the student of the training that made the model; missing where that is unknown."""
-        return self.root / "models" / "student.pt"
-
-    @property
-    def scores_file(self) -> Path:
-        """What the current model was found to know of each scan."""
-        return self.root / "models" / "scores.json"
 
     @property
     def runs(self) -> Path:
@@ -155,11 +144,6 @@ def _class_names(folder: AppFolder, model: str | Path | None, labels: Sequence[s
 
 
 def _copy_model(model: Path, folder: AppFolder) -> None:
-    # What a training leaves beside its model to go on from.
-    state_file = model.parent / "last" / "state.pt"
-    if state_file.is_file():
-        state = read_tensor_file(state_file, "last/state.pt", "the state of a run")
-        write_tensor_file(state["network"], folder.student_file)
     if probe_path(model).is_file():
         shutil.copyfile(probe_path(model), probe_path(folder.model_file))
     shutil.copyfile(model, folder.model_file)

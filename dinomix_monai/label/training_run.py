@@ -145,13 +145,10 @@ class TrainingRun:
         best: BestModelHandler = parser.get_parsed_content("validate#best_model")
         before = self._score_before(current, parser.get_parsed_content("validate#evaluator"), best)
         # Without the bundle's report at the end, for which an annotator would have to wait.
-        trainer = parser.get_parsed_content("train#trainer")
-        trainer.run()
+        parser.get_parsed_content("train#trainer").run()
         # Without validation the handler has no score, and has written the last model.
         replaced = before is None or (best.best is not None and best.best > before)
         if replaced:
-            student = BestModelHandler(self.path / "models" / "student.pt", self.folder.class_names)
-            student.write(trainer.network)
             parser.get_parsed_content("report#add_probe")()
             self._publish()
         shutil.rmtree(self.path / "models")
@@ -261,11 +258,10 @@ class TrainingRun:
         if self.planned:
             # Before the model that sees scans so.
             write_json(self.folder.settings_file, {**read_configuration(self.folder.settings_file), **self.planned})
-        self.folder.scores_file.unlink(missing_ok=True)
         probe = probe_path(self.folder.model_file)
         # Before the model that it belongs to goes.
         probe.unlink(missing_ok=True)
-        for target in (self.folder.student_file, self.folder.model_file, probe):
+        for target in (self.folder.model_file, probe):
             if (new := self.path / "models" / target.name).is_file():
                 os.replace(new, target)
 

@@ -74,15 +74,13 @@ def give_model() -> Callable[[AppFolder], None]:
 
 @pytest.fixture
 def client(studies: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[AppFolder], TestClient]]:
-    """Serves an app in this process, which starts no others: a scoring of its own would outlast its test."""
+    """Serves an app in this process."""
     # Read where MONAI Label is imported first, and set on its settings for later tests.
-    os.environ.update(MONAI_LABEL_AUTO_UPDATE_SCORING="false", MONAI_LABEL_DATASTORE_AUTO_RELOAD="false")
+    os.environ.update(MONAI_LABEL_DATASTORE_AUTO_RELOAD="false")
     from monailabel.app import app
     from monailabel.config import settings
-    from monailabel.interfaces.app import MONAILabelApp
     from monailabel.interfaces.utils.app import clear_cache
 
-    monkeypatch.setattr(MONAILabelApp, "async_scoring", lambda *_: None)
     started = []
 
     def start(folder: AppFolder) -> TestClient:

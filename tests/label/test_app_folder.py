@@ -19,16 +19,13 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "run" / "models" / "model.pt"
     write_class_names(path, ["background", "left", "right"])
     torch.save({"weight": torch.ones(1)}, path)
-    (path.parent / "last").mkdir()
-    torch.save({"network": {"weight": torch.zeros(1)}, "trainer": {"epoch": 3}}, path.parent / "last" / "state.pt")
     return path
 
 
-def test_an_app_begins_with_model_student_and_classes_of_a_training(model: Path, tmp_path: Path) -> None:
+def test_an_app_begins_with_model_and_classes_of_a_training(model: Path, tmp_path: Path) -> None:
     folder = prepare_app_folder(tmp_path / "app", BUNDLE, model)
     assert folder.class_names == ["background", "left", "right"]
     assert torch.load(folder.model_file, weights_only=True) == {"weight": torch.ones(1)}
-    assert torch.load(folder.student_file, weights_only=True) == {"weight": torch.zeros(1)}
     output = json.loads((folder.root / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]
     assert output["pred"]["channel_def"] == {"0": "background", "1": "left", "2": "right"}
     assert output["pred"]["num_channels"] == 3
@@ -73,10 +70,3 @@ def test_what_is_missing_or_does_not_fit_is_named(model: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"model must be the weights of a trained model, got .*, which is damaged"):
         prepare_app_folder(tmp_path / "app", BUNDLE, model)
     assert not (tmp_path / "app").exists()
-
-
-def test_a_damaged_state_beside_the_model_is_named_and_the_model_not_taken(model: Path, tmp_path: Path) -> None:
-    (model.parent / "last" / "state.pt").write_text("no tensors")
-    with pytest.raises(ValueError, match=r"last/state\.pt must be the state of a run, got .*, which is damaged"):
-        prepare_app_folder(tmp_path / "app", BUNDLE, model)
-    assert not (tmp_path / "app" / "models" / "model.pt").exists()

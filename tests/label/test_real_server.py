@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -95,9 +94,6 @@ def test_an_annotator_and_the_real_server(server, studies: Path, phantom: Path, 
     after = np.asarray(nib.load(client.infer("dinomix", "case_1", {})[0]).dataobj)
     assert not np.array_equal(before, after)
 
-    # The end of the training has started the scoring.
-    scores = tmp_path / "app" / "models" / "scores.json"
-    wait(lambda: scores.is_file() and len(json.loads(scores.read_text())["scans"]) == 3, 240, "scoring")
     chosen = client.next_sample("dinomix", {})
     assert chosen["id"] in ("case_2", "case_3")
     assert chosen["looked_at"] == chosen["scans"]

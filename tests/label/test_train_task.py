@@ -40,9 +40,6 @@ def test_a_training_learns_from_labeled_and_unlabeled_scans_and_its_model_segmen
     assert all(row["unsupervised"] > 0 for row in stats["epochs"][1:])
     assert stats["result"]["replaced"]
     assert http.post("/infer/dinomix?image=case_2&output=json").status_code == 200
-    student, teacher = (torch.load(file, weights_only=True) for file in (folder.student_file, folder.model_file))
-    assert student.keys() == teacher.keys()
-    assert any(not torch.equal(student[name], teacher[name]) for name in student)
 
 
 def test_a_training_with_a_teacher_leaves_its_probe_beside_the_model(
