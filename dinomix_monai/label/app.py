@@ -146,9 +146,7 @@ class DinoMixApp(MONAILabelApp):
 
 
 def _refuse_scoring() -> dict[str, Any]:
-    raise Refusal(
-        "method must be a scoring of the app, which has none: `python -m dinomix_monai evaluate` scores.", 404
-    )
+    raise Refusal("method must be a scoring of the app, which has none. The bundle's `evaluating` scores a model.", 404)
 
 
 def _check_known(key: str, name: Any, known: Mapping[str, Any]) -> None:
