@@ -19,7 +19,6 @@ The last line prints a table of ``RESULTS/SEED/ARM/metrics.csv``, files of ``eva
 
 from __future__ import annotations
 
-import csv
 import random
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from spread import spread
 
 from dinomix_monai.core.files import write_json
 from dinomix_monai.data import Datalist, open_datalist, split_dataset
+from dinomix_monai.metrics import read_scores
+from dinomix_monai.metrics.nan_means import nan_mean
 from dinomix_monai.metrics.paired_statistics import paired_interval
 from dinomix_monai.volumes import label_on_grid, write_volume
 
@@ -102,36 +103,26 @@ def table(results: str) -> None:
         results: folder with a folder for each seed.
     """
     seeds = sorted(folder.name for folder in Path(results).iterdir() if folder.is_dir())
-    scores = {arm: np.stack([_dice(Path(results, seed, arm, "metrics.csv")) for seed in seeds]) for arm in ARMS}
+    # Dice comes first, shape (cases, metrics, classes).
+    scores = {
+        arm: np.stack([np.stack(read_scores(Path(results, seed, arm), "sound").scores)[:, 0] for seed in seeds])
+        for arm in ARMS
+    }
     print(f"seeds {', '.join(seeds)}, {scores['complete'].shape[1]} cases")
     print(
         "| labels | mean Dice | five smallest organs | lowest class | share of the gap closed |\n|---|---|---|---|---|"
     )
-    complete = _means(scores["complete"])
+    complete = nan_mean(scores["complete"], axis=1)
     for arm, name in ARMS.items():
-        means = _means(scores[arm])
+        means = nan_mean(scores[arm], axis=1)
         row = [spread(means.mean(1)), spread(means[:, SMALLEST].mean(1)), f"{means.mean(0).min():.2f}", ""]
         if arm.endswith("declared"):
-            naive = _means(scores[arm.replace("declared", "naive")])
+            naive = nan_mean(scores[arm.replace("declared", "naive")], axis=1)
             row[-1] = f"{(means.mean() - naive.mean()) / (complete.mean() - naive.mean()):.0%}"
         print(f"| {name} | {' | '.join(row)} |")
     for kind in ("classes", "slices"):
         low, high = paired_interval(scores[f"{kind}_declared"], scores[f"{kind}_naive"])
         print(f"{kind}: said above not said by {low[-1]:.3f} to {high[-1]:.3f} (95 %)")
-
-
-def _dice(file: Path) -> np.ndarray:
-    """Dice by the sound rule, shape (cases, classes)."""
-    with file.open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["rule"] == "sound"]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    values = [float(row["dice"] or "nan") for row in rows]
-    return np.reshape(values, (len(cases), -1))
-
-
-def _means(scores: np.ndarray) -> np.ndarray:
-    """Over the cases, shape (seeds, classes)."""
-    return np.nanmean(scores, axis=1)
 
 
 def _deal(dataset_dir: str, root: Path, sites: int, seed: int) -> None:

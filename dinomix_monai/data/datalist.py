@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from dinomix_monai.core.text import did_you_mean
 from dinomix_monai.data.phantom import make_phantom
 from dinomix_monai.volumes import (
     Annotation,
@@ -23,6 +22,7 @@ from dinomix_monai.volumes import (
     VolumeError,
     as_image,
     channel_files,
+    class_number,
     label_values,
     open_volume,
     read_annotation,
@@ -404,7 +404,10 @@ def _partial_labels(
     """What of the label maps was looked for; ``None`` where all are complete and their values are the classes."""
     class_names = names if class_names is None else class_names
     # Background is the value 0 everywhere, whatever it is called.
-    classes = [0, *(_class_number(name, class_names, path) for name in names[1:])]
+    classes = [
+        0,
+        *(class_number(name, class_names, f"`labels` of {path} must be classes of the model") for name in names[1:]),
+    ]
     annotations: dict[str, Annotation] = {}
     for name, cases in sections.items():
         for entry, case in zip(content.get(name) or [], cases):
@@ -421,15 +424,6 @@ def _partial_labels(
     if is_model and not annotations and not has_ignore:
         return None
     return PartialLabels(len(class_names), annotations, has_ignore, classes)
-
-
-def _class_number(name: str, class_names: Sequence[str], path: Path) -> int:
-    if name in class_names[1:]:
-        return class_names.index(name)
-    raise ValueError(
-        f"class_names must have all classes of {path}, got none called {name!r} among {', '.join(class_names[1:])}."
-        f"{did_you_mean(name, class_names[1:])}"
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

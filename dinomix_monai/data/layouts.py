@@ -13,7 +13,7 @@ from typing import Any
 from dinomix_monai.core.text import some
 from dinomix_monai.data.datalist import dataset_root, named_channels
 from dinomix_monai.data.scan_folder import channel_of, images_of_channels
-from dinomix_monai.volumes import ANNOTATION, is_nifti_name, nifti_stem, packed_channels, split_names
+from dinomix_monai.volumes import is_nifti_name, named_annotation, nifti_stem, packed_channels, split_names
 
 __all__ = ["CHANNELS", "SPLIT_KEY", "FoundScan", "FoundScans", "case_name", "find_scans", "patient_name"]
 
@@ -292,7 +292,7 @@ def _said_of_labels(file: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(
             f"{file} must be a list of MONAI Label, got something else. Take it out of the way."
         ) from error
-    return {name: {key: info[key] for key in ANNOTATION if info.get(key)} for name, info in infos.items()}
+    return {name: named_annotation(info) for name, info in infos.items()}
 
 
 def _two_folders(

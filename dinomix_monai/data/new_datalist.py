@@ -19,11 +19,11 @@ from dinomix_monai.core.text import some, text_table
 from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, read_label, relative_name
 from dinomix_monai.data.layouts import CHANNELS, SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
-    ANNOTATION,
     VolumeError,
     as_image,
     image_name,
     label_on_grid,
+    named_annotation,
     nifti_stem,
     open_volume,
     write_volume,
@@ -143,7 +143,7 @@ def make_datalist(
 def _annotations(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the list that was there says of each label map beside its file."""
     cases = [case for section in SECTIONS for case in content.get(section) or [] if isinstance(case, dict)]
-    return {str(case.get("label")): {name: case[name] for name in ANNOTATION if name in case} for case in cases}
+    return {str(case.get("label")): named_annotation(case) for case in cases}
 
 
 def _entry(scan: FoundScan, root: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 
+from dinomix_monai.core.known_voxels import counts_if_all_known
 from dinomix_monai.data.datalist import Datalist
 from dinomix_monai.volumes import open_volume, read_geometry, resampled_shape
 
@@ -38,26 +39,12 @@ def patch_voxels(datalist: Datalist, patch_size: Sequence[int], spacing_mm: Sequ
     for case in datalist.training:
         label = datalist.coded_label(case["label"])
         total += _of_case(case["label"], label, datalist.num_values, patch_size, spacing_mm)
-    return (total if datalist.possible is None else _of_known(total, datalist.possible)).tolist()
-
-
-def _of_known(voxels: np.ndarray, possible: np.ndarray) -> np.ndarray:
-    """
-    Voxels of each class as if all of them were known.
-
-    A class is counted where somebody has looked for it, and its share of that is taken for its share of all voxels.
-    What is left is background.
-
-    Args:
-        voxels: of each class and each set of classes, shape (values,).
-        possible: see :meth:`PartialLabels.table`.
-    """
-    num_classes = possible.shape[1]
-    is_unknown = np.concatenate([np.zeros((num_classes, num_classes), dtype=bool), possible[num_classes:]])
-    known = np.array([voxels[~column].sum() for column in is_unknown.T])
-    shares = voxels[:num_classes] / np.maximum(known, 1)
-    shares[0] = max(0.0, 1 - shares[1:].sum())
-    return shares * voxels.sum()
+    if (possible := datalist.possible) is None:
+        return total.tolist()
+    # Of a voxel with a class all is known, of one with a set of classes which it is not.
+    classes = datalist.num_classes
+    is_known = np.concatenate([np.ones((classes, classes), dtype=bool), ~possible[classes:]])
+    return counts_if_all_known(total[:classes], total, is_known).tolist()
 
 
 def _of_case(

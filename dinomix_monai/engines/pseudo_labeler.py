@@ -122,11 +122,13 @@ class PseudoLabeler(nn.Module):
         if self.alignment:
             probabilities = self._align(probabilities)
         confidence, label = probabilities.max(dim=1, keepdim=True)
-        self._update_class_confidence(confidence, label)
+        sums = self._class_sums(label, torch.ones_like(confidence), confidence)
+        self._update_class_confidence(sums)
         weight = self.weight * (confidence >= self.thresholds()[label]).to(confidence)
         if self.clean_label is not None:
             label = torch.stack([convert_to_tensor(self.clean_label(one)) for one in label]).to(label)
-        self.counts += self._class_sums(label, (weight > 0).to(weight), torch.ones_like(weight))
+            sums = self._class_sums(label, torch.ones_like(confidence))
+        self.counts += torch.cat([self._class_sums(label, (weight > 0).to(weight)), sums[:1]])
         return label, weight
 
     def take_confident_shares(self) -> torch.Tensor:
@@ -180,8 +182,9 @@ class PseudoLabeler(nn.Module):
         aligned = probabilities * (ratio**self.alignment).view(1, -1, *[1] * (probabilities.ndim - 2))
         return aligned / aligned.sum(dim=1, keepdim=True)
 
-    def _update_class_confidence(self, confidence: torch.Tensor, label: torch.Tensor) -> None:
-        voxels, total = sum_over_processes(self._class_sums(label, torch.ones_like(confidence), confidence))
+    def _update_class_confidence(self, sums: torch.Tensor) -> None:
+        """By the voxels of each class and the sums of their confidences, shape (2, C)."""
+        voxels, total = sum_over_processes(sums)
         mean = total / voxels.clamp_min(1)
         is_seen = (voxels > 0) & mean.isfinite()
         followed = self.decay * self.class_confidence + (1 - self.decay) * mean

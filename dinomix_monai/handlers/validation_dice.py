@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine
 from monai.handlers import MeanDice
 
-from dinomix_monai.core.known_voxels import is_known
+from dinomix_monai.core.known_voxels import known_masks
 
 __all__ = ["ValidationDice"]
 
@@ -55,7 +55,7 @@ class ValidationDice(MeanDice):
         predictions, labels = output
         pairs = [(each.to(label.device), label) for each, label in zip(predictions, labels)]
         if self.possible is not None:
-            pairs = [_known_masks(*pair, self.possible) for pair in pairs]
+            pairs = [_all_masks(*pair, self.possible) for pair in pairs]
         super().update([[each for each, _ in pairs], [label for _, label in pairs]])
 
     def compute(self) -> Any:
@@ -78,10 +78,10 @@ class ValidationDice(MeanDice):
             engine.state.metrics.update({tag: mean for tag, mean in means if not math.isnan(mean)})
 
 
-def _known_masks(
+def _all_masks(
     prediction: torch.Tensor, label: torch.Tensor, possible: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks of each class, shape (C, H, W[, D]), empty where the label does not tell."""
-    values = range(possible.shape[1])
-    found = [(prediction[0] == value) & is_known(label[0], value, possible) for value in values]
-    return torch.stack(found), torch.stack([label[0] == value for value in values])
+    pairs = [known_masks(prediction[0], label[0], value, possible) for value in range(possible.shape[1])]
+    found, expected = zip(*pairs)
+    return torch.stack(found), torch.stack(expected)

@@ -13,9 +13,11 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from dinomix_monai.label.answer import answered
 from dinomix_monai.label.label_door import LabelDoor
 from dinomix_monai.label.refusal import Refusal
-from dinomix_monai.volumes import ANNOTATION
+from dinomix_monai.volumes import named_annotation
 
 __all__ = ["CheckedLabels", "labeled_scans", "plain_name"]
+
+_FINAL = DefaultLabelTag.FINAL.value
 
 
 class CheckedLabels(LocalDatastore):
@@ -55,7 +57,7 @@ class CheckedLabels(LocalDatastore):
         self._init_from_datastore_file()
         if image_id not in self.list_images():
             raise Refusal(f"image must be the name of a scan of the studies, got {image_id!r}, which is none.", 404)
-        if tag != DefaultLabelTag.FINAL.value:
+        if tag != _FINAL:
             return self._keep(image_id, file, tag, info)
         name, image = f"the label of {image_id}", self.get_image_uri(image_id)
         with TemporaryDirectory() as folder:
@@ -70,7 +72,7 @@ class CheckedLabels(LocalDatastore):
         before = self.get_label_info(label_id, tag)
         if not before:
             raise Refusal(f"label must be the name of a scan with a label of tag {tag}, got {label_id!r}.", 404)
-        if tag == DefaultLabelTag.FINAL.value:
+        if tag == _FINAL:
             file, image = Path(self.get_label_uri(label_id, tag)), self.get_image_uri(label_id)
             self.door.checked(file, {**before, **info}, f"the label of {label_id}", image)
         super().update_label_info(label_id, tag, info)
@@ -90,7 +92,12 @@ def labeled_scans(datastore: Datastore) -> list[dict[str, Any]]:
     files = {case["image"]: case["label"] for case in datastore.datalist()}
     images = {name: datastore.get_image_uri(name) for name in sorted(datastore.get_labeled_images())}
     return [
-        {"name": name, "image": image, "label": files[image], **_annotation(datastore, name)}
+        {
+            "name": name,
+            "image": image,
+            "label": files[image],
+            **named_annotation(datastore.get_label_info(name, _FINAL)),
+        }
         for name, image in images.items()
     ]
 
@@ -107,8 +114,3 @@ def plain_name(argument: str, value: Any) -> str:
     if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
         raise Refusal(f"{argument} must be a plain name, got {name!r}.")
     return name
-
-
-def _annotation(datastore: Datastore, name: str) -> dict[str, Any]:
-    info = datastore.get_label_info(name, DefaultLabelTag.FINAL.value)
-    return {key: info[key] for key in ANNOTATION if info.get(key) is not None}

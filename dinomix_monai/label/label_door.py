@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dinomix_monai.core.text import did_you_mean
 from dinomix_monai.data import CaseCheck
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.volumes import (
     ANNOTATION,
     PartialLabels,
     VolumeError,
+    class_number,
     is_nifti_name,
     label_on_grid,
     label_values,
@@ -119,12 +119,11 @@ class LabelDoor:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
             return None
         segments = [entry["name"] for entry in entries]
-        known = self.class_names[1:]
-        if unknown := [segment for segment in segments if segment not in known]:
-            raise Refusal(
-                f"{_SEGMENTS} of {name} must name classes of the app, {', '.join(known)}, got {unknown[0]!r}."
-                f"{did_you_mean(str(unknown[0]), known)} Rename that segment, or remove it."
-            )
+        try:
+            for segment in segments:
+                class_number(segment, self.class_names, f"{_SEGMENTS} of {name} must name classes of the app")
+        except ValueError as error:
+            raise Refusal(f"{error} Rename that segment, or remove it.") from error
         numbers = [entry.get("idx", place) for place, entry in enumerate(entries, 1)]
         if numbers != list(range(1, len(segments) + 1)):
             raise Refusal(

@@ -12,13 +12,12 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from dinomix_monai.data import Datalist
-from dinomix_monai.transforms import LabelOnGridd, LoadVolumed
+from dinomix_monai.transforms import AIR_HU, LabelOnGridd, LoadVolumed
 from dinomix_monai.volumes import Annotation, first_file, open_volume, read_geometry
 
 __all__ = ["DatasetFingerprint", "take_fingerprint"]
 
 _CT = "CT"
-_AIR_HU = -500.0
 # Foreground voxels of a case that count: enough for a percentile, and no case outvotes the others.
 _SAMPLED = 20000
 _PERCENTILES = (0.5, 99.5)
@@ -81,7 +80,7 @@ class DatasetFingerprint:
 
 def _is_in_hounsfield(ranges: np.ndarray) -> bool:
     """Whether these ranges, shape (cases, 2), are those of CT."""
-    has_air = float(np.median(ranges[:, 0])) <= _AIR_HU
+    has_air = float(np.median(ranges[:, 0])) <= AIR_HU
     is_cut = len(ranges) > 1 and bool((np.ptp(ranges, axis=0) <= 0.01 * np.ptp(ranges.mean(axis=0))).all())
     return has_air or (is_cut and bool((ranges[:, 0] < 0).all()))
 

@@ -14,15 +14,15 @@ from monai.utils.enums import CommonKeys as Keys
 from torch.nn import functional as F
 
 from dinomix_monai.core.files import atomic_write
-from dinomix_monai.transforms import LoadVolumed, ScaleChannelsd
+from dinomix_monai.transforms import AIR_HU, LoadVolumed, ScaleChannelsd
 from dinomix_monai.volumes import channel_files
 
 __all__ = ["Thumbnails"]
 
 _SIDE = 8
-# Without labels nobody knows which intensities matter: those of soft tissue in CT, which alone reaches down to air in
-# Hounsfield units, and percentiles of each image elsewhere.
-_AIR_HU, _SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)
+# Without labels nobody knows which intensities matter: those of soft tissue in CT, and percentiles of each image
+# elsewhere.
+_SOFT_TISSUE_HU = (-160.0, 240.0)
 
 
 class Thumbnails:
@@ -69,6 +69,6 @@ class Thumbnails:
         voxels = self._load({Keys.IMAGE: image})[Keys.IMAGE].as_subclass(torch.Tensor).float()
         if not voxels.isfinite().all():
             raise ValueError(f"Voxels of a scan must be finite, got NaN or infinity in {image}. Replace them.")
-        windows = [_SOFT_TISSUE_HU if channel.min() <= _AIR_HU else None for channel in voxels]
+        windows = [_SOFT_TISSUE_HU if channel.min() <= AIR_HU else None for channel in voxels]
         scaled = ScaleChannelsd(Keys.IMAGE, windows)({Keys.IMAGE: voxels})[Keys.IMAGE]
         return F.adaptive_avg_pool3d(scaled, _SIDE).numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dinomix_monai.transforms.add_to_token_cache import AddToTokenCached
 from dinomix_monai.transforms.donor_bank import DonorBank
 from dinomix_monai.transforms.finite_voxels import FiniteVoxelsd
-from dinomix_monai.transforms.intensity import ScaleChannelsd, intensity_scaling, scaling_window
+from dinomix_monai.transforms.intensity import AIR_HU, ScaleChannelsd, intensity_scaling, scaling_window
 from dinomix_monai.transforms.invert_to_label import InvertToLabeld, interpolated_argmax
 from dinomix_monai.transforms.kept_volumes import KeptVolumesd
 from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
@@ -23,6 +23,7 @@ from dinomix_monai.transforms.save_label import SaveLabeld, to_label_volume
 from dinomix_monai.transforms.source_coordinates import SourceCoordinatesd
 
 __all__ = [
+    "AIR_HU",
     "DIRECTIONS",
     "AddToTokenCached",
     "ClassCurriculum",

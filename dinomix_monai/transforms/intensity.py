@@ -18,7 +18,10 @@ from monai.transforms import (
 
 from dinomix_monai.volumes import Window, channel_windows
 
-__all__ = ["ScaleChannelsd", "intensity_scaling", "scaling_window"]
+__all__ = ["AIR_HU", "ScaleChannelsd", "intensity_scaling", "scaling_window"]
+
+AIR_HU = -500.0
+"""Only CT, in Hounsfield units, reaches down to this."""
 
 # Without the few voxels that are much brighter than all others.
 _PERCENTILES = (0.5, 99.5)

@@ -35,7 +35,14 @@ from dinomix_monai.volumes.nifti_file import (
     nifti_stem,
     open_volume,
 )
-from dinomix_monai.volumes.partial_labels import ANNOTATION, Annotation, PartialLabels, read_annotation
+from dinomix_monai.volumes.partial_labels import (
+    ANNOTATION,
+    Annotation,
+    PartialLabels,
+    class_number,
+    named_annotation,
+    read_annotation,
+)
 from dinomix_monai.volumes.reader import VolumeReader
 from dinomix_monai.volumes.volume_error import VolumeError
 from dinomix_monai.volumes.writer import label_on_grid, label_path, label_volume, uncertainty_volume, write_volume
@@ -54,6 +61,7 @@ __all__ = [
     "as_image",
     "channel_files",
     "channel_windows",
+    "class_number",
     "first_file",
     "geometry_of_meta",
     "image_name",
@@ -69,6 +77,7 @@ __all__ = [
     "label_path",
     "label_values",
     "label_volume",
+    "named_annotation",
     "nifti_stem",
     "open_volume",
     "packed_channels",

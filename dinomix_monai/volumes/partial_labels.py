@@ -11,7 +11,7 @@ import numpy as np
 
 from dinomix_monai.core.text import did_you_mean
 
-__all__ = ["ANNOTATION", "Annotation", "PartialLabels", "read_annotation"]
+__all__ = ["ANNOTATION", "Annotation", "PartialLabels", "class_number", "named_annotation", "read_annotation"]
 
 ANNOTATION = ("annotated", "annotated_slices")
 """Entries of a case that say what somebody has looked for; all, where there are none."""
@@ -71,6 +71,29 @@ class Annotation:
         return Annotation(frozenset(missing), {classes[value]: drawn for value, drawn in self.slices.items()})
 
 
+def class_number(name: Any, class_names: Sequence[str], contract: str) -> int:
+    """
+    Value of a class by its name.
+
+    Args:
+        name: of a class, not of background.
+        class_names: names by label value, background first.
+        contract: what must be a name, as the beginning of a sentence that goes on with the classes.
+
+    Raises:
+        ValueError: When it is the name of none.
+    """
+    known = list(class_names[1:])
+    if name in known:
+        return 1 + known.index(name)
+    raise ValueError(f"{contract}, {', '.join(known)}, got {name!r}.{did_you_mean(str(name), known)}")
+
+
+def named_annotation(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry of a list, or the info of a label, says of what somebody has looked for, and nothing else of it."""
+    return {name: entry[name] for name in ANNOTATION if entry.get(name) is not None}
+
+
 def read_annotation(entry: Mapping[str, Any], class_names: Sequence[str], where: str) -> Annotation | None:
     """
     What a case of a data list says of its label map; ``None`` where it is complete.
@@ -84,16 +107,16 @@ def read_annotation(entry: Mapping[str, Any], class_names: Sequence[str], where:
     Raises:
         ValueError: When a name is that of no class, or a slice no whole number from 0 on.
     """
-    foreground = range(1, len(class_names))
+    foreground, names = range(1, len(class_names)), f"annotated of {where} must name classes of `labels`"
     named = entry.get("annotated")
     looked_for = (
-        set(foreground) if named is None else {_value(name, class_names, where) for name in _list(named, where)}
+        set(foreground) if named is None else {class_number(name, class_names, names) for name in _list(named, where)}
     )
     slices = entry.get("annotated_slices")
     by_class = slices if isinstance(slices, Mapping) else {} if slices is None else dict.fromkeys(looked_for, slices)
     drawn: dict[int, frozenset[int]] = {}
     for name, numbers in by_class.items():
-        value = name if isinstance(name, int) else _value(name, class_names, where)
+        value = name if isinstance(name, int) else class_number(name, class_names, names)
         if value not in looked_for:
             raise ValueError(f"annotated of {where} must have {name}, which annotated_slices has, got {named}.")
         drawn[value] = _slice_numbers(numbers, where)
@@ -108,15 +131,6 @@ def _list(named: Any, where: str) -> list[Any]:
             "looked for any belongs under `unlabeled`."
         )
     return named
-
-
-def _value(name: Any, class_names: Sequence[str], where: str) -> int:
-    if name in class_names[1:]:
-        return class_names.index(name)
-    raise ValueError(
-        f"annotated of {where} must name classes of `labels`, {', '.join(class_names[1:])}, got {name!r}."
-        f"{did_you_mean(str(name), class_names[1:])}"
-    )
 
 
 def _slice_numbers(numbers: Any, where: str) -> frozenset[int]:

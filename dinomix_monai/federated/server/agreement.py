@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dinomix_monai.core.known_voxels import counts_if_all_known
 from dinomix_monai.core.tensor_file import differing_names
 from dinomix_monai.federated.protocol import VOXEL_COUNTS, SiteDescription
 
@@ -114,14 +115,10 @@ def _as_if_all_looked(voxels: np.ndarray, looked_for: np.ndarray) -> np.ndarray:
             background there.
         looked_for: whether a site has looked for a class, shape (sites, classes - 1).
     """
-    total = voxels.sum(axis=0)
-    has_labels = voxels.any(axis=1)
-    voxels, looked_for = voxels[has_labels], looked_for[has_labels]
-    if not looked_for.all():
-        seen = (voxels.sum(axis=1, keepdims=True) * looked_for).sum(axis=0)
-        total[1:] *= total.sum() / np.maximum(seen, 1)
-        total[0] = max(0.0, voxels.sum() - total[1:].sum())
-    return total
+    total, has_labels = voxels.sum(axis=0), voxels.any(axis=1)
+    if looked_for[has_labels].all():
+        return total
+    return counts_if_all_known(total, voxels.sum(axis=1), np.pad(looked_for, [(0, 0), (1, 0)], constant_values=True))
 
 
 def _check_channels(site: str, own: Sequence[str], first: str, other: Sequence[str], number: int) -> None:

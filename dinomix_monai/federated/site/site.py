@@ -17,7 +17,7 @@ from monai.utils.enums import CommonKeys as Keys
 
 from dinomix_monai.core.epoch_table import read_table
 from dinomix_monai.core.keys import MetricKeys
-from dinomix_monai.core.known_voxels import is_known
+from dinomix_monai.core.known_voxels import known_masks
 from dinomix_monai.core.tensor_file import load_tensors
 from dinomix_monai.core.text import by
 from dinomix_monai.data import Datalist
@@ -306,12 +306,10 @@ def _dice_by_class(prediction: torch.Tensor, label: torch.Tensor, datalist: Data
     As in the rule of scoring named "sound", a class that is not in the label has none, NaN, and one that the model
     misses has a Dice of 0.
     """
-    scores = []
+    possible, scores = datalist.possible, []
     for value in range(1, datalist.num_classes):
-        found = prediction == value
-        if datalist.possible is not None:
-            found &= is_known(label, value, datalist.possible)
-        scores.append(float(compute_dice(found[None], (label == value)[None], include_background=True)))
+        found, expected = known_masks(prediction, label, value, possible)
+        scores.append(float(compute_dice(found[None], expected[None], include_background=True)))
     return scores
 
 
