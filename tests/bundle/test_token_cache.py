@@ -83,6 +83,15 @@ def test_a_second_start_reads_what_the_first_has_preprocessed(workflow, tmp_path
     assert workflow("train").parser.get_parsed_content("volume_dir") is None
 
 
+def test_the_token_cache_numbers_volumes_in_the_order_of_the_list(workflow, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    parser = workflow("train").parser
+    assert parser.get_parsed_content("train#preprocessing_threads") == 1
+    assert [item["volume"] for item in parser.get_parsed_content("train#dataset")._cache] == [1, 2]
+    without = workflow("train", distillation_weight=0.0).parser
+    assert without.get_parsed_content("train#preprocessing_threads") == 4
+
+
 def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:
     # As large as the volumes: what is cut is all of it.
     built = workflow("train", patch_size=[40, 40, 28], flip_prob=[0.5, 0.5, 0.5])
