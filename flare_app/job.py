@@ -50,7 +50,7 @@ def main(
     round_timeout: int = 0,
     handshake_timeout: int = 600,
     norm_bound: float = 0.0,
-    unlabeled_site_weight: float = 0.2,
+    unlabeled_share: float = 1 / 3,
     aggregation_weights: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     noise_multiplier: float = 0.0,
@@ -92,8 +92,8 @@ def main(
         round_timeout: seconds after which a round goes on with the answers that have come; 0 for no limit.
         handshake_timeout: seconds that the sites have for the handshake.
         norm_bound: largest norm of an update; 0 for no bound.
-        unlabeled_site_weight: what a step of a site without labels counts in the average.
-        aggregation_weights: that site by site, such as "{'site-1': 0.5}".
+        unlabeled_share: largest share of the average that the sites without labels have together.
+        aggregation_weights: what a step of a site counts, site by site, such as "{'site-1': 0.5}".
         clip_norm: clip what each site sends to this norm, and add noise; needs --transfer difference.
         noise_multiplier: standard deviation of the noise over clip_norm.
         teacher: fingerprint that all teachers must have; only that they are the same if not given.
@@ -141,7 +141,7 @@ def main(
         round_timeout=round_timeout,
         handshake_timeout=handshake_timeout,
         norm_bound=norm_bound,
-        unlabeled_site_weight=unlabeled_site_weight,
+        unlabeled_share=unlabeled_share,
         aggregation_weights=aggregation_weights,
         teacher=teacher,
         compare_alone=compare_alone,

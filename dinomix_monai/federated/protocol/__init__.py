@@ -36,7 +36,7 @@ its log.
 
 from __future__ import annotations
 
-from dinomix_monai.federated.protocol.bundle_network import bundle_network
+from dinomix_monai.federated.protocol.bundle_network import bundle_network, class_axes
 from dinomix_monai.federated.protocol.messages import ClassScores, MetaKeys, ScoredModel, TaskName, UpdateForm
 from dinomix_monai.federated.protocol.run_plan import RunPlan
 from dinomix_monai.federated.protocol.site_description import VOXEL_COUNTS, SiteDescription, SiteLabels
@@ -52,4 +52,5 @@ __all__ = [
     "TaskName",
     "UpdateForm",
     "bundle_network",
+    "class_axes",
 ]

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from dinomix_monai.bundle import Bundle
 
-__all__ = ["bundle_network"]
+__all__ = ["bundle_network", "class_axes"]
 
 
 def bundle_network(
@@ -41,3 +42,22 @@ def bundle_network(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return parser.get_parsed_content("network_def")
+
+
+def class_axes(
+    num_classes: int, overlays: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """
+    Finds the weights of the network that have a part for each class, by what one class more would change.
+
+    Args:
+        num_classes: as for :func:`bundle_network`.
+        overlays: as for :func:`bundle_network`.
+        settings: as for :func:`bundle_network`.
+
+    Returns:
+        The axis of the classes by the name of the weight.
+    """
+    one, other = (bundle_network(n, overlays, settings).state_dict() for n in (num_classes, num_classes + 1))
+    differing = {name: np.not_equal(value.shape, other[name].shape) for name, value in one.items()}
+    return {name: int(axis.argmax()) for name, axis in differing.items() if axis.any()}

@@ -24,8 +24,10 @@ from dinomix_monai.federated.protocol import (
     SiteDescription,
     TaskName,
     bundle_network,
+    class_axes,
 )
 from dinomix_monai.federated.server.agreement import check_agreement, union_of_labels, version_differences
+from dinomix_monai.federated.server.class_rows import ClassRows
 from dinomix_monai.federated.server.server_optimizer import ServerOptimizer
 from dinomix_monai.federated.server.server_state import SERVER_STATE, ServerState
 from dinomix_monai.federated.server.summary import SUMMARY_FILE, Summary
@@ -73,14 +75,13 @@ class FederatedController(FedAvg):
         server_learning_rate: ``learning_rate`` of
             :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
         server_momentum: ``momentum`` of :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
-        unlabeled_site_weight: what a step of a site without labels counts in the average, compared with a step of a
-            site with labels. Such a site drifts towards its own pseudo-labels, most of all while the global model still
-            knows little.
+        unlabeled_share: largest share of the average that the sites without labels have together. Below it their steps
+            count as much as those of the others.
         compare_alone: whether each site also trains alone after the federation, which doubles the work.
         **kwargs: see ``nvflare.app_common.workflows.fedavg.FedAvg``.
 
     Raises:
-        ValueError: When ``unlabeled_site_weight`` is not positive, or ``min_responses`` is more than all sites.
+        ValueError: When ``unlabeled_share`` is not between 0 and 1, or ``min_responses`` is more than all sites.
     """
 
     def __init__(
@@ -104,12 +105,12 @@ class FederatedController(FedAvg):
         norm_bound: float = 0.0,
         server_learning_rate: float = 1.0,
         server_momentum: float = 0.0,
-        unlabeled_site_weight: float = 0.2,
+        unlabeled_share: float = 1 / 3,
         compare_alone: bool = True,
         **kwargs: Any,
     ) -> None:
-        if not unlabeled_site_weight > 0:
-            raise ValueError(f"unlabeled_site_weight must be > 0, got {unlabeled_site_weight}.")
+        if not 0 < unlabeled_share < 1:
+            raise ValueError(f"unlabeled_share must be > 0 and < 1, got {unlabeled_share}.")
         if not 0 <= min_responses <= num_clients:
             raise ValueError(f"min_responses must be 0 to {num_clients}, the number of sites, got {min_responses}.")
         super().__init__(
@@ -131,7 +132,7 @@ class FederatedController(FedAvg):
         self.norm_bound = norm_bound
         self.server_learning_rate = server_learning_rate
         self.server_momentum = server_momentum
-        self.unlabeled_site_weight = unlabeled_site_weight
+        self.unlabeled_share = unlabeled_share
         self.compare_alone = compare_alone
         self._given_aggregation_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
         self._update_check = UpdateCheck(norm_bound)
@@ -146,6 +147,7 @@ class FederatedController(FedAvg):
             local_norm=local_norm,
         )
         self._taught_by: dict[str, list[str]] = {}
+        self._class_rows = ClassRows({}, {})
         self._checkpoint_meta: dict[str, Any] = {}
         self._initial_weights: dict[str, np.ndarray] = {}
         self._global_weights: dict[str, np.ndarray] = {}
@@ -259,12 +261,16 @@ class FederatedController(FedAvg):
                 self._refused_updates.append({"round": self.current_round, "site": site, "reason": reason})
                 self._write_json("refused.json", self._refused_updates)
                 return False
+            result.params = self._class_rows.split(result.params, site)
         return super()._aggregate_one_result(result)
 
     def _get_aggregated_result(self) -> FLModel:
         # The sites have scored the model that they were sent, which at this point still is the global model.
         self._keep_if_best(self._round_metrics)
-        return super()._get_aggregated_result()
+        result = super()._get_aggregated_result()
+        is_difference = result.params_type == ParamsType.DIFF
+        result.params = self._class_rows.join(result.params or {}, self._global_weights, is_difference)
+        return result
 
     def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
         finite = [value for value in metrics.values() if np.isfinite(value)]
@@ -305,10 +311,12 @@ class FederatedController(FedAvg):
             for value, name in enumerate(self.class_names[1:], start=1)
         }
         unlabeled = [site for site, description in descriptions.items() if not any(description["labeled_voxels"])]
-        self.aggregation_weights = {
-            **dict.fromkeys(unlabeled, self.unlabeled_site_weight),
-            **self._given_aggregation_weights,
-        }
+        self._class_rows = self._rows_of_classes(
+            {site: each["annotated"] for site, each in descriptions.items() if site not in unlabeled}
+        )
+        num_labeled = len(descriptions) - len(unlabeled)
+        weight = self.unlabeled_share / (1 - self.unlabeled_share) * num_labeled / max(len(unlabeled), 1)
+        self.aggregation_weights = {**dict.fromkeys(unlabeled, min(weight, 1.0)), **self._given_aggregation_weights}
         teacher = next(iter(descriptions.values()))["teacher"]
         self._checkpoint_meta = {
             "class_names": self.class_names,
@@ -318,6 +326,16 @@ class FederatedController(FedAvg):
         }
         self.info(f"Handshake: {', '.join(descriptions)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
         return True
+
+    def _rows_of_classes(self, annotated: Mapping[str, Sequence[str]]) -> ClassRows:
+        """How classes are kept apart in the average; not at all where all sites with labels know all of them."""
+        known = {
+            site: {0, *(value for value, name in enumerate(self.class_names) if name in names)}
+            for site, names in annotated.items()
+        }
+        if all(len(values) == len(self.class_names) for values in known.values()):
+            return ClassRows({}, {})
+        return ClassRows(class_axes(len(self.class_names), self.overlays, self.settings), known)
 
     def _check_goes_on(self) -> None:
         known = (self.persistor.load(self.fl_ctx)[ModelLearnableKey.META] or {}).get("class_names")

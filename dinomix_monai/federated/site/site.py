@@ -60,9 +60,10 @@ class Site:
     schedules) stays in its folder, where the bundle's ``RunStateSaver`` writes it after each epoch. A new process reads
     it there, so it does not matter whether rounds share a process. Random draws follow from the seed and the epoch.
 
-    When a global model arrives, the student takes its weights. The EMA teacher of a site with labels keeps its own
-    weights and follows the student from there. At a site without labels nothing corrects the EMA teacher, so it begins
-    each round with the weights of the global model.
+    When a global model arrives, the student takes its weights. The EMA teacher of a site that knows all classes keeps
+    its own weights and follows the student from there. Where nobody has looked for some classes, and at a site without
+    labels, nothing would correct it, so the global model itself is the teacher for the whole round. The student of a
+    site without labels makes shorter steps: Adam's are as long as its learning rate, however weak the loss is.
 
     Args:
         settings: what the site decides for itself.
@@ -73,6 +74,7 @@ class Site:
         self.settings = settings
         self.plan = plan
         self._training: ConfigWorkflow | None = None
+        self._knows_all = True
         self._optimizer_steps = 0
 
     def labels(self) -> SiteLabels:
@@ -137,7 +139,7 @@ class Site:
             handler.anchor = weights
 
         trainer.network.load_state_dict(weights)
-        if round_number == 0 or not trainer.has_labels:
+        if round_number == 0 or not self._knows_all:
             trainer.ema_teacher.module.load_state_dict(weights)
         # Schedules go by the rounds of the run, also at a site that missed a round or broke one off.
         trainer.state.epoch = first_epoch
@@ -250,9 +252,16 @@ class Site:
             "proximal_weight": self.plan.proximal_weight,
         }
         workflow = self._build_workflow("federated", **changes)
-        if not self._resolve(workflow, "datalist").training:
-            # PIC finds no labeled donors at this site.
-            workflow.parser["mix#directions"] = {"unlabeled_to_unlabeled": 1.0}
+        datalist = self._resolve(workflow, "datalist")
+        self._knows_all = len(datalist.looked_for) == datalist.num_classes - 1
+        if not self._knows_all:
+            # The EMA teacher does not follow the student.
+            workflow.parser["train#handlers#4#_disabled_"] = True
+        if not datalist.training:
+            workflow.parser["optimizer#lr"] = "$@learning_rate * @unlabeled_learning_rate"
+            if workflow.parser["mix"] is not None:
+                # PIC finds no labeled donors at this site.
+                workflow.parser["mix#directions"] = {"unlabeled_to_unlabeled": 1.0}
         trainer = self._resolve(workflow, "train#trainer")
         trainer.optimizer.register_step_post_hook(self._count_optimizer_step)
         # In its first round a run begins anew, whatever state an earlier run has left in the folder.

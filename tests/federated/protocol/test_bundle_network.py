@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinomix_monai.federated.protocol import bundle_network
+from dinomix_monai.federated.protocol import bundle_network, class_axes
 
 
 def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alone():
@@ -18,3 +18,9 @@ def test_the_initial_weights_follow_from_the_seed_and_leave_the_random_state_alo
         bundle_network(3, overlays=["nothing"])
     with pytest.raises(ValueError, match=r"--epoch must be a setting, .* Did you mean epochs"):
         bundle_network(3, settings={"epoch": 3})
+
+
+def test_the_weights_of_the_classes_are_those_of_the_last_layer():
+    assert class_axes(3) == {"head.weight": 1, "head.bias": 0}
+    shapes = bundle_network(3).state_dict()
+    assert (shapes["head.weight"].shape[1], shapes["head.bias"].shape[0]) == (3, 3)

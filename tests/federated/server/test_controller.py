@@ -38,7 +38,7 @@ class Hospital:
             "versions": {},
             **description,
         }
-        self.asked = []
+        self.asked, self.seen = [], []
 
     def __call__(self, task, message):
         self.asked.append((task, message.current_round, message.meta))
@@ -47,6 +47,7 @@ class Hospital:
         if task == "handshake":
             return FLModel(params={}, meta={"answer": self.description})
         weight = message.params["w"]
+        self.seen.append(weight.tolist())
         metrics = {"val_mean_dice": float(1 - abs(weight.mean() - 1))} if self.labels else {}
         if task == "train":
             full = message.meta["plan"]["transfer"] == "full"
@@ -229,10 +230,10 @@ def test_the_best_model_is_kept_and_the_last_one_has_its_chance(federate):
     assert federate(Hospital(0.5), num_rounds=2).best == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize(("weight", "models", "best"), [(1.0, [0.5, 1.0], 1.0), (0.25, [0.8, 1.6], 0.8)])
-def test_a_site_without_labels_has_its_say_in_the_weights_and_none_in_the_choice(federate, weight, models, best):
+@pytest.mark.parametrize(("share", "models", "best"), [(0.5, [0.5, 1.0], 1.0), (0.2, [0.8, 1.6], 0.8)])
+def test_a_site_without_labels_has_its_say_in_the_weights_and_none_in_the_choice(federate, share, models, best):
     sites = Hospital(1.0), Hospital(0.0, labels=False)
-    federation = federate(*sites, num_rounds=2, unlabeled_site_weight=weight)
+    federation = federate(*sites, num_rounds=2, unlabeled_share=share)
     assert saved(federation) == pytest.approx(models)
     assert federation.best[-1] == pytest.approx(best)
     summary = json.loads((federation.folder / "summary.json").read_text())
@@ -245,9 +246,29 @@ def test_what_a_site_without_labels_counts_can_be_given_site_by_site(federate):
     assert saved(federation) == [0.25]
 
 
-def test_a_site_without_labels_must_count_for_something():
-    with pytest.raises(ValueError, match="unlabeled_site_weight must be > 0, got 0"):
-        FederatedController(class_names=NAMES, unlabeled_site_weight=0)
+@pytest.mark.parametrize(("labeled", "unlabeled", "expected"), [(1, 3, 0.75), (4, 1, 0.8)])
+def test_sites_without_labels_count_as_others_do_until_they_are_too_many(federate, labeled, unlabeled, expected):
+    sites = [*(Hospital(1.0) for _ in range(labeled)), *(Hospital(0.0, labels=False) for _ in range(unlabeled))]
+    assert saved(federate(*sites, num_rounds=1, unlabeled_share=0.25)) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("transfer", ["full", "difference"])
+def test_a_site_has_no_part_in_the_rows_of_a_class_that_it_does_not_know(federate, monkeypatch, transfer):
+    monkeypatch.setattr("dinomix_monai.federated.server.controller.class_axes", lambda *_: {"w": 0})
+    knows_all, knows_none = Hospital(1.0), Hospital(3.0, annotated=[], labeled_voxels=[10, 0])
+    federate(knows_all, knows_none, num_rounds=1, transfer=transfer)
+    assert knows_all.seen[1] == [2.0, 1.0]
+    # Sites without labels have pseudo-labels of all classes.
+    sites = knows_all, knows_none, Hospital(3.0, labels=False)
+    knows_all.seen.clear()
+    federate(*sites, num_rounds=1, transfer=transfer, unlabeled_share=0.5)
+    assert knows_all.seen[1] == [pytest.approx(7 / 3), 2.0]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_sites_with_and_without_labels_must_both_count_for_something(share):
+    with pytest.raises(ValueError, match=f"unlabeled_share must be > 0 and < 1, got {share}"):
+        FederatedController(class_names=NAMES, unlabeled_share=share)
 
 
 def test_the_run_ends_with_a_table_of_the_model_before_after_and_alone(federate, capsys):
@@ -295,12 +316,12 @@ def test_enough_answers_and_time_outs_are_nvflares_to_enforce(federate):
 
 def test_what_a_round_tells_a_site_of_the_others_is_what_the_docs_list(federate):
     hospital = Hospital(steps=3)
-    federate(hospital, Hospital(steps=2, labels=False), unlabeled_site_weight=0.5)
+    federate(hospital, Hospital(steps=2, labels=False), unlabeled_share=1 / 3)
     first, second = (meta for task, _, meta in hospital.asked if task == "train")
     assert set(first) == {"plan", "class_names", "num_channels", "teacher", "rounds", "next_round"}
     assert set(second) - set(first) == {"nr_aggregated", "current_round", "metrics_aggregation_info"}
     weights = {site["name"]: site["weight"] for site in second["metrics_aggregation_info"]["site_weights"]}
-    assert weights == {"site-1": 3.0, "site-2": 1.0}
+    assert weights == pytest.approx({"site-1": 3.0, "site-2": 1.0})
     others = [meta for task, _, meta in hospital.asked if task not in ("train", "handshake")]
     assert {frozenset(meta) for meta in others} == {frozenset(("plan", "name"))}
 
@@ -373,7 +394,8 @@ def test_all_connected_sites_take_part():
     assert isinstance(controller, FedAvg)
 
 
-def test_the_model_learns_what_any_site_has_where_it_is_asked_to(federate, tmp_path):
+def test_the_model_learns_what_any_site_has_where_it_is_asked_to(federate, tmp_path, monkeypatch):
+    monkeypatch.setattr("dinomix_monai.federated.server.controller.class_axes", lambda *_: {})
     union = {"class_names": [*NAMES, "vein"], "patch_voxels": [4, 0.5, 0.5]}
     one = Hospital(own_names=NAMES, labeled_voxels=[9, 1, 0], annotated=["liver"], **union)
     two = Hospital(own_names=["background", "vein"], labeled_voxels=[9, 0, 2], annotated=["vein"], **union)

@@ -12,7 +12,7 @@ import torch
 
 from dinomix_monai.core.files import write_json
 from dinomix_monai.federated.protocol import bundle_network
-from tests.federated.conftest import SETTINGS
+from tests.federated.conftest import SETTINGS, VOXELS
 
 
 def parsed(site, name):
@@ -61,12 +61,39 @@ def test_the_student_takes_the_global_weights_and_the_ema_teacher_of_a_labeled_s
     assert equal(parsed(site, "ema_teacher").module.state_dict(), kept)
 
 
-def test_at_a_site_without_labels_the_global_model_is_where_the_ema_teacher_starts(make_site, weights):
+def test_at_a_site_without_labels_the_global_model_teaches_for_the_whole_round(make_site, weights):
     site = make_site(labels=False)
-    site.train(weights, 0)
-    parsed(site, "ema_teacher").multi_avg_fn = lambda *_: None
-    site.train(moved(weights), 1)
-    assert equal(dict(parsed(site, "ema_teacher").module.state_dict()), moved(weights))
+    for number in range(2):
+        arriving = moved(weights, 0.01 * number)
+        update = site.train(arriving, number).update
+        assert equal(dict(parsed(site, "ema_teacher").module.state_dict()), arriving)
+        assert not equal(update, arriving)
+
+
+def test_where_nobody_has_looked_for_some_classes_the_global_model_teaches_for_the_whole_round(
+    make_site, make_plan, phantom
+):
+    names = json.loads((phantom / "dataset.json").read_text())["labels"].values()
+    voxels = {name: (*VOXELS, 50.0) for name in ("labeled_voxels", "patch_voxels")}
+    site = make_site(plan=make_plan(class_names=(*names, "vein that another site knows"), **voxels))
+    weights = bundle_network(15, settings=SETTINGS, seed=7).state_dict()
+    for number in range(2):
+        arriving = moved(weights, 0.01 * number)
+        site.train(arriving, number)
+        assert equal(dict(parsed(site, "ema_teacher").module.state_dict()), arriving)
+
+
+def test_a_site_without_labels_makes_shorter_steps(make_site, make_plan, weights):
+    plan = make_plan({"unlabeled_learning_rate": 0.125})
+    for labels, expected in ((True, 1.0), (False, 0.125)):
+        site = make_site(f"labels {labels}", labels=labels, plan=plan)
+        site.train(weights, 0)
+        scheduler = parsed(site, "train#lr_scheduler")
+        assert scheduler.base_lrs == pytest.approx([expected * parsed(site, "learning_rate")])
+
+
+def test_a_site_without_labels_trains_where_nothing_is_mixed(make_site, make_plan, weights):
+    assert make_site(labels=False, plan=make_plan(overlays=("baseline/ema",))).train(weights, 0).steps == 2
 
 
 def test_a_site_without_labels_takes_part_with_steps_and_without_metrics(make_site, weights):
