@@ -241,12 +241,17 @@ def _nnunet(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]
     training = _in(volumes, folder / "imagesTr")
     if not training or not all(channel_of(file) for file in training):
         return None
+    # Label maps have the names of cases: of images with these names the four digits are the number of a case.
+    cases = {nifti_stem(file) for file in _in(volumes, folder / "labelsTr")}
+    if any(nifti_stem(file) in cases for file in training):
+        return None
     number = 1 + max(channel for file in training if (name := channel_of(file)) for channel in name[1:])
     scans = []
     for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
         groups = images_of_channels(_in(volumes, folder / images), number)
         files = {image: tuple(others) for image, *others in groups}
-        pairs = _pairs(list(files), _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name))
+        # Label maps have no channel, so four digits at their end are part of the case.
+        pairs = _pairs(list(files), _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name), str)
         is_test = images == "imagesTs"
         scans += [
             FoundScan(image, label, is_test=is_test and label is not None, channels=files[image])
@@ -399,11 +404,14 @@ def _case_name(stem: str) -> str:
 
 
 def _pairs(
-    images: Sequence[Path], labels: Sequence[Path], name_of: Callable[[str], str]
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    name_of: Callable[[str], str],
+    name_of_label: Callable[[str], str] | None = None,
 ) -> list[tuple[Path, Path | None]]:
     """Each image with its label map: that of the same name, or else of the same case."""
     exact = {nifti_stem(file): file for file in labels}
-    by_case = {key: _by(name_of, files) for key, files in (("image", images), ("label", labels))}
+    by_case = {"image": _by(name_of, images), "label": _by(name_of_label or name_of, labels)}
     pairs: list[tuple[Path, Path | None]] = []
     for image in images:
         name = name_of(nifti_stem(image))

@@ -65,6 +65,19 @@ LAYOUTS: dict[str, tuple[str, dict[str, str | None]]] = {
         "a raw data set of nnU-Net",
         {"imagesTr/a_0000.nii.gz": "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz": None},
     ),
+    "cases with four digits, which are no channels": (
+        "images in imagesTr, label maps in labelsTr",
+        {
+            "imagesTr/case_0001.nii.gz": "labelsTr/case_0001.nii.gz",
+            "imagesTr/case_0002.nii.gz": "labelsTr/case_0002.nii.gz",
+            "imagesTr/case_0003.nii.gz": None,
+            "imagesTs/case_0004.nii.gz": None,
+        },
+    ),
+    "nnU-Net, cases with four digits": (
+        "a raw data set of nnU-Net",
+        {"imagesTr/a_0001_0000.nii.gz": "labelsTr/a_0001.nii.gz", "imagesTr/a_0002_0000.nii.gz": None},
+    ),
     "decathlon without its list": (
         "images in imagesTr, label maps in labelsTr",
         {"imagesTr/liver_1.nii.gz": "labelsTr/liver_1.nii.gz", "imagesTs/liver_2.nii.gz": None},
