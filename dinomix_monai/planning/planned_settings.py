@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -218,4 +219,4 @@ def print_plan(plan: PlannedSettings, spacing_mm: Sequence[float], epochs: int, 
     )
     used = {name: value for name, value in made.settings.items() if name in plan.asked}
     print(f"Settings for {plan.datalist.describe()} cases; one that you give wins.", flush=True)
-    print(DatasetPlan(used, made.reasons, made.warnings), flush=True)
+    print(replace(made, settings=used), flush=True)

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 import dinomix_monai.planning.planned_settings as module
+from dinomix_monai.data import make_datalist
 from dinomix_monai.planning import PlannedSettings, print_plan
 from tests.toys import as_anybodys, make_toy_phantom
 
@@ -123,3 +126,27 @@ def test_memory_and_modality_are_used(own: Path) -> None:
         settings(own, modality="US")
     with pytest.raises(ValueError, match="modality must be one for all channels, or one for each of 1, got CT, PET"):
         settings(own, modality="CT,PET")("spacing_mm")
+
+
+@pytest.mark.parametrize("is_made", [False, True], ids=["as it is", "made anew by init"])
+def test_the_modality_of_a_list_of_the_decathlon_counts_more_than_intensities(own: Path, is_made: bool) -> None:
+    listed = json.loads((own / "dataset.json").read_text())
+    (own / "dataset.json").write_text(json.dumps(listed | {"modality": {"0": "MRI"}}))
+    if is_made:
+        make_datalist(own, overwrite=True)
+    phantom = {**PHANTOM, "intensity_window": [0, 1]}
+    plan = PlannedSettings(own, phantom, "cpu", 25)
+    assert plan("intensity_window") is None
+    assert "(dataset.json calls them MRI)" in plan.plan().reasons["intensity_window"]
+
+
+def test_one_ct_that_is_cut_to_a_window_is_ct(own: Path) -> None:
+    listed = json.loads((own / "dataset.json").read_text())
+    image = own / listed["training"][0]["image"]
+    volume = nib.load(image)
+    window = volume.get_fdata().round().clip(-160, 240).astype(np.int16)
+    nib.save(nib.Nifti1Image(window, volume.affine), image)
+    plan = PlannedSettings(own, {**PHANTOM, "intensity_window": [0, 1]}, "cpu", 25)
+    low, high = plan("intensity_window")
+    assert -160 <= low < high <= 240
+    assert not plan.plan().doubts
