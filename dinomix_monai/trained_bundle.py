@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ _COPIED = (
 )
 _INFERENCE, _METADATA, _CARD = "configs/inference.json", "configs/metadata.json", "docs/README.md"
 _PERFORMANCE, _COMMANDS = "## Performance\n\n", "## Commands\n\n"
+# What inference.json of the sources has for overlays alone.
+_OF_TRAINING = ("distiller", "ema_teacher")
 _RESUMED = "resume_handler"
 # By which the configuration of a trained model is told from the one that the sources have.
 _WRITTEN = "Segments scans as the training has seen them; label maps come back on each scan's own grid."
@@ -161,7 +164,8 @@ class TrainedBundle:
         own = self._trained()
         # A transform of the user's own needs no window.
         window = {_WINDOW: own[_WINDOW]} if f"@{_WINDOW}" in str(own[_SCALING]) else {}
-        result = ConfigParser({name: value for name, value in template.items() if name != _WINDOW} | window)
+        left_out = {_WINDOW, *_OF_TRAINING}
+        result = ConfigParser({name: value for name, value in template.items() if name not in left_out} | window)
         result.update(
             {
                 "_desc_": _WRITTEN,
@@ -371,7 +375,8 @@ def _bundle_of(model_file: str | Path) -> Path | None:
 
 
 def _command(config_file: str | Path) -> str:
-    return f"python -m monai.bundle run inferring --config_file {config_file} --dataset_dir DIR_OR_FILE"
+    file = shlex.quote(str(config_file))
+    return f"python -m monai.bundle run inferring --config_file {file} --dataset_dir DIR_OR_FILE"
 
 
 def _without_folder(teacher: str) -> str:

@@ -65,15 +65,22 @@ class DatasetPlan:
 
     def overlay(self, title: str) -> dict[str, Any]:
         """An overlay for ``train.json``, with the reasons in its ``_desc_``."""
-        notes = {name: " ".join([reason, *self._doubts(name)]) for name, reason in self.reasons.items()}
+        notes = {
+            name: " ".join([reason, *self._doubts(name)])
+            for name, reason in self.reasons.items()
+            if name in self.settings
+        }
         return {"_desc_": {"plan": title, **notes}, **self.settings}
 
     def __str__(self) -> str:
         lines = [
             line for name, value in self.settings.items() for line in (f"{name}: {value}", f"    {self.reasons[name]}")
         ]
-        warnings = [*self.warnings, *(doubt for name in self.settings for doubt in self._doubts(name))]
-        return "\n".join([*lines, *(f"Warning: {warning}" for warning in warnings)])
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.all_warnings())])
+
+    def all_warnings(self) -> list[str]:
+        """The warnings, and the doubts about those settings that are there."""
+        return [*self.warnings, *(doubt for name in self.settings for doubt in self._doubts(name))]
 
     def _doubts(self, name: str) -> list[str]:
         return [self.doubts[name]] if name in self.doubts else []
@@ -144,7 +151,7 @@ def _plan_spacing(
     if kept < _FEW_VOXELS:
         remedy = (
             "Only finer scans would change it."
-            if given is None and why == "the scans' median"
+            if np.prod(spacing) < 1.01 * np.prod(median)
             else "Train on a GPU, or with more memory (--memory_gb)."
         )
         plan.warnings.append(f"{name} has {kept:.0f} voxels at this voxel size and may be missed. {remedy}")

@@ -96,6 +96,18 @@ def test_a_plan_is_printed_of_what_was_asked(own: Path, capsys: pytest.CaptureFi
     assert "spacing_mm:" not in printed
     # A class that few voxels are left of, whoever has chosen their size.
     assert "Warning: " in printed
+    assert "with more memory (--memory_gb)" in printed
+
+
+def test_no_settings_are_announced_where_all_are_given_and_the_scans_own_voxels_are_fine_enough(
+    own: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plan = settings(own)
+    plan("modules", [8.0, 8.0, 10.0])
+    print_plan(plan, [8.0, 8.0, 10.0], 80, [])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Warning: ")
+    assert "Only finer scans would change it" in printed
 
 
 def test_scans_that_cannot_be_read_have_all_that_is_wrong_named(own: Path) -> None:
