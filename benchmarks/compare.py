@@ -29,7 +29,7 @@ from typing import Any
 
 import fire
 from spread import spread
-from timed_run import fitting_epochs, in_a_process
+from timed_run import epochs_of_arm, in_a_process
 
 NAMES = {
     "supervised": "supervised, labeled cases alone",
@@ -92,7 +92,7 @@ def main(
     name = Path(dataset_dir).resolve().name if dataset_dir else "phantom"
     folder = Path(output_dir) / name / f"{minutes:g}min"
     common = {"overlays": overlays, **({"dataset_dir": dataset_dir} if dataset_dir else {}), **settings}
-    epochs = {arm: fitting_epochs(folder / arm, minutes, arm=arm, **common) for arm in chosen}
+    epochs = {arm: epochs_of_arm(folder / arm, minutes, arm=arm, **common) for arm in chosen}
     threads = max(1, (os.cpu_count() or 1) // jobs)
 
     def run(arm: str, seed: int, rate: float | None) -> None:

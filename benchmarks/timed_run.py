@@ -18,16 +18,17 @@ import fire
 from bundle_workflow import CONFIGS, ROOT, open_workflow
 
 
-def fitting_epochs(folder: Path, minutes: float, arm: str, **data: Any) -> int:
+def epochs_of_arm(folder: Path, minutes: float, arm: str, **data: Any) -> int:
     """Epochs of an arm that fit into a wall time on all cores, from ``pilot.json``, which is made if it is missing."""
+    from dinomix_monai.training_plan import fitting_epochs
+
     if not (folder / "pilot.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         in_a_process("pilot", os.cpu_count() or 1, arm=arm, output_dir=folder, **data)
     timing = json.loads((folder / "pilot.json").read_text())
-    warm_up = timing["warm_up"]
-    epoch = warm_up * timing["warm_up_epoch_s"] + (1 - warm_up) * timing["epoch_s"]
     beside = timing["preparation_s"] + 9 * timing["validation_s"] + timing.get("probe_s", 0)
-    return max(8, round((60 * minutes - beside) / epoch))
+    epoch = timing["warm_up_epoch_s"], timing["epoch_s"]
+    return fitting_epochs(60 * minutes, beside, epoch, timing["warm_up"], at_least=8)
 
 
 def in_a_process(command: str, threads: int, **arguments: Any) -> None:

@@ -577,11 +577,12 @@ def label(
     serve(folder, studies, host, port)
 
 
-@SetParseFn(str, "checkpoint", "model_file")
+@SetParseFn(str, "checkpoint", "model_file", "bundle_root")
 def promote(
     checkpoint: str,
-    model_file: str = "bundle/models/model.pt",
-    config_file: str | Sequence[str] = "bundle/configs/train.json",
+    model_file: str | None = None,
+    config_file: str | Sequence[str] | None = None,
+    bundle_root: str = "bundle",
 ) -> None:
     """
     Makes a global model of a federation the bundle's own, which evaluating and inferring use.
@@ -589,13 +590,19 @@ def promote(
     Args:
         checkpoint: folder of the run, of which the best model is taken: the workspace of a simulation, or a result
             that was downloaded; or FL_global_model.pt (the last one) or best_FL_global_model.pt itself.
-        model_file: file to write.
-        config_file: the bundle's training configuration and the overlays of the run.
+        model_file: file to write; models/model.pt of the bundle if not given.
+        config_file: a training configuration and the overlays of the run; configs/train.json of the bundle if not
+            given.
+        bundle_root: the bundle; also the output_dir of a training of the same classes, voxel size and network.
     """
+    from pathlib import Path
+
     from dinomix_monai.federated import find_checkpoint, promote_checkpoint, read_checkpoint
 
-    found = find_checkpoint(checkpoint)
-    path = promote_checkpoint(found, model_file, config_file)
+    found, root = find_checkpoint(checkpoint), Path(bundle_root)
+    path = promote_checkpoint(
+        found, model_file or root / "models" / "model.pt", config_file or root / "configs" / "train.json"
+    )
     run = read_checkpoint(found)["meta_props"]
     print(f"{path} is {found}: {len(run['class_names'])} classes, after {run['next_round']} of {run['rounds']} rounds.")
     print(f"Teacher of the sites: {run['teacher']}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from dinomix_monai.planning import PlannedSettings
 from dinomix_monai.run import present_parser, read_configuration
 from dinomix_monai.volumes import channel_windows
 
-__all__ = ["TrainedBundle", "check_inference_settings"]
+__all__ = ["TrainedBundle", "check_inference_settings", "check_trained_bundle", "note_other_weights"]
 
 # What a training and the inference by its model share, by the id in either configuration.
 _SCALING, _WINDOW = "scale_intensity", "intensity_window"
@@ -33,6 +34,10 @@ _COPIED = (
     *("configs/evaluate.json", "configs/resume.json", "configs/finetune.json"),
     *("LICENSE", "docs/data_license.txt", "docs/meta_schema.json"),
 )
+_INFERENCE, _METADATA, _CARD = "configs/inference.json", "configs/metadata.json", "docs/README.md"
+_PERFORMANCE, _COMMANDS = "## Performance\n\n", "## Commands\n\n"
+# What inference.json of the sources has for overlays alone.
+_OF_TRAINING = ("distiller", "ema_teacher")
 _RESUMED = "resume_handler"
 # By which the configuration of a trained model is told from the one that the sources have.
 _WRITTEN = "Segments scans as the training has seen them; label maps come back on each scan's own grid."
@@ -114,13 +119,13 @@ class TrainedBundle:
     @property
     def is_written(self) -> bool:
         """Whether there are sources, and the folder is another one."""
-        has_sources = (self.source / "configs" / "inference.json").is_file()
+        has_sources = (self.source / _INFERENCE).is_file()
         return has_sources and self.root.resolve() != self.source.resolve()
 
     @property
     def inference_file(self) -> Path:
         """Configuration by which the model segments scans."""
-        return self.root / "configs" / "inference.json"
+        return self.root / _INFERENCE
 
     def write(self) -> None:
         """
@@ -159,7 +164,8 @@ class TrainedBundle:
         own = self._trained()
         # A transform of the user's own needs no window.
         window = {_WINDOW: own[_WINDOW]} if f"@{_WINDOW}" in str(own[_SCALING]) else {}
-        result = ConfigParser({name: value for name, value in template.items() if name != _WINDOW} | window)
+        left_out = {_WINDOW, *_OF_TRAINING}
+        result = ConfigParser({name: value for name, value in template.items() if name not in left_out} | window)
         result.update(
             {
                 "_desc_": _WRITTEN,
@@ -181,9 +187,9 @@ class TrainedBundle:
         return parser
 
     def _write_card(self, scores: CaseScores | None) -> None:
-        metadata = self._metadata(read_configuration(self.source / "configs" / "metadata.json"), scores)
-        write_json(self.root / "configs" / "metadata.json", metadata)
-        with atomic_write(self.root / "docs" / "README.md") as file:
+        metadata = self._metadata(read_configuration(self.source / _METADATA), scores)
+        write_json(self.root / _METADATA, metadata)
+        with atomic_write(self.root / _CARD) as file:
             file.write(self._card(scores).encode())
 
     @property
@@ -264,13 +270,9 @@ A model of a training by DINO-Mix for MONAI, as a MONAI bundle.
 - {facts.get("steps")} steps, seed {facts.get("seed")}.
 - Frozen teacher: {teacher}.{of_teacher}
 
-## Performance
+{_PERFORMANCE}{performance}
 
-{performance}
-
-## Commands
-
-From this folder, with the package `dinomix-monai` installed:
+{_COMMANDS}From this folder, with the package `dinomix-monai` installed:
 
 ```
 {_command("configs/inference.json")}
@@ -301,18 +303,80 @@ def check_inference_settings(model_file: str | Path, spacing_mm: Sequence[float]
     Raises:
         ValueError: When they are others than those of the model's own bundle.
     """
-    own = Path(model_file).expanduser().absolute().parent.parent / "configs" / "inference.json"
-    trained = read_configuration(own) if own.is_file() else {}
+    root = _bundle_of(model_file)
+    trained = {} if root is None else read_configuration(root / _INFERENCE)
     for name, value in zip(_GRID, (spacing_mm, patch_size)):
-        if trained.get("_desc_") == _WRITTEN and [*map(float, trained[name])] != [*map(float, value)]:
+        if trained and [*map(float, trained[name])] != [*map(float, value)]:
             raise ValueError(
                 f"{name} must be that of the model's training, {trained[name]}, got {list(value)} for {model_file}. "
-                f"Pass --config_file {own}, which has all of its settings."
+                f"Pass --config_file {root / _INFERENCE}, which has all of its settings."
             )
 
 
+def check_trained_bundle(model_file: str | Path, class_names: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """
+    Makes sure that weights of another training may take the place of a model, where that belongs to a training.
+
+    Args:
+        model_file: the model, ``models/model.pt`` of its bundle.
+        class_names: classes of the weights by label value, background first.
+        settings: what is known of the settings that they were trained with, by their ids.
+
+    Raises:
+        ValueError: When they are others than those of the bundle.
+    """
+    if (root := _bundle_of(model_file)) is None:
+        return
+    metadata, trained = (read_configuration(root / name) for name in (_METADATA, _INFERENCE))
+    own_names = [*metadata["network_data_format"]["outputs"]["pred"]["channel_def"].values()]
+    if list(class_names) != own_names:
+        raise ValueError(
+            f"The bundle must have the classes of the weights, {', '.join(class_names)}, got {root} with "
+            f"{', '.join(own_names)}. Its configs and its card describe these. Promote to another bundle."
+        )
+    for name in (*_GRID, _WINDOW):
+        if name in settings and name in trained and settings[name] != trained[name]:
+            raise ValueError(
+                f"The bundle must have the {name} that the weights were trained with, {settings[name]}, got {root} "
+                f"with {trained[name]}. Promote to a bundle of these settings."
+            )
+
+
+def note_other_weights(model_file: str | Path, origin: str) -> None:
+    """
+    Takes the scores of a training from its bundle's metadata and card, once its model was replaced.
+
+    Nothing is done where the model is not that of a training's bundle.
+
+    Args:
+        model_file: the model, ``models/model.pt`` of its bundle.
+        origin: what the new weights are, as a noun.
+
+    Raises:
+        OSError: When the files cannot be written.
+    """
+    if (root := _bundle_of(model_file)) is None:
+        return
+    metadata = read_configuration(root / _METADATA)
+    write_json(root / _METADATA, {**metadata, "eval_metrics": {}, "changelog": {metadata["version"]: f"the {origin}"}})
+    card = (root / _CARD).read_text(encoding="utf-8")
+    text = f"There are no scores: the weights are the {origin}. Data and training configuration above are those of a "
+    text += "training before, which they have replaced."
+    before, _, after = card.partition(_PERFORMANCE)
+    with atomic_write(root / _CARD) as file:
+        file.write(f"{before}{_PERFORMANCE}{text}\n\n{_COMMANDS}{after.partition(_COMMANDS)[2]}".encode())
+
+
+def _bundle_of(model_file: str | Path) -> Path | None:
+    """The bundle of a training that a model belongs to; ``None`` where it belongs to none."""
+    root = Path(model_file).expanduser().absolute().parent.parent
+    file = root / _INFERENCE
+    return root if file.is_file() and read_configuration(file).get("_desc_") == _WRITTEN else None
+
+
 def _command(config_file: str | Path) -> str:
-    return f"python -m monai.bundle run inferring --config_file {config_file} --dataset_dir DIR_OR_FILE"
+    file = shlex.quote(str(config_file))
+    return f"python -m monai.bundle run inferring --config_file {file} --dataset_dir DIR_OR_FILE"
 
 
 def _without_folder(teacher: str) -> str:

@@ -24,7 +24,7 @@ from dinomix_monai.run import check_counts
 from dinomix_monai.transforms import MemoryMapd
 from dinomix_monai.volumes import first_file, open_volume, read_geometry
 
-__all__ = ["TrainingPlan", "plan_training"]
+__all__ = ["TrainingPlan", "fitting_epochs", "plan_training"]
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,14 @@ class TrainingPlan:
 
     def epochs_in(self, seconds: float) -> int:
         """
-        Epochs that fit into a time, with as many validations as this plan has.
+        Epochs that a time is enough for, with as many validations as this plan has.
 
         Raises:
             ValueError: When the time is too short for as many epochs as there are validations.
         """
-        early, late = self.step_s
-        epoch = self.steps_per_epoch * (self.warm_up * early + (1 - self.warm_up) * late)
         beside = self.seconds["preparation"] + self.seconds["validation"]
-        epochs = int((seconds - beside) / epoch)
-        if epochs < self.validations:
-            least = beside + self.validations * epoch
-            raise ValueError(
-                f"The time must be enough for {self.validations} epochs, at least {_duration(least)} here, got "
-                f"{_duration(seconds)}. Make the patches smaller, or the voxels larger."
-            )
-        return epochs
+        early, late = (self.steps_per_epoch * step for step in self.step_s)
+        return fitting_epochs(seconds, beside, (early, late), self.warm_up, self.validations)
 
     def __str__(self) -> str:
         steps = self.epochs * self.steps_per_epoch
@@ -108,6 +100,34 @@ class TrainingPlan:
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def fitting_epochs(seconds: float, beside_s: float, epoch_s: tuple[float, float], warm_up: float, at_least: int) -> int:
+    """
+    Epochs that a time is enough for, to the nearest whole number.
+
+    Args:
+        seconds: the time.
+        beside_s: what a run takes beside its epochs.
+        epoch_s: an epoch without and one with unlabeled patches.
+        warm_up: share of the epochs without.
+        at_least: epochs that a run must have.
+
+    Raises:
+        ValueError: When the time is too short for ``at_least``.
+
+    Example:
+        >>> fitting_epochs(100, beside_s=20, epoch_s=(4, 12), warm_up=0.25, at_least=8)
+        8
+    """
+    epoch = warm_up * epoch_s[0] + (1 - warm_up) * epoch_s[1]
+    epochs = round((seconds - beside_s) / epoch)
+    if epochs < at_least:
+        raise ValueError(
+            f"The time must be enough for {at_least} epochs, at least {_duration(beside_s + at_least * epoch)} here, "
+            f"got {_duration(seconds)}. Make the patches smaller, or the voxels larger."
+        )
+    return epochs
 
 
 def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import logging
 import signal
 import subprocess
@@ -15,9 +14,6 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from dinomix_monai.teacher import FoundationTeacher
-
-# From Python 3.13 on MONAI Label cannot be installed.
-collect_ignore = [] if importlib.util.find_spec("monailabel") else ["label"]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from monai.bundle import ConfigParser
 
-from dinomix_monai.training_plan import TrainingPlan, plan_training
+from dinomix_monai.training_plan import TrainingPlan, fitting_epochs, plan_training
 
 
 def test_the_duration_is_the_sum_of_its_parts_by_hand():
@@ -28,6 +28,20 @@ def test_the_duration_is_the_sum_of_its_parts_by_hand():
     assert lines["memory"].strip().startswith("2.5 GB")
     assert lines["duration"].strip() == "76 min: preparation 17 min, steps 58 min, validation 72 s"
     assert lines["measured"].strip().startswith("now, on 2 CPU threads; for another device nothing is known")
+    # An epoch takes 350 s, and 1072 s go beside them.
+    assert plan.epochs_in(1072 + 20 * 350) == 20
+    with pytest.raises(ValueError, match=r"enough for 6 epochs, at least 53 min here, got 48 min\. Make the patches"):
+        plan.epochs_in(2900)
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(165, 8), (174, 8), (176, 9), (164.9, 8)])
+def test_epochs_fill_a_time_to_the_nearest(seconds, epochs):
+    assert fitting_epochs(seconds, beside_s=5, epoch_s=(8.0, 24.0), warm_up=0.25, at_least=8) == epochs
+
+
+def test_a_time_for_too_few_epochs_is_refused():
+    with pytest.raises(ValueError, match="The time must be enough for 8 epochs, at least 3 min here, got 2 min"):
+        fitting_epochs(150, beside_s=5, epoch_s=(8.0, 24.0), warm_up=0.25, at_least=8)
 
 
 def test_no_repetitions_are_refused():

@@ -46,6 +46,7 @@ _VISIT = r"(?:[-_.](?:frame|session|ses|time|visit|phase|scan|run|series|tp)[-_]
 _CHANNEL = re.compile(r"_\d{4}$")
 # What a person would take for a scan, and is none here.
 _OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".npy", ".npz")
+_LABELS_FILE = "labels.json"
 _TOTALSEGMENTATOR_SCANS = ("ct", "mri", "mr")
 
 
@@ -83,7 +84,8 @@ class FoundScans:
     Args:
         layout: what the folder was taken for, as a noun.
         scans: the scans in the order of their names.
-        labels: ``labels`` of a ``dataset.json`` that is there, as it has them, or ``None``.
+        labels: ``labels`` of a ``dataset.json`` that is there, as it has them, or what ``labels.json`` has, which
+            ``autolabel`` writes; ``None`` without either.
         left_out: files that look like volumes and are none of the scans.
         channel_names: names of the channels, or ``None`` where there is one, or nothing tells.
     """
@@ -159,7 +161,7 @@ def find_scans(
     return FoundScans(
         layout,
         tuple(sorted(scans, key=lambda scan: scan.image)),
-        content.get("labels"),
+        content.get("labels") or _list_of(folder, _LABELS_FILE) or None,
         tuple(sorted(set(volumes) - used | set(others))),
         names,
     )
@@ -207,9 +209,9 @@ def _volumes(folder: Path) -> tuple[list[Path], list[Path]]:
     return volumes, others
 
 
-def _list_of(folder: Path) -> dict[str, Any]:
+def _list_of(folder: Path, name: str = "dataset.json") -> dict[str, Any]:
     try:
-        content = json.loads((folder / "dataset.json").read_bytes())
+        content = json.loads((folder / name).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -241,12 +243,17 @@ def _nnunet(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]
     training = _in(volumes, folder / "imagesTr")
     if not training or not all(channel_of(file) for file in training):
         return None
+    # Label maps have the names of cases: of images with these names the four digits are the number of a case.
+    cases = {nifti_stem(file) for file in _in(volumes, folder / "labelsTr")}
+    if any(nifti_stem(file) in cases for file in training):
+        return None
     number = 1 + max(channel for file in training if (name := channel_of(file)) for channel in name[1:])
     scans = []
     for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
         groups = images_of_channels(_in(volumes, folder / images), number)
         files = {image: tuple(others) for image, *others in groups}
-        pairs = _pairs(list(files), _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name))
+        # Label maps have no channel, so four digits at their end are part of the case.
+        pairs = _pairs(list(files), _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name), str)
         is_test = images == "imagesTs"
         scans += [
             FoundScan(image, label, is_test=is_test and label is not None, channels=files[image])
@@ -306,7 +313,8 @@ def _two_folders(
     second = folder / labels if labels else next((by_name[one] for one in LABEL_FOLDERS if one in by_name), None)
     if first is None or second is None:
         return None
-    scans = [FoundScan(*pair) for pair in _pairs(_under(volumes, first), _under(volumes, second), _case_name)]
+    pairs = _pairs(_under(volumes, first), _under(volumes, second), _case_name, folders=(first, second))
+    scans = [FoundScan(*pair) for pair in pairs]
     if (tests := by_name.get("imagests")) and first.name.lower() == "imagestr":
         kept = _pairs(_in(volumes, tests), _in(volumes, by_name.get("labelsts", tests / "none")), _case_name)
         scans += [FoundScan(image, label, is_test=label is not None) for image, label in kept]
@@ -399,31 +407,42 @@ def _case_name(stem: str) -> str:
 
 
 def _pairs(
-    images: Sequence[Path], labels: Sequence[Path], name_of: Callable[[str], str]
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    name_of: Callable[[str], str],
+    name_of_label: Callable[[str], str] | None = None,
+    folders: tuple[Path, Path] | None = None,
 ) -> list[tuple[Path, Path | None]]:
-    """Each image with its label map: that of the same name, or else of the same case."""
-    exact = {nifti_stem(file): file for file in labels}
-    by_case = {key: _by(name_of, files) for key, files in (("image", images), ("label", labels))}
-    pairs: list[tuple[Path, Path | None]] = []
-    for image in images:
-        name = name_of(nifti_stem(image))
-        label = exact.get(nifti_stem(image))
-        if label is None and (close := by_case["label"].get(name)):
-            rivals = by_case["image"][name] if len(close) == 1 else close
-            if len(rivals) > 1:
-                raise ValueError(
-                    f"The names must tell which label map belongs to {image}, got {close[0].name} for "
-                    f"{' and '.join(file.name for file in rivals[:2])}. Give both files of a case the same name."
-                )
-            label = close[0]
-        pairs.append((image, label))
-    used = {label for _, label in pairs}
-    if orphans := [file for file in labels if file not in used]:
+    """
+    Each image with its label map: that of the same name, or else of the same case.
+
+    Of names that are there in several subfolders of ``folders``, those of images and of label maps, the subfolder
+    decides.
+    """
+    found: dict[Path, Path] = {}
+    if folders is not None:
+        placed = {(file.relative_to(folders[1]).parent, nifti_stem(file)): file for file in labels}
+        places = {file: (file.relative_to(folders[0]).parent, nifti_stem(file)) for file in images}
+        found = {file: placed[place] for file, place in places.items() if place in placed}
+    left, others = [file for file in images if file not in found], set(labels) - set(found.values())
+    for of_image, of_label in ((str, str), (name_of, name_of_label or name_of)):
+        by_image, by_label = _by(of_image, left), _by(of_label, sorted(others))
+        for name, rivals in by_image.items():
+            close = by_label.get(name, [])
+            if close and any(file not in found for file in rivals):
+                if len(rivals) > 1 or len(close) > 1:
+                    named = [f"{file.parent.name}/{file.name}" for file in (rivals if len(close) == 1 else close)]
+                    raise ValueError(
+                        f"The names must tell which label map belongs to {rivals[0]}, got {close[0].name} for "
+                        f"{' and '.join(named[:2])}. Give both files of a case the same name."
+                    )
+                found[rivals[0]] = close[0]
+    if orphans := sorted(set(labels) - set(found.values())):
         raise ValueError(
             f"Each label map must belong to an image, got {len(orphans)} that belong to none, such as {orphans[0]}. "
-            "Give both files of a case the same name."
+            "Give both files of a case the same name, and where files of several cases have one, the same subfolder."
         )
-    return pairs
+    return [(image, found.get(image)) for image in images]
 
 
 def _by(name_of: Callable[[str], str], files: Iterable[Path]) -> dict[str, list[Path]]:

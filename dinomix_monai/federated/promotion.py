@@ -9,6 +9,7 @@ from typing import Any
 from dinomix_monai.bundle import open_configuration
 from dinomix_monai.core.tensor_file import read_tensor_file, shape_difference
 from dinomix_monai.models import write_model
+from dinomix_monai.trained_bundle import check_trained_bundle, note_other_weights
 
 __all__ = ["find_checkpoint", "promote_checkpoint", "read_checkpoint"]
 
@@ -84,6 +85,7 @@ def promote_checkpoint(
     Writes the weights of a global model as a plain state dict, and the names of its classes beside it.
 
     They are loaded strictly into the ``network_def`` of the configuration first, which gives each tensor its own type.
+    In the bundle of a training the scores, which are those of other weights, are taken out of metadata and card.
 
     Args:
         checkpoint: see :func:`read_checkpoint`.
@@ -95,11 +97,13 @@ def promote_checkpoint(
 
     Raises:
         FileNotFoundError: When ``checkpoint`` or ``config_file`` is missing.
-        ValueError: When the weights are not those of that network, or a file is damaged.
+        ValueError: When the weights are not those of that network, a file is damaged, or ``model_file`` is that of the
+            bundle of a training with other classes, or with other settings than the job's.
     """
     content = read_checkpoint(checkpoint)
     about = content["meta_props"]
     class_names = about["class_names"]
+    check_trained_bundle(model_file, class_names, about.get("settings", {}))
     parser = open_configuration(config_file)
     parser["num_classes"], parser["num_channels"] = len(class_names), about.get("num_channels", 1)
     network = parser.get_parsed_content("network_def")
@@ -109,4 +113,7 @@ def promote_checkpoint(
             f"{difference}. Pass the overlays of the run, and one with its settings of network_def, in --config_file."
         )
     network.load_state_dict(content["model"])
-    return write_model(network, model_file, class_names)
+    written = write_model(network, model_file, class_names)
+    done, planned = about.get("next_round", "some"), about.get("rounds", "some")
+    note_other_weights(written, f"global model of a federation after {done} of {planned} rounds")
+    return written

@@ -24,6 +24,7 @@ from dinomix_monai.handlers import BestModelHandler
 from dinomix_monai.label.app_folder import AppFolder
 from dinomix_monai.label.refusal import Refusal
 from dinomix_monai.models import load_model, probe_path
+from dinomix_monai.planning import DatasetPlan
 from dinomix_monai.run import read_configuration
 from dinomix_monai.transforms import scaling_window
 
@@ -49,7 +50,7 @@ class TrainingResult:
         replaced: whether its model is the app's current one now.
         score: key metric of its best epoch, ``None`` without validation.
         score_before: key metric of the model that was there before on the same scans, ``None`` likewise.
-        warnings: what may be wrong with the scans, as text.
+        warnings: what may be wrong with the scans, or with the settings that were planned by them, as text.
     """
 
     run: str
@@ -72,7 +73,8 @@ class TrainingRun:
     Whether a labeled scan is for validation is decided by a hash of its name, once and for all: no scan that a model
     has learned from judges a later one.
 
-    An app without a model plans the settings that it does not have by the labels of its first training, and keeps them.
+    An app without a model plans the settings that it does not have by the labels of its first training, prints them
+    with their reasons, and keeps both in its settings.
 
     Args:
         folder: folder of the app.
@@ -109,7 +111,7 @@ class TrainingRun:
                 f"Training needs at least one labeled scan beside those for validation, got {len(labeled)} labeled, "
                 f"all for validation with val_split {validation_share}. Label more, or lower val_split."
             )
-        self.planned: dict[str, Any] = {}
+        self.plan = DatasetPlan()
         self.path = folder.runs / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
     def __call__(
@@ -134,8 +136,9 @@ class TrainingRun:
             current = self._current_model(pretrained)
             self._write_list()
             # A model keeps the settings that it was trained by.
-            self.planned = {} if self.folder.model_file.is_file() else self._plan(device)
-            warnings = self._check()
+            if not self.folder.model_file.is_file():
+                self.plan = self._plan(device)
+            warnings = [*self._check(), *self.plan.all_warnings()]
         except Refusal:
             shutil.rmtree(self.path)
             raise
@@ -189,24 +192,28 @@ class TrainingRun:
         }
         write_json(self.path / "dataset.json", content)
 
-    def _plan(self, device: str) -> dict[str, Any]:
+    def _plan(self, device: str) -> DatasetPlan:
         """Settings that the app does not have and that go by the scans; none where the app wants the phantom's."""
         data = {"dataset_dir": str(self.path), "datalist#allow_outside": True, "check_data": False}
         parser = self.folder.bundle.parser("train", device=device, **data)
         if parser.get("planned_for") is None:
-            return {}
+            return DatasetPlan()
         try:
             for name in _PLANNED:
                 if name in parser:
                     parser.get_parsed_content(name)
         except RuntimeError:
             # The check, which follows, says what is wrong with the scans.
-            return {}
-        return dict(parser.get_parsed_content("plan").asked)
+            return DatasetPlan()
+        plan = parser.get_parsed_content("plan").made(parser.get_parsed_content("spacing_mm"))
+        if plan.settings:
+            print(f"Settings by the labels of this first training, kept in {self.folder.settings_file}:", flush=True)
+            print(plan, flush=True)
+        return plan
 
     def _check(self) -> list[str]:
         """What may be wrong with the scans; errors are raised."""
-        parser = self.folder.bundle.parser("train", **self.planned)
+        parser = self.folder.bundle.parser("train", **self.plan.settings)
         findings = check_dataset(
             self.path,
             allow_outside=True,  # the list is ours, and scans stay where the annotator has them
@@ -227,7 +234,7 @@ class TrainingRun:
             "dataset_dir": str(self.path),
             # The settings are those of the app, by which it segments, whatever its scans are like.
             "planned_for": None,
-            **self.planned,
+            **self.plan.settings,
             "datalist#allow_outside": True,
             "token_cache#folder": str(self.folder.root / "tokens"),
             "check_data": False,
@@ -255,9 +262,10 @@ class TrainingRun:
         return best.best
 
     def _publish(self) -> None:
-        if self.planned:
+        if self.plan.settings:
             # Before the model that sees scans so.
-            write_json(self.folder.settings_file, {**read_configuration(self.folder.settings_file), **self.planned})
+            planned = self.plan.overlay("Planned by the labels of the first training.")
+            write_json(self.folder.settings_file, {**read_configuration(self.folder.settings_file), **planned})
         probe = probe_path(self.folder.model_file)
         # Before the model that it belongs to goes.
         probe.unlink(missing_ok=True)

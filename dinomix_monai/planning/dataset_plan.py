@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinomix_monai.core.text import by
+from dinomix_monai.planning.calibration import Calibration
 from dinomix_monai.planning.fingerprint import DatasetFingerprint
 
 __all__ = ["DatasetPlan", "plan_dataset"]
@@ -32,10 +33,10 @@ _TAUGHT_LEVEL = 1
 # Share of the organs' range of intensities that is added on either side: what lies around them has to stand out.
 _MARGIN = 0.25
 _AS_IN_CT = (
-    "Intensities mean the same in all scans, as in CT: 99 % of the organs' voxels are inside, and a quarter more on "
-    "either side, where scans have more."
+    "Intensities mean the same in all scans, as in CT ({}): 99 % of the organs' voxels are inside, and a quarter more "
+    "on either side, where scans have more."
 )
-_AS_IN_MR = "Intensities mean something else in each scan, as in MR: each is scaled by its own percentiles."
+_AS_IN_MR = "Intensities mean something else in each scan, as in MR ({}): each is scaled by its own percentiles."
 _SIDE = re.compile(r"(?:^|[^a-z])(?:left|right|l|r|lt|rt)(?:$|[^a-z])", re.IGNORECASE)
 
 
@@ -48,25 +49,41 @@ class DatasetPlan:
         settings: values by id.
         reasons: for each of these ids, why, as a sentence.
         warnings: what the scans or the budget do not allow, as sentences.
+        doubts: of ids that may have to be set otherwise, when and how, as sentences.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    doubts: dict[str, str] = field(default_factory=dict)
 
-    def set(self, name: str, value: Any, reason: str) -> None:
+    def set(self, name: str, value: Any, reason: str, doubt: str = "") -> None:
         """Adds a setting."""
         self.settings[name], self.reasons[name] = value, reason
+        if doubt:
+            self.doubts[name] = doubt
 
     def overlay(self, title: str) -> dict[str, Any]:
         """An overlay for ``train.json``, with the reasons in its ``_desc_``."""
-        return {"_desc_": {"plan": title, **self.reasons}, **self.settings}
+        notes = {
+            name: " ".join([reason, *self._doubts(name)])
+            for name, reason in self.reasons.items()
+            if name in self.settings
+        }
+        return {"_desc_": {"plan": title, **notes}, **self.settings}
 
     def __str__(self) -> str:
         lines = [
             line for name, value in self.settings.items() for line in (f"{name}: {value}", f"    {self.reasons[name]}")
         ]
-        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.all_warnings())])
+
+    def all_warnings(self) -> list[str]:
+        """The warnings, and the doubts about those settings that are there."""
+        return [*self.warnings, *(doubt for name in self.settings for doubt in self._doubts(name))]
+
+    def _doubts(self, name: str) -> list[str]:
+        return [self.doubts[name]] if name in self.doubts else []
 
 
 def plan_dataset(
@@ -96,7 +113,8 @@ def plan_dataset(
     strides = _strides(spacing, _field(scans) / spacing, stem_stride)
     _plan_patch(plan, scans, spacing, strides, patch_voxels)
     _plan_network(plan, strides)
-    _plan_intensity(plan, scans, scans.is_calibrated if is_calibrated is None else is_calibrated)
+    given = None if is_calibrated is None else [Calibration(is_same, "as given") for is_same in is_calibrated]
+    _plan_intensity(plan, scans, scans.calibrations if given is None else given)
     sided = [name for name in scans.class_names[1:] if _SIDE.search(name)]
     plan.set(
         "flip_prob",
@@ -133,7 +151,7 @@ def _plan_spacing(
     if kept < _FEW_VOXELS:
         remedy = (
             "Only finer scans would change it."
-            if given is None and why == "the scans' median"
+            if np.prod(spacing) < 1.01 * np.prod(median)
             else "Train on a GPU, or with more memory (--memory_gb)."
         )
         plan.warnings.append(f"{name} has {kept:.0f} voxels at this voxel size and may be missed. {remedy}")
@@ -213,17 +231,30 @@ def _plan_network(plan: DatasetPlan, strides: Sequence[Sequence[int]]) -> None:
         plan.set("distiller#modules", [f"decoder.{level}"], f"It has cells of {cell} voxels.")
 
 
-def _plan_intensity(plan: DatasetPlan, scans: DatasetFingerprint, is_calibrated: Sequence[bool]) -> None:
+def _plan_intensity(plan: DatasetPlan, scans: DatasetFingerprint, calibrations: Sequence[Calibration]) -> None:
     windows = [
-        _window(foreground, ranges) if is_same else None
-        for is_same, foreground, ranges in zip(is_calibrated, scans.foreground, scans.ranges.swapaxes(0, 1))
+        _window(foreground, ranges) if found.is_calibrated else None
+        for found, foreground, ranges in zip(calibrations, scans.foreground, scans.ranges.swapaxes(0, 1))
     ]
-    reasons = [_AS_IN_CT if is_same else _AS_IN_MR for is_same in is_calibrated]
+    reasons = [(_AS_IN_CT if found.is_calibrated else _AS_IN_MR).format(found.reason) for found in calibrations]
+    doubt = " ".join(_doubt(channel, scans.channel_names, calibrations) for channel in range(len(windows))).strip()
     if len(windows) == 1:
-        plan.set("intensity_window", windows[0], reasons[0])
+        plan.set("intensity_window", windows[0], reasons[0], doubt)
     else:
         named = " ".join(f"{name}: {reason}" for name, reason in zip(scans.channel_names, reasons))
-        plan.set("intensity_window", windows, named)
+        plan.set("intensity_window", windows, named, doubt)
+
+
+def _doubt(channel: int, names: Sequence[str], calibrations: Sequence[Calibration]) -> str:
+    """What a channel may be otherwise, as a sentence; empty where nothing tells so."""
+    if not calibrations[channel].doubt:
+        return ""
+    kinds = ["CT" if found.is_calibrated or other == channel else "MR" for other, found in enumerate(calibrations)]
+    of = f" of {names[channel]}" if len(names) > 1 else ""
+    return (
+        f"Intensities{of} {calibrations[channel].doubt}: they may be those of CT, and are taken for MR. If they are "
+        f"CT, pass --modality {','.join(kinds)} (the setting plan#modality), or call the channel CT in dataset.json."
+    )
 
 
 def _window(foreground: np.ndarray, ranges: np.ndarray) -> list[float]:

@@ -12,12 +12,12 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from dinomix_monai.data import Datalist
-from dinomix_monai.transforms import AIR_HU, LabelOnGridd, LoadVolumed
+from dinomix_monai.planning.calibration import Calibration, calibration_of
+from dinomix_monai.transforms import LabelOnGridd, LoadVolumed
 from dinomix_monai.volumes import Annotation, first_file, open_volume, read_geometry
 
 __all__ = ["DatasetFingerprint", "take_fingerprint"]
 
-_CT = "CT"
 # Foreground voxels of a case that count: enough for a percentile, and no case outvotes the others.
 _SAMPLED = 20000
 _PERCENTILES = (0.5, 99.5)
@@ -35,6 +35,7 @@ class DatasetFingerprint:
         class_mm3: of each foreground class, the median volume in mm³ over the labeled cases that have it; NaN for none.
             Of a class that was looked for in some slices it is estimated for those between them as well.
         ranges: least and greatest intensity of each labeled image, shape (labeled cases, channels, 2).
+        at_ends: share of the voxels that have either, same shape.
         foreground: of each channel, the 0.5th and the 99.5th percentile of the intensities of all labeled organs, shape
             (channels, 2).
         channel_names: names of the channels.
@@ -45,6 +46,7 @@ class DatasetFingerprint:
     spacings: np.ndarray
     class_mm3: np.ndarray
     ranges: np.ndarray
+    at_ends: np.ndarray
     foreground: np.ndarray
     channel_names: tuple[str, ...] = ("image",)
 
@@ -64,25 +66,10 @@ class DatasetFingerprint:
         return int(np.nanargmin(self.class_mm3)) + 1
 
     @property
-    def is_calibrated(self) -> list[bool]:
-        """
-        Whether one intensity means the same tissue in all scans, as in CT, for each channel.
-
-        That is so where the list of the data set calls the channel CT, where images reach down to air in Hounsfield
-        units, or where all have been cut to the same range of them. Images that have been scaled one by one, as MR to 0
-        to 1000, have one range as well, but none below 0.
-        """
-        return [
-            name.upper() == _CT or _is_in_hounsfield(ranges)
-            for name, ranges in zip(self.channel_names, self.ranges.swapaxes(0, 1))
-        ]
-
-
-def _is_in_hounsfield(ranges: np.ndarray) -> bool:
-    """Whether these ranges, shape (cases, 2), are those of CT."""
-    has_air = float(np.median(ranges[:, 0])) <= AIR_HU
-    is_cut = len(ranges) > 1 and bool((np.ptp(ranges, axis=0) <= 0.01 * np.ptp(ranges.mean(axis=0))).all())
-    return has_air or (is_cut and bool((ranges[:, 0] < 0).all()))
+    def calibrations(self) -> list[Calibration]:
+        """For each channel, whether one intensity means the same tissue in all scans, as in CT."""
+        ends = zip(self.ranges.swapaxes(0, 1), self.at_ends.swapaxes(0, 1))
+        return [calibration_of(name, *one) for name, one in zip(self.channel_names, ends)]
 
 
 def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
@@ -103,11 +90,12 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
     shapes, spacings = zip(*(read_geometry(open_volume(first_file(case[Keys.IMAGE])).header).on_body for case in cases))
     labels = LabelOnGridd(Keys.LABEL, datalist.num_classes, partial_labels=datalist.partial_labels)
     load = Compose([LoadVolumed([Keys.IMAGE, Keys.LABEL]), labels])
-    volumes, ranges, intensities = [], [], []
+    volumes, ranges, at_ends, intensities = [], [], [], []
     for case in tqdm(datalist.training, "Reading labeled cases", unit="case", disable=None):
-        sizes, limits, inside = _labeled_case(load(dict(case)), datalist.num_classes)
+        sizes, limits, shares, inside = _labeled_case(load(dict(case)), datalist.num_classes)
         volumes.append(sizes / _densities(datalist, case[Keys.LABEL]))
         ranges.append(limits)
+        at_ends.append(shares)
         intensities.append(inside)
     found = np.where(np.array(volumes) > 0, volumes, np.nan)
     if np.isnan(found).all():
@@ -123,6 +111,7 @@ def take_fingerprint(datalist: Datalist) -> DatasetFingerprint:
         np.array(spacings),
         class_mm3,
         np.array(ranges),
+        np.array(at_ends),
         np.percentile(np.concatenate(intensities, axis=1), _PERCENTILES, axis=1).T,
         datalist.channel_names,
     )
@@ -135,8 +124,11 @@ def _densities(datalist: Datalist, file: str) -> np.ndarray:
     return np.array([annotation.density(value) for value in range(1, datalist.num_classes)])
 
 
-def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Volume of each class in mm³; range of each channel; intensities in organs, shape (channels, voxels)."""
+def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Volume of each class in mm³; range of each channel, and the share of its ends; intensities in organs, shape
+    (channels, voxels).
+    """
     image, label = sample[Keys.IMAGE].numpy(force=True), sample[Keys.LABEL].numpy(force=True)[0]
     voxel_mm3 = float(np.prod(voxel_sizes(np.asarray(sample[Keys.IMAGE].affine))))
     # What nobody has looked for has greater values.
@@ -144,4 +136,6 @@ def _labeled_case(sample: Mapping, num_classes: int) -> tuple[np.ndarray, np.nda
     inside = image[:, (label > 0) & (label < num_classes)]
     step = max(1, inside.shape[1] // _SAMPLED)
     flat = image.reshape(len(image), -1)
-    return voxels[1:] * voxel_mm3, np.stack([flat.min(axis=1), flat.max(axis=1)], axis=1), inside[:, ::step]
+    limits = np.stack([flat.min(axis=1), flat.max(axis=1)], axis=1)
+    shares = np.stack([(flat == end[:, None]).mean(axis=1) for end in limits.T], axis=1)
+    return voxels[1:] * voxel_mm3, limits, shares, inside[:, ::step]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -164,6 +165,19 @@ class PlannedSettings:
             self._plans[key] = plan
         return self._plans[key]
 
+    def made(self, spacing_mm: Sequence[float] | None = None, epochs: int | None = None) -> DatasetPlan:
+        """
+        The settings that were asked for and go by the scans, with their reasons and what may be wrong with them.
+
+        Args:
+            spacing_mm: voxel size of the training, where it was not asked for.
+            epochs: length of the training, where it was not asked for.
+        """
+        if not self.is_planned:
+            return DatasetPlan()
+        plan = self.plan(None if "spacing_mm" in self.asked else spacing_mm, None if "epochs" in self.asked else epochs)
+        return replace(plan, settings={name: value for name, value in plan.settings.items() if name in self.asked})
+
     def set_length(self, plan: DatasetPlan, epochs: int, reason: str) -> None:
         """Sets the epochs of a plan, and what depends on them."""
         plan.set("epochs", epochs, reason)
@@ -210,12 +224,10 @@ def print_plan(plan: PlannedSettings, spacing_mm: Sequence[float], epochs: int, 
         settings: values of all settings. They are not used: a configuration that passes them has asked for those that
             are not given.
     """
-    if not plan.is_planned or not plan.asked:
+    if not plan.asked:
         return
-    # What is given is not printed, nor is it the plan's, so its reasons do not matter.
-    made = plan.plan(
-        None if "spacing_mm" in plan.asked else spacing_mm, None if "epochs" in plan.asked else int(epochs)
-    )
-    used = {name: value for name, value in made.settings.items() if name in plan.asked}
-    print(f"Settings for {plan.datalist.describe()} cases; one that you give wins.", flush=True)
-    print(DatasetPlan(used, made.reasons, made.warnings), flush=True)
+    made = plan.made(spacing_mm, int(epochs))
+    if made.settings:
+        print(f"Settings for {plan.datalist.describe()} cases; one that you give wins.", flush=True)
+    if str(made):
+        print(made, flush=True)

@@ -296,7 +296,7 @@ SETTINGS = {
     ),
     "unknown argument": (
         {"network_def#filters": 4},
-        "Error at network_def: VNet.__init__() got an unexpected keyword argument 'filters' (TypeError)",
+        "Error at network_def: VNet.__init__() got an unexpected keyword argument 'filters'",
     ),
     "unknown teacher": (
         {"teacher#model_name": "vit_small"},

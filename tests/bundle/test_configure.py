@@ -67,6 +67,22 @@ def test_the_overlay_trains_and_segments(parser: Callable, phantom: Path, tmp_pa
     assert nib.load(next((tmp_path / "labels").glob("*_seg.nii.gz"))).shape == nib.load(scan).shape
 
 
+def test_a_plan_for_a_gpu_goes_behind_inference_as_well(parser: Callable, tmp_path: Path) -> None:
+    overlay = tmp_path / "plan.json"
+    configure_training(parser(device="cuda"), overlay, memory_gb=24)
+    written = json.loads(overlay.read_text())
+    # The network works at full resolution, is taught one level deeper, and its EMA teacher remembers a long run.
+    assert (written["network_def#stem_stride"], written["distiller#modules"]) == ([1, 1, 1], ["decoder.2"])
+    assert written["ema_teacher#decay"] == 0.99
+    trained, asked = (
+        Bundle(CONFIGS.parent).parser(name, overlay, num_classes=14, num_channels=1).get_parsed_content("network_def")
+        for name in ("train", "inference")
+    )
+    assert [value.shape for value in asked.state_dict().values()] == [
+        value.shape for value in trained.state_dict().values()
+    ]
+
+
 def test_what_is_given_wins_and_what_depends_on_it_follows(parser: Callable, tmp_path: Path) -> None:
     given = {"spacing_mm": [16.0, 16.0, 20.0], "epochs": 3}
     text = configure_training(parser(**given), tmp_path / "plan.json", given=given)

@@ -11,9 +11,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
+from dinomix_monai.__main__ import promote
 from dinomix_monai.metrics import read_scores
+from dinomix_monai.models import read_class_names
 from dinomix_monai.trained_bundle import TrainedBundle, check_inference_settings
 from tests.toys import TOY
 
@@ -160,3 +163,73 @@ def test_a_transform_of_intensities_of_ones_own_takes_the_place_of_the_window(ru
     written = json.loads((tmp_path / "configs" / "inference.json").read_text())
     assert written["scale_intensity"] == own
     assert "intensity_window" not in written
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the global model of a federation with the classes and the network of a bundle, but for what is given."""
+
+    def write(bundle: Path, change: Callable[[dict], object] = lambda weights: None, **about: Any) -> Path:
+        weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+        weights = {name: -value for name, value in weights.items()}
+        change(weights)
+        names = read_class_names(bundle / "models" / "model.pt")
+        meta = {"class_names": names, "num_channels": 1, "teacher": "none", "rounds": 4, "next_round": 3, **about}
+        (tmp_path / "ws" / "app_server").mkdir(parents=True, exist_ok=True)
+        torch.save({"model": weights, "meta_props": meta}, tmp_path / "ws" / "app_server" / "FL_global_model.pt")
+        return tmp_path / "ws"
+
+    return write
+
+
+def test_the_model_of_a_federation_becomes_that_of_the_bundle(
+    federation: Callable, trained: Path, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    scan = next((phantom / "images").glob("*_006.nii*"))
+    before = infer(scan, tmp_path / "a", trained / "configs" / "inference.json")
+    weights = torch.load(trained / "models" / "model.pt", weights_only=True)
+    settings = {"spacing_mm": [9.0, 9.0, 10.0], "epochs": 3}
+    promote(str(federation(trained, settings=settings)), bundle_root=str(trained))
+    assert "after 3 of 4 rounds" in capsys.readouterr().out
+    found = torch.load(trained / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(found[name], -value) for name, value in weights.items())
+    assert (infer(scan, tmp_path / "b", trained / "configs" / "inference.json") != before).any()
+    # What the training scored was another model.
+    metadata, card = (trained / name for name in ("configs/metadata.json", "docs/README.md"))
+    assert json.loads(metadata.read_text())["eval_metrics"] == {}
+    assert "the weights are the global model of a federation after 3 of 4 rounds" in card.read_text()
+    assert "mean" not in card.read_text().partition("## Performance")[2].partition("## Commands")[0]
+    assert "## Limitations" in card.read_text()
+    verify_metadata(str(metadata), filepath=str(trained / "docs" / "meta_schema.json"))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "other classes": (
+        {"class_names": ["background", "heart"]},
+        r"The bundle must have the classes of the weights, background, heart, got .* with background, .*liver",
+    ),
+    "another voxel size": (
+        {"settings": {"spacing_mm": [2.0, 2.0, 2.0]}},
+        r"The bundle must have the spacing_mm that the weights were trained with, \[2.0, 2.0, 2.0\], got .* with ",
+    ),
+    "another window": (
+        {"settings": {"intensity_window": None}},
+        r"The bundle must have the intensity_window that the weights were trained with, None, got .* \[-160, 240\]",
+    ),
+    "another network": (
+        {"change": lambda weights: weights.pop(next(iter(weights)))},
+        r"checkpoint must hold the weights of network_def in .*train\.json, got .*has the shape None",
+    ),
+    "more channels": ({"num_channels": 2}, r"checkpoint must hold the weights of network_def in .* of which stem"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_federation_that_does_not_fit_the_bundle_is_refused(
+    name: str, federation: Callable, trained_bundle: Path
+) -> None:
+    given, message = REFUSED[name]
+    before = {file: file.read_bytes() for file in trained_bundle.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=message):
+        promote(str(federation(trained_bundle, **given)), bundle_root=str(trained_bundle))
+    assert {file: file.read_bytes() for file in before} == before

@@ -65,6 +65,19 @@ LAYOUTS: dict[str, tuple[str, dict[str, str | None]]] = {
         "a raw data set of nnU-Net",
         {"imagesTr/a_0000.nii.gz": "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz": None},
     ),
+    "cases with four digits, which are no channels": (
+        "images in imagesTr, label maps in labelsTr",
+        {
+            "imagesTr/case_0001.nii.gz": "labelsTr/case_0001.nii.gz",
+            "imagesTr/case_0002.nii.gz": "labelsTr/case_0002.nii.gz",
+            "imagesTr/case_0003.nii.gz": None,
+            "imagesTs/case_0004.nii.gz": None,
+        },
+    ),
+    "nnU-Net, cases with four digits": (
+        "a raw data set of nnU-Net",
+        {"imagesTr/a_0001_0000.nii.gz": "labelsTr/a_0001.nii.gz", "imagesTr/a_0002_0000.nii.gz": None},
+    ),
     "decathlon without its list": (
         "images in imagesTr, label maps in labelsTr",
         {"imagesTr/liver_1.nii.gz": "labelsTr/liver_1.nii.gz", "imagesTs/liver_2.nii.gz": None},
@@ -90,6 +103,33 @@ def test_each_layout_is_known(tree: Tree, name: str) -> None:
     content = lists(folder)
     assert pairs(content) == expected
     assert content["labels"]["0"] == "background"
+
+
+def test_cases_of_one_name_are_told_apart_by_their_subfolders(tree: Tree) -> None:
+    expected = {
+        "images/a/x.nii.gz": "labels/a/x.nii.gz",
+        "images/b/x.nii.gz": "labels/b/x.nii.gz",
+        "images/c/x.nii.gz": None,
+        "images/c/y_ct.nii.gz": "labels/y_seg.nii.gz",
+    }
+    folder = tree(*expected, **{label: (1,) for label in expected.values() if label})
+    make_datalist(folder)
+    assert pairs(lists(folder)) == expected
+
+
+def test_a_label_map_that_two_images_of_one_name_could_have_is_refused(tree: Tree) -> None:
+    folder = tree("images/a/x.nii.gz", "images/b/x.nii.gz", **{"labels/x.nii.gz": (1,)})
+    with pytest.raises(
+        ValueError, match=r"which label map belongs to .*images/a/x.* for a/x\.nii\.gz and b/x\.nii\.gz"
+    ):
+        make_datalist(folder)
+
+
+def test_classes_have_the_names_that_autolabel_has_written(tree: Tree) -> None:
+    folder = tree("a.nii.gz", **{"labels/final/a.nii.gz": (1, 2)})
+    (folder / "labels.json").write_text(json.dumps({"0": "background", "1": "liver", "2": "aorta"}))
+    make_datalist(folder)
+    assert open_datalist(folder).class_names == ("background", "liver", "aorta")
 
 
 def test_scans_of_totalsegmentator_get_one_label_map_of_their_masks(tree: Tree) -> None:
@@ -366,7 +406,7 @@ WRONG = {
     "two images of one label map": (
         ("images/img_1.nii.gz", "images/scan_1.nii.gz"),
         ("labels/label_1.nii.gz",),
-        r"which label map belongs to .*img_1\.nii\.gz, got label_1\.nii\.gz for img_1\.nii\.gz and scan_1\.nii\.gz",
+        r"label map belongs to .*img_1\.nii\.gz, got label_1\.nii\.gz for images/img_1\.nii\.gz and images/scan_1",
     ),
     "two label maps of a case": (
         ("a/t1.nii.gz",),

@@ -92,7 +92,7 @@ def test_every_part_of_the_run_is_in_the_file_and_nothing_of_the_teacher(tmp_pat
 
 def test_the_docstring_lists_all_that_a_file_may_hold(tmp_path):
     state = torch.load(Run(tmp_path, epochs=1).run().file, weights_only=True)
-    listed = re.findall(r"^\s+- ``(\w+)``", RunStateSaver.__doc__, re.MULTILINE)
+    listed = re.findall(r"^\s*- ``(\w+)``", RunStateSaver.__doc__, re.MULTILINE)
     # A scaler is there in float16 on a GPU only, and class weights in the trainer of CPS only.
     assert sorted(listed) == sorted([*state, "scaler", "weightings"])
 

@@ -265,7 +265,7 @@ def test_what_training_does_not_know_is_said(client, make_folder, save_label, tr
 
 
 def test_an_app_without_a_model_plans_its_settings_and_keeps_them(
-    client, make_folder, save_label, train, labels: Path, studies: Path
+    client, make_folder, save_label, train, labels: Path, studies: Path, capsys: pytest.CaptureFixture
 ) -> None:
     given = {"network_def#n_filters": 4, "steps_per_epoch": 2, "amp": False, "flip_prob": [0.0, 0.0, 0.5]}
     folder = make_folder(settings=given)
@@ -278,8 +278,17 @@ def test_an_app_without_a_model_plans_its_settings_and_keeps_them(
     assert (settings["spacing_mm"], settings["patch_size"]) == ([8.0, 8.0, 10.0], [32, 32, 32])
     assert settings["network_def#strides"][-1] == [2, 2, 1]
     assert "intensity_window" in settings
+    # The reasons stay with them, and are in the server's log.
+    assert "The scans' median" in settings["_desc_"]["spacing_mm"]
+    printed = capsys.readouterr().out
+    assert (
+        f"Settings by the labels of this first training, kept in {folder.settings_file}:\nspacing_mm: [8.0" in printed
+    )
+    (result,) = (json.loads(file.read_text()) for file in folder.runs.glob("*/result.json"))
+    assert any("may be missed" in warning for warning in result["warnings"])
     # What is given stays, and the length of a training is what its request says.
     assert settings["flip_prob"] == given["flip_prob"]
+    assert "flip_prob" not in settings["_desc_"]
     assert "epochs" not in settings
     answer = http.post("/infer/dinomix?image=case_2&output=json")
     assert answer.status_code == 200, answer.text

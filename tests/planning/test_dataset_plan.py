@@ -26,6 +26,7 @@ def scans(
     mm3: Sequence[float] = (1e6, 4000.0),
     names: Sequence[str] = ("liver", "gland"),
     ranges: Sequence[tuple[float, float]] = ((-1024.0, 1500.0), (-1000.0, 1300.0)),
+    at_ends: Sequence = (0.0, 0.0),
 ) -> DatasetFingerprint:
     return DatasetFingerprint(
         ("background", *names),
@@ -33,6 +34,7 @@ def scans(
         np.array([spacing] * 3),
         np.array(mm3),
         np.array(ranges)[:, None],
+        np.broadcast_to(at_ends, (len(ranges), 2))[:, None],
         np.array([[-40, 200]]),
     )
 
@@ -115,22 +117,52 @@ def test_scans_are_mirrored_only_where_no_class_has_a_side(names: Sequence[str])
     assert value("flip_prob", scans(names=names)) == [FLIPS[names], 0.0, 0.0]
 
 
+# Ranges of scans, the share of voxels at their ends, whether they are taken for CT, and whether that is in doubt.
+WHOLE, CUT, AIR = (0.0, 0.0), (0.3, 0.01), (0.3, 0.0)
 RANGES = {
-    "CT": (((-1024, 1500), (-1000, 3000)), True),
-    "CT, cut to a window": (((-125, 275), (-125, 275)), True),
-    "MR": (((0, 900), (0, 4000)), False),
-    "MR, each scaled to 1000": (((0, 1000), (0, 1000)), False),
-    "MR by z-score": (((-2.1, 5), (-1.2, 9)), False),
+    "CT": (((-1024, 1500), (-1000, 3000)), WHOLE, True, ""),
+    "CT, of which one has no air": (((-1024, 1500), (-1000, 3000), (-90, 1000)), WHOLE, True, ""),
+    "CT, cut to a window": (((-125, 275), (-125, 275)), CUT, True, ""),
+    "one CT, cut to a window": (((-160, 240),), CUT, True, ""),
+    "CTs, each cut to a window of its own": (((-160, 240), (-100, 400)), CUT, True, ""),
+    "CTs, most of them cut": (((-160, 240), (-1024, 1500), (-200, 300)), (AIR, WHOLE, AIR), True, ""),
+    "CTs, cut below and resampled": (((-57.3, 900), (-57.3, 1400)), WHOLE, True, ""),
+    "one CT without air": (((-120, 900),), WHOLE, False, "reach down to -120, and neither reach air"),
+    "CTs, one of them shifted": (((0, 400), (-160, 240), (-160, 240)), CUT, False, "reach down to -160, and neither"),
+    "one scan from 0, cut above": (((0, 80),), CUT, False, "are cut off at 80"),
+    "MR or CT, scaled and cut": (((0, 255), (0, 255)), CUT, False, "are cut off at 255"),
+    "MR": (((0, 900), (0, 4000)), AIR, False, ""),
+    "one MR": (((0, 900),), AIR, False, ""),
+    "MR, each cut at its own percentile": (((0, 900), (0, 4000)), CUT, False, ""),
+    "MR, each scaled to 1000": (((0, 1000), (0, 1000)), AIR, False, ""),
+    "MR, each scaled to -1 to 1": (((-1, 1), (-1, 1)), AIR, False, ""),
+    "MR by z-score": (((-2.1, 5), (-1.2, 9)), AIR, False, ""),
 }
 
 
 @pytest.mark.parametrize("name", RANGES)
 def test_intensities_tell_whether_they_mean_the_same_in_all_scans(name: str) -> None:
-    ranges, is_calibrated = RANGES[name]
-    found = scans(ranges=ranges)
-    assert (value("intensity_window", found) is not None) == is_calibrated
-    other = value("intensity_window", found, is_calibrated=[not is_calibrated])
-    assert (other is None) == is_calibrated
+    ranges, at_ends, is_calibrated, doubt = RANGES[name]
+    found = scans(ranges=ranges, at_ends=at_ends)
+    plan = plan_dataset(found, CPU)
+    assert (plan.settings["intensity_window"] is not None) == is_calibrated
+    if doubt:
+        warning = plan.doubts["intensity_window"]
+        assert warning.startswith(f"Intensities {doubt}")
+        assert "pass --modality CT (the setting plan#modality), or call the channel CT in dataset.json" in warning
+        assert f"Warning: {warning}" in str(plan)
+        assert plan.overlay("")["_desc_"]["intensity_window"].endswith(warning)
+    assert bool(plan.doubts) == bool(doubt)
+    for given in (True, False):
+        plan = plan_dataset(found, CPU, is_calibrated=[given])
+        assert (plan.settings["intensity_window"] is not None) == given
+        assert not plan.doubts
+
+
+def test_there_is_no_doubt_about_a_window_that_is_given() -> None:
+    plan = plan_dataset(scans(ranges=((0, 80),), at_ends=CUT), CPU)
+    del plan.settings["intensity_window"]
+    assert "cut off" not in str(plan)
 
 
 def test_the_window_has_the_organs_and_a_margin_within_what_scans_have() -> None:
@@ -142,6 +174,7 @@ def test_each_channel_has_a_window_of_its_own_modality() -> None:
     both = replace(
         alone,
         ranges=np.concatenate([alone.ranges, [[[0, 9.0]], [[0, 31.0]]]], axis=1),
+        at_ends=np.zeros((2, 2, 2)),
         foreground=np.array([[-40, 200], [0.5, 6]]),
         channel_names=("CT", "PET"),
     )
@@ -153,10 +186,33 @@ def test_each_channel_has_a_window_of_its_own_modality() -> None:
     assert value("intensity_window", both, is_calibrated=[False, True]) == [None, [0.0, 7.375]]
 
 
-def test_a_channel_that_is_called_ct_is_ct() -> None:
-    cut = scans(ranges=((-100, 500),))
-    assert value("intensity_window", cut) is None
-    assert value("intensity_window", replace(cut, channel_names=("CT",))) == [-100.0, 260.0]
+@pytest.mark.parametrize(("name", "is_ct"), [("CT", True), ("ct venous", True), ("CTA", True), ("T1_ct", False)])
+def test_a_channel_is_what_it_is_called(name: str, is_ct: bool) -> None:
+    without_air = scans(ranges=((-100, 500),))
+    assert value("intensity_window", without_air) is None
+    plan = plan_dataset(replace(without_air, channel_names=(name,)), CPU)
+    assert plan.settings["intensity_window"] == ([-100.0, 260.0] if is_ct else None)
+    assert f"(dataset.json calls them {name})" in plan.reasons["intensity_window"]
+    assert not plan.doubts
+
+
+def test_mr_that_is_called_so_is_not_ct_however_far_down_it_reaches() -> None:
+    deep = scans()
+    assert value("intensity_window", deep) == [-100.0, 260.0]
+    assert value("intensity_window", replace(deep, channel_names=("MRI",))) is None
+
+
+def test_the_doubtful_one_of_several_channels_is_named() -> None:
+    alone = scans(ranges=((0, 80), (0, 80)), at_ends=CUT)
+    both = replace(
+        alone,
+        **{name: np.repeat(getattr(alone, name), 2, axis=1) for name in ("ranges", "at_ends")},
+        foreground=np.array([[10, 60], [10, 60]]),
+        channel_names=("CT", "second"),
+    )
+    (doubt,) = plan_dataset(both, CPU).doubts.values()
+    assert doubt.startswith("Intensities of second are cut off at 80")
+    assert "pass --modality CT,CT" in doubt
 
 
 def test_a_long_scan_is_no_reason_for_large_voxels() -> None:
@@ -212,7 +268,8 @@ def test_a_fingerprint_is_that_of_the_scans(datalist: Callable) -> None:
     np.testing.assert_array_equal(found.class_mm3, [640, 80, np.nan])
     assert found.smallest_class == 2
     assert found.ranges.tolist() == [[[-1000, 100]]]
-    assert found.is_calibrated == [True]
+    np.testing.assert_allclose(found.at_ends, [[[408 / 480, 64 / 480]]])
+    assert found.calibrations[0].is_calibrated
     # Intensities under the label map, not under its mirror image.
     assert found.foreground.tolist() == [[50, 100]]
 

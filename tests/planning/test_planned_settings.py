@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 import dinomix_monai.planning.planned_settings as module
+from dinomix_monai.data import make_datalist
 from dinomix_monai.planning import PlannedSettings, print_plan
 from tests.toys import as_anybodys, make_toy_phantom
 
@@ -93,6 +96,18 @@ def test_a_plan_is_printed_of_what_was_asked(own: Path, capsys: pytest.CaptureFi
     assert "spacing_mm:" not in printed
     # A class that few voxels are left of, whoever has chosen their size.
     assert "Warning: " in printed
+    assert "with more memory (--memory_gb)" in printed
+
+
+def test_no_settings_are_announced_where_all_are_given_and_the_scans_own_voxels_are_fine_enough(
+    own: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plan = settings(own)
+    plan("modules", [8.0, 8.0, 10.0])
+    print_plan(plan, [8.0, 8.0, 10.0], 80, [])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Warning: ")
+    assert "Only finer scans would change it" in printed
 
 
 def test_scans_that_cannot_be_read_have_all_that_is_wrong_named(own: Path) -> None:
@@ -123,3 +138,27 @@ def test_memory_and_modality_are_used(own: Path) -> None:
         settings(own, modality="US")
     with pytest.raises(ValueError, match="modality must be one for all channels, or one for each of 1, got CT, PET"):
         settings(own, modality="CT,PET")("spacing_mm")
+
+
+@pytest.mark.parametrize("is_made", [False, True], ids=["as it is", "made anew by init"])
+def test_the_modality_of_a_list_of_the_decathlon_counts_more_than_intensities(own: Path, is_made: bool) -> None:
+    listed = json.loads((own / "dataset.json").read_text())
+    (own / "dataset.json").write_text(json.dumps(listed | {"modality": {"0": "MRI"}}))
+    if is_made:
+        make_datalist(own, overwrite=True)
+    phantom = {**PHANTOM, "intensity_window": [0, 1]}
+    plan = PlannedSettings(own, phantom, "cpu", 25)
+    assert plan("intensity_window") is None
+    assert "(dataset.json calls them MRI)" in plan.plan().reasons["intensity_window"]
+
+
+def test_one_ct_that_is_cut_to_a_window_is_ct(own: Path) -> None:
+    listed = json.loads((own / "dataset.json").read_text())
+    image = own / listed["training"][0]["image"]
+    volume = nib.load(image)
+    window = volume.get_fdata().round().clip(-160, 240).astype(np.int16)
+    nib.save(nib.Nifti1Image(window, volume.affine), image)
+    plan = PlannedSettings(own, {**PHANTOM, "intensity_window": [0, 1]}, "cpu", 25)
+    low, high = plan("intensity_window")
+    assert -160 <= low < high <= 240
+    assert not plan.plan().doubts

@@ -323,6 +323,7 @@ class FederatedController(FedAvg):
             "num_channels": num_channels,
             "teacher": teacher,
             "rounds": self._plan.rounds,
+            "settings": self.settings,
         }
         self.info(f"Handshake: {', '.join(descriptions)} agree; labeled voxels by class {voxels['labeled_voxels']}.")
         return True
