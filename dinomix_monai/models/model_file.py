@@ -53,21 +53,30 @@ def read_class_names(model_file: str | Path) -> list[str]:
     """
     Names of a model's classes, background first, from ``labels.json`` beside it.
 
-    Without that file they are background and the organs of the built-in phantom, which the bundle's metadata describes.
+    Without that file they are those of the metadata of the bundle whose ``models`` the model lies in. Where there is no
+    model yet and no bundle, they are background and the organs of the built-in phantom.
 
     Raises:
-        ValueError: When the file is something else.
+        ValueError: When there is a model and nothing that names its classes, or when a file is something else.
     """
     path = Path(model_file).with_name(_LABELS_FILE)
-    if not path.is_file():
-        return ["background", *ORGANS]
+    metadata = path.parent.parent / "configs" / "metadata.json"
     try:
-        labels = json.loads(path.read_bytes())
+        if path.is_file():
+            labels = json.loads(path.read_bytes())
+        elif metadata.is_file():
+            path = metadata
+            labels = json.loads(path.read_bytes())["network_data_format"]["outputs"]["pred"]["channel_def"]
+        elif not Path(model_file).is_file():
+            return ["background", *ORGANS]
+        else:
+            raise KeyError(path)
         return [str(labels[str(value)]) for value in range(len(labels))]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        found = "something else" if path.is_file() else "no such file"
         raise ValueError(
-            f'{path} must name the classes as {{"0": "background", "1": ...}}, got something else. Take it from the '
-            "training again, where it lies beside the model."
+            f'{path} must name the classes as {{"0": "background", "1": ...}}, got {found}. Take it from the training '
+            "again, where it lies beside the model."
         ) from error
 
 

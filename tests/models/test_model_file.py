@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from dinomix_monai.core.files import write_json
 from dinomix_monai.data import make_phantom
 from dinomix_monai.models import check_model, load_model, read_class_names, read_model, write_class_names, write_model
 
@@ -39,7 +40,23 @@ def test_names_are_replaced(tmp_path):
     assert read_class_names(tmp_path / "model.pt") == ["background", "liver"]
 
 
-def test_without_a_file_the_names_are_those_of_the_phantom(tmp_path):
+def test_without_a_file_the_names_are_those_of_the_bundle(tmp_path):
+    model = tmp_path / "models" / "model.pt"
+    outputs = {"pred": {"channel_def": {"1": "liver", "0": "background"}}}
+    write_json(tmp_path / "configs" / "metadata.json", {"network_data_format": {"outputs": outputs}})
+    assert read_class_names(model) == ["background", "liver"]
+    write_json(tmp_path / "configs" / "metadata.json", {"version": "0.1.0"})
+    with pytest.raises(ValueError, match=r"metadata.json must name the classes as .*, got something else"):
+        read_class_names(model)
+
+
+def test_a_model_whose_classes_nothing_names_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"labels.json must name the classes as .*, got no such file. Take it from"):
+        read_class_names(tmp_path / "model.pt")
+
+
+def test_before_there_is_a_model_the_names_are_those_of_the_phantom(tmp_path):
     datalist = make_phantom(tmp_path / "phantom", cases=(1, 0, 0, 0), size=(16, 16, 16))
     names = json.loads(datalist.read_text())["labels"]
     assert read_class_names(tmp_path / "model.pt") == [names[str(value)] for value in range(14)]

@@ -23,10 +23,10 @@ From the server to a site:
   :class:`RunPlan`. The plan has the labeled voxels of each class summed over all sites, so where there are two sites
   each can work out the other's, and the names of all classes where a run takes the union of the sites' own.
 - ``train``, ``validate``, ``score`` and ``alone``: the weights of a global model.
-- ``train``: the names of the classes, the fingerprint of the teacher, the weight of FedProx's term, and, from the
-  second round on, what NVFlare's ``FedAvg`` keeps of the last one: how many updates it averaged, the average of the
-  sites' validation Dice, and each site's name with its weight in the average, which is its number of optimizer steps
-  times a factor.
+- ``train``: the names of the classes, the fingerprint of the teacher, the job's settings, the weight of FedProx's
+  term, and, from the second round on, what NVFlare's ``FedAvg`` keeps of the last one: how many updates it averaged,
+  the average of the sites' validation Dice, and each site's name with its weight in the average, which is its number of
+  optimizer steps times a factor.
 - ``score`` and ``alone``: which model is scored, see :class:`ScoredModel`.
 
 Images, labels, names of files, the frozen teacher, its tokens, the EMA teacher and the optimizer's state never leave a

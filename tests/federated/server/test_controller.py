@@ -318,7 +318,7 @@ def test_what_a_round_tells_a_site_of_the_others_is_what_the_docs_list(federate)
     hospital = Hospital(steps=3)
     federate(hospital, Hospital(steps=2, labels=False), unlabeled_share=1 / 3)
     first, second = (meta for task, _, meta in hospital.asked if task == "train")
-    assert set(first) == {"plan", "class_names", "num_channels", "teacher", "rounds", "next_round"}
+    assert set(first) == {"plan", "class_names", "num_channels", "teacher", "rounds", "settings", "next_round"}
     assert set(second) - set(first) == {"nr_aggregated", "current_round", "metrics_aggregation_info"}
     weights = {site["name"]: site["weight"] for site in second["metrics_aggregation_info"]["site_weights"]}
     assert weights == pytest.approx({"site-1": 3.0, "site-2": 1.0})
