@@ -64,11 +64,16 @@ def tensors_of(state: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def test_training_resumption_evaluation_and_inference_run_on_the_device(run, phantom: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlays", [(), ("memory_map",)])
+def test_training_resumption_evaluation_and_inference_run_on_the_device(
+    run, phantom: Path, tmp_path: Path, overlays: tuple[str, ...]
+) -> None:
     short = {"device": DEVICE, "epochs": 1, "steps_per_epoch": 2, "warm_up": 0.0, "distiller#interval": 1}
-    run("train", **short)
+    if overlays:
+        short["token_cache#folder"] = str(tmp_path / "tokens")
+    run("train", *overlays, **short)
     # Windows are stitched on the host, as when the memory of the GPU does not suffice.
-    resumed = run("train", "resume", **{**short, "epochs": 2, "validate#inferer#cpu_thresh": 1})
+    resumed = run("train", *overlays, "resume", **{**short, "epochs": 2, "validate#inferer#cpu_thresh": 1})
     trainer = resumed.parser.get_parsed_content("train#trainer")
     for name in ("network", "optimizer", "ema_teacher", "pseudo_labeler", "distiller"):
         held = tensors_of(trainer.to_save[name].state_dict())
@@ -86,6 +91,21 @@ def test_training_resumption_evaluation_and_inference_run_on_the_device(run, pha
 @pytest.mark.parametrize("overlay", ["online_teacher", "memory_map", "baseline/cps", "baseline/bcp"])
 def test_a_step_runs_on_the_device(step, overlay: str) -> None:
     step(overlay, device=DEVICE)()
+
+
+def test_with_memory_map_volumes_stay_on_the_host_and_patches_go_to_the_device(
+    workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = workflow("train", "memory_map", device=DEVICE, **{"token_cache#folder": str(tmp_path / "tokens")})
+    for name in ("train#dataset", "train#unlabeled_dataset"):
+        dataset = built.parser.get_parsed_content(name)
+        volumes = tensors_of([[item[key] for key in ("image", "label") if key in item] for item in dataset._cache])
+        assert len(volumes) == 2 * (2 if name == "train#dataset" else 1)
+        with host_gpu.Crossings() as crossings:
+            (patch,) = dataset[0] if isinstance(dataset[0], list) else [dataset[0]]
+        assert not any(map(host_gpu.is_on_device, volumes))
+        assert all(host_gpu.is_on_device(patch[key]) for key in ("image", "label", "strong", "source") if key in patch)
+        assert crossings.found["copy to the device (patch_to_device.__call__)"] > 0
 
 
 @pytest.mark.parametrize("placement", ["same", "anatomical"])
@@ -214,6 +234,7 @@ def on_host(result: Any) -> Any:
             "default",
             [(VNet, "forward"), (PseudoLabeler, "forward"), (PICCutMixd, "__call__"), (TokenCache, "_look_up")],
         ),
+        ("memory_map", [(PICCutMixd, "__call__"), (TokenCache, "_look_up")]),
         ("online_teacher", [(SliceTokens, "_cut")]),
     ],
 )
