@@ -168,10 +168,11 @@ def test_the_teacher_is_on_the_device_while_it_is_asked(tmp_path: Path) -> None:
     def make(*volumes: MetaTensor) -> tuple[TokenCache, Means, list[torch.Tensor]]:
         teacher = Means().to(DEVICE)
         cache = TokenCache(tmp_path, SliceTokens(teacher, batch_size=100), cell=(2, 2, 2), device=DEVICE)
-        return cache, teacher, [source_of(cache.add(volume), volume) for volume in volumes]
+        return cache, teacher, [source_of(cache, volume) for volume in volumes]
 
-    def source_of(number: int, volume: MetaTensor) -> torch.Tensor:
-        return SourceCoordinatesd("image")({"image": volume, "volume": number})["source"][None]
+    def source_of(cache: TokenCache, volume: MetaTensor) -> torch.Tensor:
+        sample = {"image": volume, "volume": cache.add(volume)}
+        return SourceCoordinatesd("image", cache)(sample)["source"][None]
 
     volumes = [MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.eye(4)).to(DEVICE) for _ in range(3)]
     cache, teacher, sources = make(*volumes[:2])
@@ -179,7 +180,7 @@ def test_the_teacher_is_on_the_device_while_it_is_asked(tmp_path: Path) -> None:
     assert host_gpu.is_on_device(teacher.factor) == (len(teacher.asked_on) < 2)
     cache(sources[1], (4, 4, 2))
     assert not host_gpu.is_on_device(teacher.factor)
-    cache(source_of(cache.add(volumes[2]), volumes[2]), (4, 4, 2))
+    cache(source_of(cache, volumes[2]), (4, 4, 2))
     assert teacher.asked_on == [DEVICE.type] * 3
     assert not host_gpu.is_on_device(teacher.factor)
 
@@ -202,7 +203,7 @@ def test_tokens_that_were_asked_for_longest_ago_leave_the_device(tmp_path: Path)
     for volume in volumes:
         free.add(volume)
         sample = {"image": volume, "volume": bounded.add(volume)}
-        sources.append(SourceCoordinatesd("image")(sample)["source"][None])
+        sources.append(SourceCoordinatesd("image", bounded)(sample)["source"][None])
     bounded.complete()
     assert bounded.device_bytes == 0
     for number, read in ((0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (1, 1)):
