@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 
 from dinomix_monai.bundle import prepare_volumes, token_cache_of
 from dinomix_monai.core.text import by
+from dinomix_monai.data import CaseCheck, Datalist
 from dinomix_monai.run import check_counts
 from dinomix_monai.volumes import first_file, open_volume, read_geometry
 
@@ -40,7 +41,7 @@ class TrainingPlan:
         cases: validation cases.
         voxels: voxels of all training volumes, as they are cached.
         device: where it was measured.
-        preparation_s_per_voxel: to load and cache a training volume and to compute its teacher tokens.
+        preparation_s_per_voxel: to check a training case, to load and cache it, and to compute its teacher tokens.
         step_s: a step without and a step with unlabeled patches.
         validation_s: a validation case.
         memory: peak memory in bytes, with the tokens that a GPU holds, a full donor bank, and all volumes, unless these
@@ -240,6 +241,8 @@ def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
     # The bars of a training that is none would mislead.
     with contextlib.redirect_stderr(io.StringIO()):
         start = time.perf_counter()
+        if parser.get_parsed_content("check_data"):
+            _check_first(parser.get_parsed_content("datalist"))
         prepare_volumes(parser)
         preparation = _now(device) - start
         trainer = parser.get_parsed_content("train#trainer")
@@ -264,6 +267,14 @@ def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
         "step_s": tuple(steps.mean(1).tolist()),
         "validation_s": sum(spans),
     }
+
+
+def _check_first(datalist: Datalist) -> None:
+    """Reads what the check of the data reads of the first case of each list."""
+    check = CaseCheck(datalist.num_classes, partial_labels=datalist.partial_labels)
+    for section in _SECTIONS.values():
+        for case in getattr(datalist, section)[:1]:
+            check(section, case)
 
 
 def _peak_memory() -> float:

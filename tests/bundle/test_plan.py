@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dinomix_monai import training_plan
+from dinomix_monai.data import CaseCheck
 from dinomix_monai.training_plan import TrainingPlan, plan_training
 
 
@@ -60,6 +61,17 @@ def test_the_memory_of_the_plan_counts_what_grows_later(workflow, monkeypatch) -
         assert 0 < bank.nbytes < bank.most_nbytes
         beside.append(plan.memory - (bank.most_nbytes - bank.nbytes))
     assert beside[0] == beside[1] > 1e9
+
+
+@pytest.mark.parametrize("check_data", [True, False])
+def test_the_preparation_of_the_plan_counts_the_check_of_one_case_of_each_list(
+    workflow, monkeypatch, check_data: bool
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(CaseCheck, "__call__", lambda self, section, case: checked.append(section))
+    parser = workflow("train", check_data=check_data).parser
+    plan_training(parser, repetitions=1)
+    assert checked == (["training", "unlabeled"] if check_data else [])
 
 
 def test_volumes_that_are_mapped_take_disk_and_no_memory(workflow, tmp_path: Path, monkeypatch) -> None:
