@@ -49,9 +49,18 @@ COLUMNS = {
 
 
 def main(
-    cases: Sequence[int] = (10, 30, 100), out_dir: str = str(ROOT / "benchmarks" / "results" / "large_data")
+    cases: Sequence[int] = (10, 30, 100),
+    out_dir: str = str(ROOT / "benchmarks" / "results" / "large_data"),
+    shape: Sequence[int] = SHAPE,
 ) -> None:
-    """Measures what is missing in ``result.json``, and prints the table after each number of scans."""
+    """
+    Measures what is missing in ``result.json``, and prints the table after each number of scans.
+
+    Args:
+        cases: numbers of scans, six at least.
+        out_dir: where ``result.json`` is.
+        shape: voxels of a scan.
+    """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "result.json"
@@ -59,7 +68,7 @@ def main(
     for number in cases:
         if str(number) not in result:
             with tempfile.TemporaryDirectory() as folder:
-                make(f"{folder}/data", number)
+                make(f"{folder}/data", number, shape)
                 first = _in_a_process(folder)
                 again = _in_a_process(folder)
                 result[str(number)] = {**first, "again_s": again["preprocessing_s"] + again["tokens_s"]}
@@ -68,13 +77,14 @@ def main(
         print(_table(result), flush=True)
 
 
-def make(folder: str, cases: int = 1000) -> None:
+def make(folder: str, cases: int = 1000, shape: Sequence[int] = SHAPE) -> None:
     """
     Writes a data set of sparse files.
 
     Args:
         folder: where to; it is made.
         cases: scans, of which four are labeled and one more is for validation.
+        shape: voxels of a scan.
     """
     import numpy as np
 
@@ -88,53 +98,55 @@ def make(folder: str, cases: int = 1000) -> None:
         rng = np.random.default_rng(number)
         case = {"image": f"images/ct_{number:04d}.nii"}
         # Raw 0, as in a hole of the file, is air.
-        _write_sparse(root / case["image"], np.int16, -1024.0, _noise(rng))
+        _write_sparse(root / case["image"], shape, np.int16, -1024.0, _noise(rng, shape))
         if number <= LABELED:
             case["label"] = f"labels/ct_{number:04d}.nii"
-            _write_sparse(root / case["label"], np.uint8, 0.0, _organs())
+            _write_sparse(root / case["label"], shape, np.uint8, 0.0, _organs(shape))
         section = "training" if number < LABELED else "validation" if number == LABELED else "unlabeled"
         listed[section].append(case)
     names = {str(value): f"class {value}" if value else "background" for value in range(CLASSES)}
     write_json(root / "dataset.json", {"modality": {"0": "CT"}, "labels": names, **listed})
 
 
-def _noise(rng: Any) -> dict[int, Any]:
+def _noise(rng: Any, shape: Sequence[int]) -> dict[int, Any]:
     """Slices of a scan by their numbers: noise around 0 HU."""
-    return {z: rng.integers(824, 1324, SHAPE[:2], dtype="int16") for z in range(75, SHAPE[2], 150)}
+    return {z: rng.integers(824, 1324, shape[:2], dtype="int16") for z in range(shape[2] // 8, shape[2], shape[2] // 4)}
 
 
-def _organs() -> dict[int, Any]:
-    """Slices of a label map by their numbers: a block of 24 x 24 x 12 voxels for each class."""
+def _organs(shape: Sequence[int]) -> dict[int, Any]:
+    """Slices of a label map by their numbers: a block for each class, a twentieth of a scan wide, a fiftieth high."""
     import numpy as np
 
     slices: dict[int, Any] = {}
     for value in range(1, CLASSES):
         layer, place = divmod(value - 1, 25)
-        x, y = (60 + 80 * one for one in divmod(place, 5))
-        for z in range(60 + 140 * layer, 72 + 140 * layer):
-            slices.setdefault(z, np.zeros(SHAPE[:2], np.uint8))[x : x + 24, y : y + 24] = value
+        x, y = (side // 20 + side // 5 * one for side, one in zip(shape, divmod(place, 5)))
+        bottom = shape[2] // 10 + shape[2] // 4 * layer
+        for z in range(bottom, bottom + shape[2] // 50):
+            voxels = slices.setdefault(z, np.zeros(shape[:2], np.uint8))
+            voxels[x : x + shape[0] // 20, y : y + shape[1] // 20] = value
     return slices
 
 
-def _write_sparse(path: Path, dtype: Any, intercept: float, slices: dict[int, Any]) -> None:
+def _write_sparse(path: Path, shape: Sequence[int], dtype: Any, intercept: float, slices: dict[int, Any]) -> None:
     import nibabel as nib
     import numpy as np
 
     header = nib.Nifti1Header()
-    header.set_data_shape(SHAPE)
+    header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_zooms(SPACING_MM)
     header.set_sform(np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0]), code=1)
     header.set_xyzt_units("mm")
     header["vox_offset"], header["magic"] = 352, b"n+1"
     header["scl_slope"], header["scl_inter"] = 1.0, intercept
-    size = SHAPE[0] * SHAPE[1] * np.dtype(dtype).itemsize
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
     with path.open("wb") as file:
         file.write(header.binaryblock)
         for z, voxels in slices.items():
             file.seek(352 + z * size)
             file.write(np.asarray(voxels, dtype).tobytes(order="F"))
-        file.truncate(352 + SHAPE[2] * size)
+        file.truncate(352 + shape[2] * size)
 
 
 def _in_a_process(*arguments: str) -> dict[str, float]:
