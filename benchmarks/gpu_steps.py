@@ -60,7 +60,7 @@ def main(
 
     with tempfile.TemporaryDirectory() as folder:
         data = dataset_dir or str(make_phantom(f"{folder}/data", cases=cases, size=shape, spacing_mm=(2, 2, 4)).parent)
-        volumes = {"volume_transforms#1#device": "cpu"} if on_cpu else {}
+        volumes = {"volume_device": "cpu", "train#to_device#device": "cpu"} if on_cpu else {}
         workflow = open_workflow(
             *("train", "synapse", *(["compile"] if compiled else [])),
             **{"dataset_dir": data, "output_dir": folder, "check_data": False, "teacher_weights": teacher_weights},

@@ -106,7 +106,7 @@ def measure(folder: str, network: str, *overlays: str) -> None:
     from dinomix_monai.data import check_dataset
 
     data = str(Path(folder) / "data")
-    check_s = _timed(lambda: check_dataset(data))
+    check_s = timed(lambda: check_dataset(data))
     workflow = open_workflow(
         "train",
         *overlays,
@@ -120,34 +120,34 @@ def measure(folder: str, network: str, *overlays: str) -> None:
         **({**TOY, "spacing_mm": [4.5, 4.5, 5.5], "token_cell": [8, 8, 8]} if network == "toy" else {}),
     )
     parser = workflow.parser
-    preprocessing_s = _timed(
+    preprocessing_s = timed(
         lambda: [parser.get_parsed_content(name) for name in ("train#dataset", "train#unlabeled_dataset")]
     )
-    tokens_s = _timed(parser.get_parsed_content("token_cache").complete)
+    tokens_s = timed(parser.get_parsed_content("token_cache").complete)
     trainer = parser.get_parsed_content("train#trainer")
     trainer.state.iteration = 0
     steps = []
     batches = iter(trainer.data_loader)
     for _ in range(STEPS):
         trainer.state.iteration += 1
-        steps.append(_timed(lambda: trainer._iteration(trainer, next(batches))))
+        steps.append(timed(lambda: trainer._iteration(trainer, next(batches))))
     result = {
         "check_s": check_s,
         "preprocessing_s": preprocessing_s,
         "tokens_s": tokens_s,
         "step_ms": 1e3 * statistics.median(steps[STEPS // 4 :]),
-        "memory_mb": _own_memory(),
+        "memory_mb": own_memory(),
     }
     print(json.dumps({name: round(value, 2) for name, value in result.items()}))
 
 
-def _timed(action: Callable[[], Any]) -> float:
+def timed(action: Callable[[], Any]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def _own_memory() -> float:
+def own_memory() -> float:
     """Memory of this process in MB, without what is mapped from files, which goes where there is no room."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) / 1024

@@ -20,8 +20,8 @@ from monai.bundle import ConfigParser
 
 from dinomix_monai.bundle import prepare_volumes, token_cache_of
 from dinomix_monai.core.text import by
+from dinomix_monai.data import CaseCheck, Datalist
 from dinomix_monai.run import check_counts
-from dinomix_monai.transforms import MemoryMapd
 from dinomix_monai.volumes import first_file, open_volume, read_geometry
 
 __all__ = ["TrainingPlan", "fitting_epochs", "plan_training"]
@@ -41,12 +41,14 @@ class TrainingPlan:
         cases: validation cases.
         voxels: voxels of all training volumes, as they are cached.
         device: where it was measured.
-        preparation_s_per_voxel: to load and cache a training volume and to compute its teacher tokens.
+        preparation_s_per_voxel: to check a training case, to load and cache it, and to compute its teacher tokens.
         step_s: a step without and a step with unlabeled patches.
         validation_s: a validation case.
-        memory: peak memory in bytes, with all training volumes, their tokens where a GPU holds them, and a donor bank
-            that is full.
+        memory: peak memory in bytes, with the tokens that a GPU holds, a full donor bank, and all volumes, unless these
+            are mapped from disk.
         disk: bytes on disk by what they are for.
+        volumes: bytes of all preprocessed volumes.
+        are_mapped: whether these are mapped from disk.
     """
 
     what: dict[str, str]
@@ -62,6 +64,8 @@ class TrainingPlan:
     validation_s: float
     memory: float
     disk: dict[str, float]
+    volumes: float
+    are_mapped: bool
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -73,6 +77,12 @@ class TrainingPlan:
             "steps": early * self.step_s[0] + (steps - early) * self.step_s[1],
             "validation": self.validations * self.cases * self.validation_s,
         }
+
+    @property
+    def _volumes(self) -> str:
+        if self.are_mapped:
+            return f"volumes ({_size(self.volumes)}) are mapped from disk, as many in memory as there is room for"
+        return f"{_size(self.volumes)} of it are all volumes, which memory_map.json maps from disk"
 
     def epochs_in(self, seconds: float) -> int:
         """
@@ -93,7 +103,7 @@ class TrainingPlan:
             "unlabeled patches",
             **self.what,
             "disk": ", ".join(f"{what} {_size(size)}" for what, size in self.disk.items()),
-            "memory": f"{_size(self.memory)} at its peak at most, all training volumes cached and the donor bank full",
+            "memory": f"{_size(self.memory)} at its peak at most, with a full donor bank; {self._volumes}",
             "a step": f"{self.step_s[0]:.3g} s without unlabeled patches, {self.step_s[1]:.3g} s with them",
             "duration": f"{_duration(sum(self.seconds.values()))}: {parts}",
             "measured": f"now, on {self.device}; for another device nothing is known until this has run there",
@@ -156,7 +166,7 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
     datalist, spacing_mm, patch_size = get("datalist"), get("spacing_mm"), get("patch_size")
     shapes = {
         name: [_cached_shape(first_file(case["image"]), spacing_mm, patch_size) for case in getattr(datalist, name)]
-        for name in _SECTIONS.values()
+        for name in (*_SECTIONS.values(), "validation")
     }
     # A whole number of the steps that distill and those that do not, after two that fill caches.
     every = get("distiller#interval")
@@ -178,21 +188,29 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
         files = {"best model": get("model_file"), "state to resume": get("state_file")}
         disk = {what: float(Path(file).stat().st_size) for what, file in files.items()}
     if (token_cache := token_cache_of(parser)) is not None:
-        all_shapes = [shape for some in shapes.values() for shape in some]
+        all_shapes = [shape for name in _SECTIONS.values() for shape in shapes[name]]
         disk["token cache"] = _token_cache_size(token_cache, all_shapes)
         if token_cache.device.type != "cpu":
             used = _token_cache_size(token_cache, all_shapes, in_use=True)
             bound = math.inf if token_cache.device_gb is None else 1e9 * token_cache.device_gb
             grown += min(used, bound) - token_cache.device_bytes
     voxels, seen = (
-        sum(math.prod(shape) for some in shapes.values() for shape in some[:number]) for number in (None, 1)
+        sum(math.prod(shape) for name in _SECTIONS.values() for shape in shapes[name][:number]) for number in (None, 1)
     )
-    # An image in single precision, of each channel, and a label for each volume; the measurement held one of each list.
-    cached = (4.0 * datalist.num_channels + 1) * (voxels - seen)
-    if get("volume_dir") is not None:
-        disk["preprocessed volumes"] = (4.0 * datalist.num_channels + 1) * voxels
-    if any(isinstance(transform, MemoryMapd) for transform in get("volume_transforms")):
-        disk["mapped volumes, while it runs"], cached = (4.0 * datalist.num_channels + 1) * voxels, 0.0
+    # An image in single precision, of each channel, and a label where there is one; measured with one of each list.
+    volumes, measured_volumes = (
+        sum(
+            (4.0 * datalist.num_channels + (name != "unlabeled")) * math.prod(shape)
+            for name, some in shapes.items()
+            for shape in some[:number]
+        )
+        for number in (None, 1)
+    )
+    if is_kept := get("volume_dir") is not None:
+        disk["preprocessed volumes"] = volumes
+    are_mapped = is_kept and torch.device(get("volume_device")).type == "cpu"
+    if not are_mapped:
+        grown += volumes - measured_volumes
     return TrainingPlan(
         what=_what(parser),
         epochs=epochs,
@@ -205,8 +223,10 @@ def plan_training(parser: ConfigParser, repetitions: int = 6) -> TrainingPlan:
         preparation_s_per_voxel=measured["preparation_s"] / seen,
         step_s=measured["step_s"],
         validation_s=measured["validation_s"],
-        memory=measured["memory"] + cached + grown,
+        memory=measured["memory"] + grown,
         disk=disk,
+        volumes=volumes,
+        are_mapped=are_mapped,
     )
 
 
@@ -241,6 +261,8 @@ def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
     # The bars of a training that is none would mislead.
     with contextlib.redirect_stderr(io.StringIO()):
         start = time.perf_counter()
+        if parser.get_parsed_content("check_data"):
+            _check_first(parser.get_parsed_content("datalist"))
         prepare_volumes(parser)
         preparation = _now(device) - start
         trainer = parser.get_parsed_content("train#trainer")
@@ -265,6 +287,14 @@ def _measure(parser: ConfigParser, count: int) -> dict[str, Any]:
         "step_s": tuple(steps.mean(1).tolist()),
         "validation_s": sum(spans),
     }
+
+
+def _check_first(datalist: Datalist) -> None:
+    """Reads what the check of the data reads of the first case of each list."""
+    check = CaseCheck(datalist.num_classes, partial_labels=datalist.partial_labels)
+    for section in _SECTIONS.values():
+        for case in getattr(datalist, section)[:1]:
+            check(section, case)
 
 
 def _peak_memory() -> float:

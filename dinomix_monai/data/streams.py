@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -22,32 +24,77 @@ class PatchStream(DataLoader):
     generator of its own. Where several processes train together, all draw one order, and each takes its share of every
     batch; their transforms draw differently.
 
+    A thread may read ahead (``buffer_size``), as in ``monai.data.ThreadDataLoader``, so that a step does not wait for a
+    disk. It draws as one would that does not, and what goes wrong in it is raised where the batch is asked for. Then
+    only the last iterator goes on; the others are over.
+
     Args:
         dataset: cases; its ``transform`` is seeded along with the order.
         batch_size: patches of a batch in this process.
         steps: batches of an epoch.
         rank: number of this process.
         world_size: number of processes.
+        buffer_size: batches that a thread reads ahead; 0 to read each when it is asked for.
         **kwargs: see ``monai.data.DataLoader``.
+
+    Raises:
+        ValueError: When ``buffer_size`` is less than 0.
     """
 
     dataset: Dataset
     sampler: _Share
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, steps: int, rank: int = 0, world_size: int = 1, **kwargs: Any
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+        buffer_size: int = 0,
+        **kwargs: Any,
     ) -> None:
+        if buffer_size < 0:
+            raise ValueError(f"buffer_size must be >= 0, got {buffer_size}.")
         generator = torch.Generator()
         order = RandomSampler(dataset, num_samples=batch_size * steps * world_size, generator=generator)
         sampler = _Share(order, batch_size, rank, world_size)
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, generator=generator, **kwargs)
+        self.buffer_size = buffer_size
+        self._ahead: Generator | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # PyTorch names the iterators that it has itself
+        self._stop_reading()
+        batches = super().__iter__()
+        if not self.buffer_size:
+            return batches
+        self._ahead = _read_ahead(batches, self.buffer_size)
+        return self._ahead
+
+    def _stop_reading(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
 
     def set_random_state(self, seed: int) -> PatchStream:
         """Seeds the order of the cases, and the random transforms for the rank of this process."""
+        # Or a thread would draw from transforms while they are seeded.
+        self._stop_reading()
         # A new generator, because an iterator of the epoch before still draws from the old one when it is exhausted.
         self.generator = self.sampler.order.generator = torch.Generator().manual_seed(seed)
         self.dataset.transform.set_random_state(seed=rank_seed(seed, self.sampler.rank))
         return self
+
+
+def _read_ahead(batches: Iterator[Any], size: int) -> Generator[Any, None, None]:
+    # MONAI's ThreadBuffer takes an error in its thread for the end of the batches.
+    reader = ThreadPoolExecutor(1, "patches")
+    try:
+        ahead = deque(reader.submit(next, batches, None) for _ in range(size))
+        while (batch := ahead.popleft().result()) is not None:
+            ahead.append(reader.submit(next, batches, None))
+            yield batch
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 class _Share(Sampler):

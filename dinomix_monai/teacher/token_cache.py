@@ -54,9 +54,10 @@ class TokenCache:
     A teacher that never changes gives the same tokens in every epoch. Here it sees each preprocessed volume once, in
     whole slices, which show it more than a patch does; a step of training then costs one look-up for each cell of the
     student's feature map, whatever the size of the teacher. It sees a volume when tokens of it are first asked for, or
-    all of them at once (:meth:`complete`); :meth:`add` tells what there is. It is called like :class:`SliceTokens`,
-    with a map of where each voxel comes from in place of an image (:class:`dinomix_monai.transforms.SourceCoordinatesd`
-    writes it), so flips, rotations, zooms and the boxes of CutMix need no further care.
+    all of them at once (:meth:`complete`); :meth:`add` tells what there is, in any order and from any thread. It is
+    called like :class:`SliceTokens`, with a map of where each voxel comes from in place of an image
+    (:class:`dinomix_monai.transforms.SourceCoordinatesd` writes it), so flips, rotations, zooms and the boxes of CutMix
+    need no further care.
 
     Tokens are in half precision, in one file for each volume, mapped into memory and written in one move: a run that
     was killed goes on with the volume it was at. Their folder is named after the teacher's fingerprint and the recipe,
@@ -138,10 +139,12 @@ class TokenCache:
         self._cell = torch.tensor(self.cell, dtype=torch.float32, device=self.device)
         # The eight tokens around a place, as steps from the lowest of them.
         self._corners = torch.tensor(list(itertools.product((0, 1), repeat=3)), device=self.device)
-        self._volumes: dict[int, _Volume] = {}
+        self._volumes: dict[str, _Volume] = {}
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, str] = {}
         # The one that was asked for longest ago comes first.
-        self._tokens: OrderedDict[int, torch.Tensor] = OrderedDict()
-        self._without_tokens: set[int] = set()
+        self._tokens: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._without_tokens: set[str] = set()
         self._opened = 0
 
     @property
@@ -154,7 +157,7 @@ class TokenCache:
         """Fingerprint of the teacher."""
         return self.slice_tokens.fingerprint
 
-    def add(self, volume: MetaTensor) -> int:
+    def add(self, volume: MetaTensor) -> str:
         """
         Enters a volume, whose tokens can be asked for then.
 
@@ -164,7 +167,7 @@ class TokenCache:
             volume: preprocessed as for training, shape (C, H, W, D), values in [0, 1].
 
         Returns:
-            The number under which the token cache knows the volume; the same one whenever the folder is the same.
+            The name under which the token cache knows the volume.
 
         Raises:
             TypeError: When the volume is not a ``MetaTensor`` and so has no affine.
@@ -175,10 +178,9 @@ class TokenCache:
         if volume.ndim != 4:
             raise ValueError(f"volume must have shape (C, H, W, D), got {tuple(volume.shape)}.")
         voxels, affine = volume.as_subclass(torch.Tensor).float(), volume.affine.double().cpu()
-        name = sha256(voxels.cpu().numpy().tobytes(), affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
-        with self.files.lock():
-            number = self.files.number(name)
-        self._volumes[number] = _Volume(
+        values = np.ascontiguousarray(voxels.cpu().numpy())
+        name = sha256(values.data, affine.numpy().tobytes(), str(tuple(voxels.shape)).encode())
+        self._volumes[name] = _Volume(
             name,
             str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, f"a volume of shape {tuple(voxels.shape[1:])}")),
             torch.tensor(voxels.shape[1:], device=self.device),
@@ -189,7 +191,31 @@ class TokenCache:
             volume.pixdim.tolist(),
             None if self.files.path(name).is_file() else voxels,
         )
-        return number
+        return name
+
+    def number(self, name: str) -> int:
+        """
+        The number of a volume in a map of where voxels come from; the same one whenever the folder is the same.
+
+        Volumes that have none yet are numbered in the order of their files. So numbers do not depend on the order in
+        which threads have added them, if all are added before the first one is asked for.
+
+        Args:
+            name: name of the volume.
+
+        Raises:
+            ValueError: When it was not added.
+        """
+        if name not in self._volumes:
+            raise ValueError(f"name must be that of a volume that was added to the token cache, got {name}.")
+        self._number_volumes()
+        return self._numbers[name]
+
+    def _number_volumes(self) -> None:
+        if len(self._numbers) < len(self._volumes):
+            ordered = sorted(self._volumes.values(), key=lambda volume: (volume.file, volume.name))
+            self._numbers = self.files.numbers([volume.name for volume in ordered])
+            self._names = {number: name for name, number in self._numbers.items()}
 
     def complete(self) -> None:
         """
@@ -201,8 +227,8 @@ class TokenCache:
         for volume in tqdm(self._volumes.values(), "Teacher tokens", unit="volume"):
             self._compute(volume)
         self._open()
-        for number in self._volumes:
-            self._read(number)
+        for name in self._volumes:
+            self._read(name)
 
     def describe(self) -> str:
         """One line on the volumes that the teacher has seen, their tokens and what these take on disk."""
@@ -249,8 +275,9 @@ class TokenCache:
         tokens = source.new_zeros(len(exact), self.embed_dim)
         # Rounded, because what deforms patches interpolates numbers too; read at once, because it waits for a GPU.
         numbers = rough[:, 0].round().cpu().numpy()
+        self._number_volumes()
         for number in np.unique(numbers[numbers != 0]).astype(int).tolist():
-            if number not in self._volumes:
+            if number not in self._names:
                 raise ValueError(f"source must name volumes that were added to the token cache, got number {number}.")
             here = torch.from_numpy(np.flatnonzero(numbers == number)).to(tokens.device)
             tokens[here] = self._look_up(number, exact[here], rough[here])
@@ -336,26 +363,26 @@ class TokenCache:
         """What the tokens take of a GPU at present; on a CPU they stay in their files."""
         return 0 if self.device.type == "cpu" else sum(map(_nbytes, self._tokens.values()))
 
-    def _read(self, number: int) -> torch.Tensor:
-        volume = self._volumes[number]
+    def _read(self, name: str) -> torch.Tensor:
+        volume = self._volumes[name]
         self._compute(volume)
         tokens = self.files.read(volume.name, self.components is not None)
-        if not len(tokens) and number not in self._without_tokens:
-            self._without_tokens.add(number)
+        if not len(tokens) and name not in self._without_tokens:
+            self._without_tokens.add(name)
             logger.warning(
                 "%s has no teacher tokens, because they are not finite: distillation leaves it out.", volume.file
             )
         return tokens
 
-    def _load(self, number: int) -> torch.Tensor:
-        if number not in self._tokens:
-            tokens = self._read(number)
+    def _load(self, name: str) -> torch.Tensor:
+        if name not in self._tokens:
+            tokens = self._read(name)
             most = math.inf if self.device_gb is None else 1e9 * self.device_gb
             while self._tokens and self.device_bytes + _nbytes(tokens) > most:
                 self._tokens.popitem(last=False)
-            self._tokens[number] = tokens.to(self.device)
-        self._tokens.move_to_end(number)
-        return self._tokens[number]
+            self._tokens[name] = tokens.to(self.device)
+        self._tokens.move_to_end(name)
+        return self._tokens[name]
 
     def _look_up(self, number: int, exact: torch.Tensor, rough: torch.Tensor) -> torch.Tensor:
         """
@@ -365,7 +392,8 @@ class TokenCache:
         grid of N x 1 x 1 and reads channel by channel; ``embedding_bag`` reads the tokens as they lie in memory, in
         half precision, and was the faster of the two on a CPU: the look-up fell from 11 % of a training step to 4 %.
         """
-        volume, tokens = self._volumes[number], self._load(number)
+        name = self._names[number]
+        volume, tokens = self._volumes[name], self._load(name)
         if not len(tokens):
             return exact.new_zeros(len(exact), self.embed_dim)
         to_voxel, shape, sizes, cell = volume.to_voxel, volume.shape, volume.tokens, self._cell

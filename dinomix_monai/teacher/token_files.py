@@ -36,15 +36,17 @@ class TokenFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f"{name}.lock")
 
-    def number(self, name: str) -> int:
-        """Number of a volume, from 1 on in the order in which they came; needs the lock of the list."""
+    def numbers(self, names: Sequence[str]) -> dict[str, int]:
+        """Numbers of these volumes, from 1 on; those that have none get the next ones in this order."""
         file = self.folder / "volumes.json"
-        names: list[str] = json.loads(file.read_text()) if file.is_file() else []
-        if name not in names:
-            names.append(name)
-            with atomic_write(file) as stream:
-                stream.write(json.dumps(names).encode())
-        return names.index(name) + 1
+        with self.lock():
+            listed: list[str] = json.loads(file.read_text()) if file.is_file() else []
+            if new := [name for name in names if name not in set(listed)]:
+                listed += new
+                with atomic_write(file) as stream:
+                    stream.write(json.dumps(listed).encode())
+        numbers = {name: number for number, name in enumerate(listed, 1)}
+        return {name: numbers[name] for name in names}
 
     def path(self, name: str) -> Path:
         """File with the tokens of a volume in full."""
@@ -116,7 +118,7 @@ class TokenFiles:
             np.save(stream, reduced)
 
 
-def sha256(*parts: bytes) -> str:
+def sha256(*parts: bytes | memoryview) -> str:
     """Digest of all parts, one after another."""
     digest = hashlib.sha256()
     for part in parts:

@@ -9,9 +9,9 @@ from dinomix_monai.transforms.intensity import AIR_HU, ScaleChannelsd, intensity
 from dinomix_monai.transforms.invert_to_label import InvertToLabeld, interpolated_argmax
 from dinomix_monai.transforms.kept_volumes import KeptVolumesd
 from dinomix_monai.transforms.load_volume import LabelOnGridd, LoadVolumed
-from dinomix_monai.transforms.memory_map import MemoryMapd
 from dinomix_monai.transforms.partial_classes_to_indices import PartialClassesToIndicesd
 from dinomix_monai.transforms.patch_position import PatchPositiond
+from dinomix_monai.transforms.patch_to_device import PatchToDeviced
 from dinomix_monai.transforms.pic_curriculum import ClassCurriculum, class_probabilities, imbalance
 from dinomix_monai.transforms.pic_cutmix import PICCutMix
 from dinomix_monai.transforms.pic_cutmix_dictionary import PICCutMixd
@@ -33,13 +33,13 @@ __all__ = [
     "KeptVolumesd",
     "LabelOnGridd",
     "LoadVolumed",
-    "MemoryMapd",
     "MixRecipe",
     "PICCutMix",
     "PICCutMixd",
     "PartialClassesToIndicesd",
     "Paste",
     "PatchPositiond",
+    "PatchToDeviced",
     "RandTensorNoised",
     "RecipeSampler",
     "Recipient",

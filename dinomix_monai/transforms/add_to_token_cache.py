@@ -15,7 +15,7 @@ __all__ = ["AddToTokenCached"]
 
 class AddToTokenCached(MapTransform):
     """
-    Adds a volume to a token cache and writes the number under which the cache knows it; takes one sample.
+    Adds a volume to a token cache and writes the name under which the cache knows it; takes one sample.
 
     The frozen teacher sees the volume later, when its tokens are first asked for.
 

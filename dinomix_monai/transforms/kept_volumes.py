@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -42,6 +43,10 @@ class KeptVolumesd(MapTransform):
     made anew, and no code in it is run. Several threads and processes may share the folder: the first one computes, and
     the others wait for it. Where nothing can be written, nothing is kept, and the log says so.
 
+    Volumes that are kept come mapped from their file, the first time, too: what follows reads them as if they were in
+    memory, and the operating system holds there what there is room for, so a data set may be larger. Who writes to such
+    a volume changes it in this process alone.
+
     Of the metadata of a volume its affine, its file, and the grid of that file stay.
 
     Args:
@@ -74,8 +79,11 @@ class KeptVolumesd(MapTransform):
             return dict(self.transforms(dict(data)))
         with FileLock(_lock_of(file)):
             if (kept := _read(file)) is None:
-                kept = _without_history(self.transforms(dict(data)), keys)
-                _write(kept, file)
+                made = _without_history(self.transforms(dict(data)), keys)
+                _write(made, file)
+                kept = _read(file) or made
+                del made
+                _return_freed_memory()
         return dict(data) | dict(kept)
 
     def _file(self, data: Mapping[Hashable, Any], keys: Sequence[str]) -> Path | None:
@@ -171,3 +179,11 @@ def _read(file: Path) -> dict[Hashable, MetaTensor] | None:
         pass
     logger.warning("%s is damaged and is made anew.", file)
     return None
+
+
+def _return_freed_memory() -> None:
+    # glibc keeps what earlier volumes have freed in blocks of up to 32 MB, between the little that stays of each of
+    # them: as much as the volumes themselves, in the end.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -25,7 +25,8 @@ class SourceCoordinatesd(MapTransform):
 
     Args:
         keys: image; with several, the last one counts.
-        volume_key: number of the volume that the patch was cut from.
+        token_cache: numbers volumes, as :class:`dinomix_monai.teacher.TokenCache` does.
+        volume_key: name of the volume that the patch was cut from, as :class:`AddToTokenCached` writes it.
         source_key: entry to write, a float32 tensor of shape (4, H, W, D).
         allow_missing_keys: whether a key may be missing.
 
@@ -36,17 +37,18 @@ class SourceCoordinatesd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
+        token_cache: Any,
         volume_key: str = BatchKeys.VOLUME,
         source_key: str = BatchKeys.SOURCE,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.volume_key, self.source_key = volume_key, source_key
+        self.token_cache, self.volume_key, self.source_key = token_cache, volume_key, source_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """
         Args:
-            data: sample with an image of shape (C, H, W, D) and the number of its volume.
+            data: sample with an image of shape (C, H, W, D) and the name of its volume.
         """
         result = dict(data)
         for key in self.key_iterator(result):
@@ -61,7 +63,7 @@ class SourceCoordinatesd(MapTransform):
             along = [affine[:3, axis, None] * step for axis, step in enumerate(steps)]
             plane = along[1][:, :, None] + along[2][:, None, :] + affine[:3, 3, None, None]
             source = torch.empty(4, *image.shape[1:], device=image.device)
-            source[0] = result[self.volume_key]
+            source[0] = self.token_cache.number(result[self.volume_key])
             torch.add(along[0][:, :, None, None], plane[:, None], out=source[1:])
             result[self.source_key] = source
         return result

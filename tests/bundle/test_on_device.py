@@ -64,11 +64,16 @@ def tensors_of(state: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
-def test_training_resumption_evaluation_and_inference_run_on_the_device(run, phantom: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlays", [(), ("memory_map",)])
+def test_training_resumption_evaluation_and_inference_run_on_the_device(
+    run, phantom: Path, tmp_path: Path, overlays: tuple[str, ...]
+) -> None:
     short = {"device": DEVICE, "epochs": 1, "steps_per_epoch": 2, "warm_up": 0.0, "distiller#interval": 1}
-    run("train", **short)
+    if overlays:
+        short["token_cache#folder"] = str(tmp_path / "tokens")
+    run("train", *overlays, **short)
     # Windows are stitched on the host, as when the memory of the GPU does not suffice.
-    resumed = run("train", "resume", **{**short, "epochs": 2, "validate#inferer#cpu_thresh": 1})
+    resumed = run("train", *overlays, "resume", **{**short, "epochs": 2, "validate#inferer#cpu_thresh": 1})
     trainer = resumed.parser.get_parsed_content("train#trainer")
     for name in ("network", "optimizer", "ema_teacher", "pseudo_labeler", "distiller"):
         held = tensors_of(trainer.to_save[name].state_dict())
@@ -86,6 +91,21 @@ def test_training_resumption_evaluation_and_inference_run_on_the_device(run, pha
 @pytest.mark.parametrize("overlay", ["online_teacher", "memory_map", "baseline/cps", "baseline/bcp"])
 def test_a_step_runs_on_the_device(step, overlay: str) -> None:
     step(overlay, device=DEVICE)()
+
+
+def test_with_memory_map_volumes_stay_on_the_host_and_patches_go_to_the_device(
+    workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = workflow("train", "memory_map", device=DEVICE, **{"token_cache#folder": str(tmp_path / "tokens")})
+    for name in ("train#dataset", "train#unlabeled_dataset"):
+        dataset = built.parser.get_parsed_content(name)
+        volumes = tensors_of([[item[key] for key in ("image", "label") if key in item] for item in dataset._cache])
+        assert len(volumes) == 2 * (2 if name == "train#dataset" else 1)
+        with host_gpu.Crossings() as crossings:
+            (patch,) = dataset[0] if isinstance(dataset[0], list) else [dataset[0]]
+        assert not any(map(host_gpu.is_on_device, volumes))
+        assert all(host_gpu.is_on_device(patch[key]) for key in ("image", "label", "strong", "source") if key in patch)
+        assert crossings.found["copy to the device (patch_to_device.__call__)"] > 0
 
 
 @pytest.mark.parametrize("placement", ["same", "anatomical"])
@@ -148,10 +168,11 @@ def test_the_teacher_is_on_the_device_while_it_is_asked(tmp_path: Path) -> None:
     def make(*volumes: MetaTensor) -> tuple[TokenCache, Means, list[torch.Tensor]]:
         teacher = Means().to(DEVICE)
         cache = TokenCache(tmp_path, SliceTokens(teacher, batch_size=100), cell=(2, 2, 2), device=DEVICE)
-        return cache, teacher, [source_of(cache.add(volume), volume) for volume in volumes]
+        return cache, teacher, [source_of(cache, volume) for volume in volumes]
 
-    def source_of(number: int, volume: MetaTensor) -> torch.Tensor:
-        return SourceCoordinatesd("image")({"image": volume, "volume": number})["source"][None]
+    def source_of(cache: TokenCache, volume: MetaTensor) -> torch.Tensor:
+        sample = {"image": volume, "volume": cache.add(volume)}
+        return SourceCoordinatesd("image", cache)(sample)["source"][None]
 
     volumes = [MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.eye(4)).to(DEVICE) for _ in range(3)]
     cache, teacher, sources = make(*volumes[:2])
@@ -159,7 +180,7 @@ def test_the_teacher_is_on_the_device_while_it_is_asked(tmp_path: Path) -> None:
     assert host_gpu.is_on_device(teacher.factor) == (len(teacher.asked_on) < 2)
     cache(sources[1], (4, 4, 2))
     assert not host_gpu.is_on_device(teacher.factor)
-    cache(source_of(cache.add(volumes[2]), volumes[2]), (4, 4, 2))
+    cache(source_of(cache, volumes[2]), (4, 4, 2))
     assert teacher.asked_on == [DEVICE.type] * 3
     assert not host_gpu.is_on_device(teacher.factor)
 
@@ -182,7 +203,7 @@ def test_tokens_that_were_asked_for_longest_ago_leave_the_device(tmp_path: Path)
     for volume in volumes:
         free.add(volume)
         sample = {"image": volume, "volume": bounded.add(volume)}
-        sources.append(SourceCoordinatesd("image")(sample)["source"][None])
+        sources.append(SourceCoordinatesd("image", bounded)(sample)["source"][None])
     bounded.complete()
     assert bounded.device_bytes == 0
     for number, read in ((0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (1, 1)):
@@ -214,6 +235,7 @@ def on_host(result: Any) -> Any:
             "default",
             [(VNet, "forward"), (PseudoLabeler, "forward"), (PICCutMixd, "__call__"), (TokenCache, "_look_up")],
         ),
+        ("memory_map", [(PICCutMixd, "__call__"), (TokenCache, "_look_up")]),
         ("online_teacher", [(SliceTokens, "_cut")]),
     ],
 )

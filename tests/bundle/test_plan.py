@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dinomix_monai import training_plan
-from dinomix_monai.training_plan import plan_training
+from dinomix_monai.data import CaseCheck
+from dinomix_monai.training_plan import TrainingPlan, plan_training
 
 
 def test_the_plan_of_a_training_knows_what_the_training_would_do_and_writes_nothing(
@@ -36,14 +37,16 @@ def test_the_disk_of_the_plan_is_what_the_training_takes(workflow, tmp_path: Pat
     plan = plan_training(workflow("train", volume_dir=str(tmp_path / "planned")).parser, repetitions=1)
     built = workflow("train", **settings)
     datasets = [built.parser.get_parsed_content(f"train#{name}") for name in ("dataset", "unlabeled_dataset")]
+    built.parser.get_parsed_content("validate#dataset")
     built.parser.get_parsed_content("token_cache").complete()
     # Beside the tokens there are headers and the components' basis.
     files = [file for file in (tmp_path / "tokens").rglob("*") if file.stat().st_size > 20_000 and file.is_file()]
     expected = sum(file.stat().st_size for file in files)
     assert plan.disk["token cache"] == pytest.approx(expected, rel=0.1)
     kept = [sum(file.stat().st_size for file in (tmp_path / "volumes").glob("*.safetensors"))]
-    # Unlabeled cases have no label.
-    assert kept == [pytest.approx(plan.disk["preprocessed volumes"], rel=0.15)]
+    assert plan.disk["preprocessed volumes"] == plan.volumes
+    # Beside the voxels there is what is known of them.
+    assert kept == [pytest.approx(plan.volumes, rel=0.03)]
     volumes = [item["image"] for dataset in datasets for item in dataset._cache]
     assert plan.voxels == sum(volume[0].numel() for volume in volumes)
 
@@ -60,7 +63,29 @@ def test_the_memory_of_the_plan_counts_what_grows_later(workflow, monkeypatch) -
     assert beside[0] == beside[1] > 1e9
 
 
-def test_volumes_that_are_mapped_take_disk_and_no_memory(workflow) -> None:
-    plan = plan_training(workflow("train", "memory_map").parser, repetitions=1)
-    assert plan.disk["mapped volumes, while it runs"] == 5 * plan.voxels
-    assert "mapped volumes, while it runs" not in plan_training(workflow("train").parser, repetitions=1).disk
+@pytest.mark.parametrize("check_data", [True, False])
+def test_the_preparation_of_the_plan_counts_the_check_of_one_case_of_each_list(
+    workflow, monkeypatch, check_data: bool
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(CaseCheck, "__call__", lambda self, section, case: checked.append(section))
+    parser = workflow("train", check_data=check_data).parser
+    plan_training(parser, repetitions=1)
+    assert checked == (["training", "unlabeled"] if check_data else [])
+
+
+def test_volumes_that_are_mapped_take_disk_and_no_memory(workflow, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(training_plan, "_peak_memory", lambda: 1e9)
+
+    def planned(*overlays: str, **settings: object) -> TrainingPlan:
+        built = workflow("train", *overlays, **{"token_cache#folder": str(tmp_path / "tokens")}, **settings)
+        return plan_training(built.parser, repetitions=1)
+
+    held, mapped, kept = planned(), planned("memory_map"), planned(volume_dir=str(tmp_path / "volumes"))
+    assert (held.are_mapped, mapped.are_mapped, kept.are_mapped) == (False, True, True)
+    assert held.volumes == mapped.volumes == mapped.disk["preprocessed volumes"]
+    assert "preprocessed volumes" not in held.disk
+    # Three of five volumes are cached by the measurement; all are alike here.
+    of_one = 4 * held.voxels / 4
+    assert held.memory - mapped.memory == pytest.approx(2 * of_one + of_one / 4)
+    assert kept.memory == mapped.memory

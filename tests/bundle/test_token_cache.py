@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from dinomix_monai.__main__ import cache_tokens
 from dinomix_monai.teacher import TokenCache
+from dinomix_monai.teacher.token_files import TokenFiles
 from dinomix_monai.transforms import LoadVolumed
 from tests.bundle.conftest import TOY_RUN, WITHOUT_REPORT
 from tests.toys import TOY
@@ -83,13 +87,38 @@ def test_a_second_start_reads_what_the_first_has_preprocessed(workflow, tmp_path
     assert workflow("train").parser.get_parsed_content("volume_dir") is None
 
 
-def test_the_token_cache_numbers_volumes_in_the_order_of_the_list(workflow, monkeypatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    parser = workflow("train").parser
-    assert parser.get_parsed_content("train#preprocessing_threads") == 1
-    assert [item["volume"] for item in parser.get_parsed_content("train#dataset")._cache] == [1, 2]
-    without = workflow("train", distillation_weight=0.0).parser
-    assert without.get_parsed_content("train#preprocessing_threads") == 4
+def test_training_is_the_same_whatever_the_order_in_which_threads_preprocess(run, tmp_path: Path, monkeypatch) -> None:
+    """The default: as many threads as PyTorch has, here four, the first volumes of which take longest."""
+    histories, numbered = [], []
+    add, numbers = TokenCache.add, TokenFiles.numbers
+
+    def add_late(self: TokenCache, volume: MetaTensor) -> str:
+        time.sleep(0.4 if volume.meta["filename_or_obj"].endswith(("001.nii", "003.nii")) else 0.0)
+        name = add(self, volume)
+        arrived.append(volume.meta["filename_or_obj"][-7:-4])
+        return name
+
+    def note(self: TokenFiles, names: Sequence[str]) -> dict[str, int]:
+        numbered.append(numbers(self, names))
+        return numbered[-1]
+
+    monkeypatch.setattr(TokenFiles, "numbers", note)
+    for threads in (1, 4):
+        arrived: list[str] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            if threads > 1:
+                patched.setattr(TokenCache, "add", add_late)
+            folder = tmp_path / str(threads)
+            built = run(
+                "train", **{"token_cache#folder": str(folder)}, output_dir=str(folder / "run"), **WITHOUT_REPORT
+            )
+        assert built.parser.get_parsed_content("train#preprocessing_threads") == threads
+        histories.append((folder / "run" / "history.csv").read_text())
+    assert arrived[:4] == ["002", "001", "004", "003"]
+    assert histories[0] == histories[1]
+    assert numbered[0] == numbered[-1]
+    assert sorted(numbered[0].values()) == [1, 2, 3, 4]
 
 
 def test_no_patch_writes_to_the_volume_that_it_is_cut_from(workflow) -> None:

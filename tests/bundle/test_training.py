@@ -154,8 +154,11 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(run, tmp_path: Pa
 
 def test_volumes_on_disk_train_like_those_in_memory(run, tmp_path: Path) -> None:
     for name, overlays in (("memory", []), ("disk", ["memory_map"])):
-        run("train", *overlays, epochs=1, output_dir=str(tmp_path / name), **WITHOUT_REPORT)
-    assert (tmp_path / "disk" / "volumes").is_dir()
+        settings = {"token_cache#folder": str(tmp_path / name / "tokens"), **WITHOUT_REPORT}
+        run("train", *overlays, epochs=2, output_dir=str(tmp_path / name), **settings)
+    # Two labeled cases, two unlabeled ones and one for validation.
+    assert len(list((tmp_path / "disk" / "volumes").glob("*.safetensors"))) == 5
+    assert not (tmp_path / "memory" / "volumes").exists()
     memory, disk = ((tmp_path / name / "history.csv").read_text() for name in ("memory", "disk"))
     assert memory == disk
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 
 import pytest
@@ -89,6 +91,70 @@ def test_the_global_random_state_plays_no_part():
         draws.append(torch.cat([batch["image"] for batch in stream]))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_thread_reads_ahead_is_what_is_read_without_one(num_workers):
+    def values(buffer_size):
+        stream = patch_stream(noisy(6), 2, 5, num_workers=num_workers, buffer_size=buffer_size)
+        drawn = []
+        for seed, taken in ((5, 5), (6, 2), (5, 5)):  # the second epoch ends before its batches do
+            batches = iter(stream.set_random_state(seed))
+            drawn += [next(batches)["image"] for _ in range(taken)]
+        return torch.cat(drawn)
+
+    expected = values(0)
+    for buffer_size in (1, 2, 9):
+        assert torch.equal(values(buffer_size), expected)
+
+
+class Noted(Dataset):
+    """Notes which thread reads each case."""
+
+    def __init__(self, count):
+        super().__init__(cases(count), Compose([]))
+        self.threads = []
+
+    def __getitem__(self, index):
+        self.threads.append(threading.get_ident())
+        return super().__getitem__(index)
+
+
+def test_a_thread_reads_so_many_batches_ahead_and_stops_when_it_is_told_to():
+    dataset = Noted(3)
+    stream = patch_stream(dataset, batch_size=1, steps=9, buffer_size=2)
+    first = iter(stream)
+    assert not dataset.threads
+    next(first)
+    deadline = time.monotonic() + 10
+    while len(dataset.threads) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(dataset.threads) == 3
+    assert threading.get_ident() not in dataset.threads
+    second = iter(stream)
+    assert list(first) == []
+    next(second)
+    stream.set_random_state(0)
+    assert list(second) == []
+    assert len(dataset.threads) <= 6
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("patches")]
+
+
+@pytest.mark.parametrize("buffer_size", [0, 2])
+def test_what_goes_wrong_in_a_batch_is_raised_where_it_is_asked_for(buffer_size):
+    def fail(_):
+        raise ValueError("damaged")
+
+    stream = patch_stream(Dataset(cases(2), fail), batch_size=1, steps=3, buffer_size=buffer_size)
+    with pytest.raises(RuntimeError, match="applying transform") as error:
+        next(iter(stream))
+    assert str(error.value.__cause__) == "damaged"
+
+
+def test_fewer_than_no_batches_ahead_are_refused():
+    with pytest.raises(ValueError, match="buffer_size must be >= 0, got -1"):
+        patch_stream(Dataset(cases(2)), batch_size=1, steps=1, buffer_size=-1)
 
 
 def test_setting_the_random_state_gives_the_stream():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,25 @@ def indices(shape=SHAPE, affine=STRAIGHT):
     return MetaTensor(content, affine=torch.as_tensor(affine))
 
 
+class Given:
+    """Numbers that stand in the sample itself."""
+
+    def number(self, name):
+        return name
+
+
 def source(patch, number=1):
-    return SourceCoordinatesd("image")({"image": patch, "volume": number})["source"][None]
+    return SourceCoordinatesd("image", Given())({"image": patch, "volume": number})["source"][None]
+
+
+def added(cache, volume):
+    """The number of a volume, which the cache knows from now on."""
+    return cache.number(cache.add(volume))
 
 
 def completed(cache, *volumes):
     """The numbers of these volumes, which the teacher has seen."""
-    numbers = [cache.add(volume) for volume in volumes]
+    numbers = [added(cache, volume) for volume in volumes]
     cache.complete()
     return numbers
 
@@ -109,7 +122,7 @@ def test_tokens_come_from_where_the_voxels_come_from(affine, zoom, seed, tmp_pat
 
 
 def cached_tokens(cache, volume, patch, grid):
-    return cache(source(patch, cache.add(volume)), grid)[0]
+    return cache(source(patch, added(cache, volume)), grid)[0]
 
 
 @pytest.mark.parametrize("affine", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
@@ -145,7 +158,7 @@ def test_a_flip_of_the_patch_flips_the_tokens(cache):
 
 def test_a_choice_of_layers_equals_the_choice_from_all(cache):
     volume = scan()
-    places = source(volume, cache.add(volume))
+    places = source(volume, added(cache, volume))
     assert torch.equal(cache(places, GRID, cells=[4, 1]), cache(places, GRID)[..., [4, 1]])
 
 
@@ -183,7 +196,7 @@ def test_nothing_dark_is_seen_where_cells_stick_out_of_the_volume(cache, shape):
 
 def test_mixed_patches_have_the_tokens_of_what_was_pasted(cache):
     volumes = [scan(0), scan(1)]
-    numbers = [cache.add(volume) for volume in volumes]
+    numbers = [added(cache, volume) for volume in volumes]
     places = torch.cat([source(volume, number) for volume, number in zip(volumes, numbers)])
     label = torch.zeros(2, 1, *SHAPE)
     label[0] = 1
@@ -199,7 +212,7 @@ def test_mixed_patches_have_the_tokens_of_what_was_pasted(cache):
 def test_deformed_patches_have_the_tokens_of_where_their_voxels_come_from(tmp_path):
     cache = TokenCache(tmp_path, IndexTokens(), CELL)
     # The seventh volume: a number that interpolation does not keep exactly.
-    number = [cache.add(scan(seed)) for seed in range(7)][-1]
+    number = [added(cache, scan(seed)) for seed in range(7)][-1]
     affine = RandAffine(prob=1.0, rotate_range=(0, 0, 1), scale_range=(0.2, 0.2, 0.2), padding_mode="border")
     affine.set_random_state(0)
     affine.randomize()
@@ -214,7 +227,7 @@ def test_deformed_patches_have_the_tokens_of_where_their_voxels_come_from(tmp_pa
 
 def test_a_number_that_interpolation_has_moved_a_little_still_counts(cache):
     volume = scan()
-    places = source(volume, cache.add(volume))
+    places = source(volume, added(cache, volume))
     moved = places.clone()
     moved[:, 0, ::2] -= 1e-4
     torch.testing.assert_close(cache(moved, GRID), cache(places, GRID))
@@ -222,7 +235,7 @@ def test_a_number_that_interpolation_has_moved_a_little_still_counts(cache):
 
 def test_nowhere_has_no_token(cache):
     volume = scan()
-    places = source(volume, cache.add(volume))
+    places = source(volume, added(cache, volume))
     places[:, :, : CELL[0]] = 0
     tokens = cache(places, GRID)[0].any(0)
     assert not tokens[0].any()
@@ -230,13 +243,48 @@ def test_nowhere_has_no_token(cache):
 
 
 def test_a_center_that_an_edge_runs_through_has_no_token(cache):
-    numbers = [cache.add(scan(0)), cache.add(scan(1))]
+    numbers = [added(cache, scan(0)), added(cache, scan(1))]
     mixed = source(scan(0), numbers[0])
     mixed[:, :, 6:] = source(scan(1), numbers[1])[:, :, 6:]
     tokens = cache(mixed, GRID)[0].any(0)
     # Voxels 4 to 7 are one cell, whose center lies between the voxels 5 and 6.
     assert not tokens[1].any()
     assert tokens[[0, 2, 3]].all()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_numbers_and_components_do_not_depend_on_the_order_in_which_volumes_come(threads, tmp_path):
+    volumes = [scan(seed) for seed in range(5)]
+    for number, volume in enumerate(volumes):
+        volume.meta["filename_or_obj"] = f"images/{number}.nii"
+    found = []
+    for name, order in (("list", [0, 1, 2, 3, 4]), ("other", [3, 0, 4, 2, 1])):
+        cache = TokenCache(tmp_path / name, SliceTokens(MeanTeacher()), CELL, components=2)
+        with ThreadPoolExecutor(threads) as pool:
+            names = dict(zip(order, pool.map(cache.add, [volumes[place] for place in order])))
+        numbers = [cache.number(names[place]) for place in range(5)]
+        assert numbers == [1, 2, 3, 4, 5]
+        found.append(torch.cat([cache(source(volume, number), GRID) for volume, number in zip(volumes, numbers)]))
+    assert torch.equal(*found)
+
+
+def test_volumes_that_come_later_do_not_change_the_numbers_of_the_others(tmp_path):
+    def numbers(*seeds):
+        cache = TokenCache(tmp_path, SliceTokens(MeanTeacher()), CELL)
+        names = {}
+        for seed in seeds:
+            volume = scan(seed)
+            volume.meta["filename_or_obj"] = f"images/{seed}.nii"
+            names[seed] = cache.add(volume)
+        return {seed: cache.number(name) for seed, name in names.items()}
+
+    assert numbers(2, 4) == {2: 1, 4: 2}
+    assert numbers(3, 4, 1, 2) == {2: 1, 4: 2, 1: 3, 3: 4}
+
+
+def test_a_name_that_was_not_added_has_no_number(cache):
+    with pytest.raises(ValueError, match="name must be that of a volume that was added to the token cache, got other"):
+        cache.number("other")
 
 
 def test_a_second_start_computes_nothing(cache, tmp_path):
@@ -250,7 +298,7 @@ def test_a_second_start_computes_nothing(cache, tmp_path):
 
 def test_the_teacher_sees_a_volume_when_its_tokens_are_asked_for(cache, capsys):
     teacher = cache.slice_tokens.teacher
-    numbers = [cache.add(scan(seed)) for seed in range(6)]
+    numbers = [added(cache, scan(seed)) for seed in range(6)]
     assert teacher.images == 0
     asked = torch.cat([source(scan(seed), numbers[seed]) for seed in (2, 4)])
     tokens = cache(asked, GRID)
@@ -268,7 +316,7 @@ def test_the_first_look_up_needs_a_tenth_of_the_volumes_for_the_components(tmp_p
     volumes = [scan(seed) for seed in range(50)]
     teacher = MeanTeacher()
     cache = TokenCache(tmp_path, SliceTokens(teacher), CELL, components=2)
-    numbers = [cache.add(volume) for volume in volumes]
+    numbers = [added(cache, volume) for volume in volumes]
     tokens = cache(source(volumes[7], numbers[7]), GRID)
     assert 5 <= teacher.images / GRID[2] <= 6
     # They are close to those of all volumes, which are alike.
@@ -286,7 +334,7 @@ def test_tokens_are_the_same_ahead_of_training_and_on_demand(components, tmp_pat
     found = []
     for folder in ("ahead", "on demand"):
         cache = TokenCache(tmp_path / folder, SliceTokens(MeanTeacher()), CELL, components)
-        numbers = [cache.add(volume) for volume in volumes]
+        numbers = [added(cache, volume) for volume in volumes]
         if folder == "ahead":
             cache.complete()
         found.append([cache(source(volumes[i], numbers[i]), GRID) for i in (5, 1, 3)])
@@ -306,7 +354,7 @@ def test_no_file_stays_open(components, tmp_path):
 def test_voxels_are_not_held_once_the_teacher_has_seen_them(cache):
     voxels = torch.rand(1, *SHAPE).numpy()
     released = weakref.ref(voxels)
-    number = cache.add(MetaTensor(torch.from_numpy(voxels), affine=torch.as_tensor(STRAIGHT)))
+    number = added(cache, MetaTensor(torch.from_numpy(voxels), affine=torch.as_tensor(STRAIGHT)))
     del voxels
     assert released() is not None
     cache(source(scan(), number), GRID)
@@ -352,7 +400,7 @@ def test_components_are_those_of_all_of_a_few_volumes(tmp_path, caplog):
     volumes = [scan(seed) for seed in range(3)]
     slice_tokens = SliceTokens(MeanTeacher(), channels="neighbors")
     cache = TokenCache(tmp_path, slice_tokens, CELL, components=2)
-    numbers = [cache.add(volume) for volume in volumes]
+    numbers = [added(cache, volume) for volume in volumes]
     with caplog.at_level("INFO"):
         tokens = torch.cat([cache(source(v, n), GRID) for v, n in zip(volumes, numbers)])
     everything = torch.cat([slice_tokens(volume[None], GRID) for volume in volumes]).movedim(1, -1).flatten(0, -2)
@@ -366,7 +414,7 @@ def test_components_are_those_of_all_of_a_few_volumes(tmp_path, caplog):
 
 def test_components_follow_the_volumes(tmp_path):
     cache = TokenCache(tmp_path, SliceTokens(MeanTeacher()), CELL, components=1)
-    first = cache.add(scan(0))
+    first = added(cache, scan(0))
     alone = cache(source(scan(0), first), GRID)
     cache.add(scan(1))
     assert not torch.equal(cache(source(scan(0), first), GRID), alone)
@@ -403,7 +451,7 @@ def test_a_volume_with_nan_has_no_tokens_and_spoils_no_other(components, spoiled
 @pytest.mark.parametrize("components", [None, 2])
 def test_a_token_cache_without_any_tokens_is_refused(components, spoiled, tmp_path):
     cache = TokenCache(tmp_path, SliceTokens(MeanTeacher()), CELL, components)
-    number = cache.add(spoiled)
+    number = added(cache, spoiled)
     with pytest.raises(ValueError, match="must have finite tokens for at least one volume, got none for all 1\\. Look"):
         cache(source(spoiled, number), GRID)
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,6 +68,52 @@ def test_the_second_time_volumes_are_read_that_are_those_of_the_first(case, fold
     assert_equal(first, Compose(scaled())(case))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux tells what is mapped")
+def test_volumes_are_mapped_from_their_file_the_first_time_too(case, folder) -> None:
+    def mapped() -> int:
+        return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    first = kept(case, folder)
+    assert mapped() == 1
+    second = kept(case, folder)
+    assert mapped() == 2
+    first["image"] += 1
+    assert_equal(second, kept(case, folder))
+    del first, second
+    assert mapped() == 0
+
+
+FREES_BETWEEN_VOLUMES = """
+import sys
+from pathlib import Path
+import numpy as np
+from dinomix_monai.transforms import KeptVolumesd, LoadVolumed
+
+def own_mb():
+    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+np.ones(24 * 2**20, np.uint8)  # From now on blocks of up to this size are kept when they are freed.
+before = own_mb()
+volumes = [(np.ones(2**20, np.uint8), np.ones(5000, np.uint8)) for _ in range(200)]
+stays = [small for _, small in volumes]
+del volumes
+freed = own_mb()
+KeptVolumesd("image", [LoadVolumed("image")], sys.argv[1])({"image": sys.argv[2]})
+print(freed - before, own_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps what was freed")
+def test_memory_that_earlier_volumes_have_freed_goes_back_to_the_system(case, folder) -> None:
+    # In a process of its own, because what others have done to the heap decides what it keeps.
+    command = [sys.executable, "-c", FREES_BETWEEN_VOLUMES, str(folder), case["image"]]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    kept_mb, left_mb = map(float, printed.split())
+    assert kept_mb > 150
+    assert left_mb < 50
+
+
 def test_without_a_folder_nothing_is_kept(case) -> None:
     assert_equal(kept(case, None), Compose(scaled())(case))
     assert Count.passed == 2
@@ -93,7 +142,8 @@ def test_another_setting_or_another_case_is_preprocessed_anew(case, folder, tmp_
 
 @pytest.mark.parametrize("damage", ["short", "bit", "text"])
 def test_a_damaged_file_is_made_anew(case, folder, damage, caplog) -> None:
-    first = kept(case, folder)
+    # A copy: what is damaged here is mapped.
+    first = {key: volume.clone() for key, volume in kept(case, folder).items()}
     (file,) = folder.glob("*.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
