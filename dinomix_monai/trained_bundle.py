@@ -303,10 +303,11 @@ def check_inference_settings(model_file: str | Path, spacing_mm: Sequence[float]
     Raises:
         ValueError: When they are others than those of the model's own bundle.
     """
-    root = _bundle_of(model_file)
-    trained = {} if root is None else read_configuration(root / _INFERENCE)
+    if (root := _bundle_of(model_file)) is None:
+        return
+    trained = read_configuration(root / _INFERENCE)
     for name, value in zip(_GRID, (spacing_mm, patch_size)):
-        if trained and [*map(float, trained[name])] != [*map(float, value)]:
+        if [*map(float, trained[name])] != [*map(float, value)]:
             raise ValueError(
                 f"{name} must be that of the model's training, {trained[name]}, got {list(value)} for {model_file}. "
                 f"Pass --config_file {root / _INFERENCE}, which has all of its settings."
