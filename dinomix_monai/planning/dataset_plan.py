@@ -23,6 +23,8 @@ _ENOUGH_VOXELS = 1000
 _FEW_VOXELS = 100
 # A patch shows a seventh of a scan at least, so that organs have their surroundings.
 _PATCHES_OF_SCAN = 7
+# And half of one at most: patches of whole small scans all look alike, and two halves make more steps.
+_LARGEST_SHARE = 0.5
 # Of a scan of the whole body that is longer, so much counts.
 _FIELD_MM = 500.0
 _LEVELS = 4
@@ -200,17 +202,19 @@ def _plan_patch(
 ) -> None:
     multiple = np.prod(strides, axis=0)
     shape = _field(scans) / spacing
+    half = _LARGEST_SHARE * float(np.prod(shape))
+    voxels, why = budget if budget[0] <= half else (half, "half of its voxels, so that patches differ")
     # Two of the lowest level's voxels at least: one has no variance to normalize by.
     least = multiple * np.where(multiple > 1, 2, 1)
     most = np.maximum(np.round(shape / multiple) * multiple, least)
     sides = [np.arange(low, high + 1, step).astype(int) for low, high, step in zip(least, most, multiple)]
-    fitting = [patch for patch in itertools.product(*sides) if math.prod(patch) <= budget[0]] or [tuple(least)]
+    fitting = [patch for patch in itertools.product(*sides) if math.prod(patch) <= voxels] or [tuple(least)]
     # The axis of which a patch shows least shows as much as it can; then the largest patch.
     patch = max(fitting, key=lambda one: (np.min(np.array(one) / shape), math.prod(one)))
     plan.set(
         "patch_size",
         [int(side) for side in patch],
-        f"In the proportions of a scan ({by(np.round(shape))} voxels), within {budget[1]}, multiples of the strides.",
+        f"In the proportions of a scan ({by(np.round(shape))} voxels), within {why}, multiples of the strides.",
     )
 
 

@@ -35,7 +35,7 @@ def test_the_overlay_trains_and_segments(parser: Callable, phantom: Path, tmp_pa
     text = configure_training(parser(), overlay)
     written = json.loads(overlay.read_text())
     assert written["spacing_mm"] == [8.0, 8.0, 10.0]
-    assert written["patch_size"] == [32, 32, 32]
+    assert written["patch_size"] == [32, 32, 16]
     assert written["epochs"] * 25 == 2000
     assert f"{phantom}" in text
     # Each setting has a reason, and the text has both.
@@ -87,7 +87,7 @@ def test_what_is_given_wins_and_what_depends_on_it_follows(parser: Callable, tmp
     given = {"spacing_mm": [16.0, 16.0, 20.0], "epochs": 3}
     text = configure_training(parser(**given), tmp_path / "plan.json", given=given)
     written = json.loads((tmp_path / "plan.json").read_text())
-    assert written["patch_size"] == [16, 16, 16]
+    assert written["patch_size"] == [16, 16, 8]
     assert not given.keys() & (written.keys() | written["_desc_"].keys())
     assert text.endswith("--spacing_mm '[16.0, 16.0, 20.0]' --epochs 3")
 

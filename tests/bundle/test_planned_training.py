@@ -45,7 +45,7 @@ def test_it_trains_by_its_plan_and_leaves_a_bundle_that_needs_none(
         json.loads((out / "configs" / name).read_text()) for name in ("inference.json", "train.json")
     )
     for config in (inference, training):
-        assert (config["spacing_mm"], config["patch_size"]) == ([8.0, 8.0, 10.0], [32, 32, 32])
+        assert (config["spacing_mm"], config["patch_size"]) == ([8.0, 8.0, 10.0], [32, 32, 16])
         assert config["network_def"]["strides"] == [[2, 2, 2], [2, 2, 2], [2, 2, 1]]
         assert config["intensity_window"][0] < config["intensity_window"][1]
     assert training["epochs"] == 1

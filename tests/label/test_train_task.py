@@ -275,7 +275,7 @@ def test_an_app_without_a_model_plans_its_settings_and_keeps_them(
     save_label(http, "case_1", labels / "phantom_001.nii")
     train(http)
     settings = json.loads(folder.settings_file.read_text())
-    assert (settings["spacing_mm"], settings["patch_size"]) == ([8.0, 8.0, 10.0], [32, 32, 32])
+    assert (settings["spacing_mm"], settings["patch_size"]) == ([8.0, 8.0, 10.0], [32, 32, 16])
     assert settings["network_def#strides"][-1] == [2, 2, 1]
     assert "intensity_window" in settings
     # The reasons stay with them, and are in the server's log.
@@ -293,7 +293,7 @@ def test_an_app_without_a_model_plans_its_settings_and_keeps_them(
     answer = http.post("/infer/dinomix?image=case_2&output=json")
     assert answer.status_code == 200, answer.text
     parser = folder.bundle.parser("inference")
-    assert parser.get_parsed_content("inferer#inferer").roi_size == [32, 32, 32]
+    assert parser.get_parsed_content("inferer#inferer").roi_size == [32, 32, 16]
     save_label(http, "case_2", labels / "phantom_002.nii")
     train(http)
     assert json.loads(folder.settings_file.read_text()) == settings

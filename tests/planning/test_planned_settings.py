@@ -69,8 +69,8 @@ def test_settings_of_the_phantom_are_given_and_no_scan_is_read(of: str, phantom:
 def test_settings_of_other_scans_go_by_them_and_by_a_voxel_size_that_is_given(own: Path, unread: list) -> None:
     plan = settings(own)
     assert plan("spacing_mm") == [8.0, 8.0, 10.0]
-    assert (plan("patch_size", [8.0, 8.0, 10.0]), plan("epochs")) == ([32, 32, 32], 80)
-    assert plan("patch_size", [16.0, 16.0, 20.0]) == [16, 16, 16]
+    assert (plan("patch_size", [8.0, 8.0, 10.0]), plan("epochs")) == ([32, 32, 16], 80)
+    assert plan("patch_size", [16.0, 16.0, 20.0]) == [16, 16, 8]
     # What a plan has no reason to change.
     assert plan("modules", [8.0, 8.0, 10.0]) == PHANTOM["modules"]
     assert len(unread) == 1
@@ -92,7 +92,7 @@ def test_a_plan_is_printed_of_what_was_asked(own: Path, capsys: pytest.CaptureFi
     assert printed.startswith(
         "Settings for 1 training, 1 unlabeled, 0 validation, 0 test cases; one that you give wins."
     )
-    assert "patch_size: [16, 16, 16]\n    In the proportions of a scan" in printed
+    assert "patch_size: [16, 16, 8]\n    In the proportions of a scan" in printed
     assert "spacing_mm:" not in printed
     # A class that few voxels are left of, whoever has chosen their size.
     assert "Warning: " in printed
