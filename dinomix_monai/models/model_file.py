@@ -9,6 +9,7 @@ writes models here.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ __all__ = [
     "write_class_names",
     "write_model",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LABELS_FILE = "labels.json"
 _WEIGHTS = "the weights of a trained model"
@@ -53,11 +56,11 @@ def read_class_names(model_file: str | Path) -> list[str]:
     """
     Names of a model's classes, background first, from ``labels.json`` beside it.
 
-    Without that file they are those of the metadata of the bundle whose ``models`` the model lies in. Where there is no
-    model yet and no bundle, they are background and the organs of the built-in phantom.
+    Without that file they are those of the metadata of the bundle whose ``models`` the model lies in. Without a bundle
+    they are background and the organs of the built-in phantom, with a warning where there is a model.
 
     Raises:
-        ValueError: When there is a model and nothing that names its classes, or when a file is something else.
+        ValueError: When a file is something else.
     """
     path = Path(model_file).with_name(_LABELS_FILE)
     metadata = path.parent.parent / "configs" / "metadata.json"
@@ -67,16 +70,15 @@ def read_class_names(model_file: str | Path) -> list[str]:
         elif metadata.is_file():
             path = metadata
             labels = json.loads(path.read_bytes())["network_data_format"]["outputs"]["pred"]["channel_def"]
-        elif not Path(model_file).is_file():
-            return ["background", *ORGANS]
         else:
-            raise KeyError(path)
+            if Path(model_file).is_file():
+                logger.warning("%s is missing: the classes of %s are taken for those of the phantom.", path, model_file)
+            return ["background", *ORGANS]
         return [str(labels[str(value)]) for value in range(len(labels))]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        found = "something else" if path.is_file() else "no such file"
         raise ValueError(
-            f'{path} must name the classes as {{"0": "background", "1": ...}}, got {found}. Take it from the training '
-            "again, where it lies beside the model."
+            f'{path} must name the classes as {{"0": "background", "1": ...}}, got something else. Take it from the '
+            "training again, where it lies beside the model."
         ) from error
 
 

@@ -16,9 +16,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from dinomix_monai.data.anatomy import ORGANS
-from dinomix_monai.models import write_class_names
-
 Damage = Callable[[Path], None]
 
 
@@ -478,7 +475,7 @@ FILES = {
         {"dataset_dir": "OUT/models"},
         {MODEL: fitting},
         "Error: dataset_dir must be a NIfTI file (.nii, .nii.gz) or a folder with such files, got "
-        "OUT/models with labels.json, model.pt.",
+        "OUT/models with model.pt.",
     ),
     "inferring with voxels of half a kilometer": (
         ("inference",),
@@ -521,8 +518,6 @@ def test_settings(failure, name):
 @pytest.mark.parametrize("name", FILES)
 def test_files(failure, tmp_path, name):
     configs, settings, files, expected = FILES[name]
-    if MODEL in files:
-        write_class_names(tmp_path / "out" / MODEL, ["background", *ORGANS])
     for path, write in files.items():
         (tmp_path / "out" / path).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / "out" / path)
