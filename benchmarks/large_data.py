@@ -162,7 +162,7 @@ def measure(folder: str, kind: str = "start") -> None:
         **{"teacher#allow_untrained": True, "warm_up": 0.0, "ramp_up": 0.0, **SETTINGS},
     }
     result = _on_the_device(settings) if kind == "device" else _start(data, settings, Path(folder) / "out")
-    print(json.dumps({name: round(value, 3) for name, value in result.items()}))
+    print(json.dumps({name: float(f"{value:.4g}") for name, value in result.items()}))
 
 
 def _start(data: str, settings: dict[str, Any], out: Path) -> dict[str, float]:

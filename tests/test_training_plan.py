@@ -39,9 +39,9 @@ def test_the_duration_is_the_sum_of_its_parts_by_hand():
     assert lines["duration"].strip() == "76 min: preparation 17 min, steps 58 min, validation 72 s"
     assert lines["measured"].strip().startswith("now, on 2 CPU threads; for another device nothing is known")
     # An epoch takes 350 s, and 1072 s go beside them.
-    assert plan.epochs_in(1072 + 20 * 350) == 20
+    assert planned.epochs_in(1072 + 20 * 350) == 20
     with pytest.raises(ValueError, match=r"enough for 6 epochs, at least 53 min here, got 48 min\. Make the patches"):
-        plan.epochs_in(2900)
+        planned.epochs_in(2900)
 
 
 @pytest.mark.parametrize(("seconds", "epochs"), [(165, 8), (174, 8), (176, 9), (164.9, 8)])

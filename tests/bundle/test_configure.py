@@ -51,7 +51,7 @@ def test_the_overlay_trains_and_segments(parser: Callable, phantom: Path, tmp_pa
     trained = bundle.workflow("train", overlay, run_id="training", **SMALL, **short, **data)
     trained.initialize()
     trained.run()
-    assert trained.parser.get_parsed_content("train#dataset")[0][0]["image"].shape[1:] == (32, 32, 32)
+    assert trained.parser.get_parsed_content("train#dataset")[0][0]["image"].shape[1:] == (32, 32, 16)
     scan = next((phantom / "images").glob("*_006.nii*"))
     segmented = bundle.workflow(
         *("inference", overlay),
