@@ -94,14 +94,14 @@ def test_what_is_given_wins_and_what_depends_on_it_follows(parser: Callable, tmp
 
 def test_a_time_is_fitted_by_timed_steps(parser: Callable, tmp_path: Path) -> None:
     epochs = {}
-    for hours in (0.5, 2.0):
+    for hours in (0.5, 2.5):
         file = tmp_path / f"{hours}.json"
         configure_training(parser(), file, hours=hours)
         written = json.loads(file.read_text())
         epochs[hours] = written["epochs"]
         assert written["val_interval"] == written["epochs"] // 8
         assert f"What fits into {hours} hours" in written["_desc_"]["epochs"]
-    assert epochs[2.0] > 2 * epochs[0.5]
+    assert epochs[2.5] > 2 * epochs[0.5]
     with pytest.raises(ValueError, match=r"The time must be enough for 9 epochs, at least .* here, got 0 s"):
         configure_training(parser(), tmp_path / "short.json", hours=1e-5)
     assert not (tmp_path / "short.json").exists()
