@@ -21,6 +21,7 @@ from typing import Any
 
 import fire
 import numpy as np
+from monai.utils import ensure_tuple
 from simulated_federation import simulate, write_site_settings
 from spread import spread
 
@@ -71,8 +72,8 @@ def main(
     if not (data / "dataset.json").is_file():
         make_phantom(data)
     privacy = {"clip_norm": clip_norm, "noise_multiplier": noise_multiplier}
-    for seed in _listed(seeds):
-        for number in _listed(rounds):
+    for seed in ensure_tuple(seeds):
+        for number in ensure_tuple(rounds):
             for form in forms.split(",") if isinstance(forms, str) else forms:
                 result = folder / f"{number}rounds" / form / str(seed) / "result.json"
                 if not result.is_file():
@@ -80,10 +81,6 @@ def main(
                     result.parent.mkdir(parents=True)
                     _run(result, form, seed, data, number, epochs_per_round, privacy, timeout)
     print(_table(folder, data))
-
-
-def _listed(numbers: int | Sequence[int]) -> list[int]:
-    return [numbers] if isinstance(numbers, int) else list(numbers)
 
 
 def _run(

@@ -17,6 +17,7 @@ from dinomix_monai.core.files import atomic_write, write_json
 from dinomix_monai.core.text import by
 from dinomix_monai.metrics import CaseScores, read_scores
 from dinomix_monai.metrics.nan_means import nan_mean
+from dinomix_monai.models import read_class_names
 from dinomix_monai.planning import PlannedSettings
 from dinomix_monai.run import present_parser, read_configuration
 from dinomix_monai.volumes import channel_windows
@@ -328,8 +329,7 @@ def check_trained_bundle(model_file: str | Path, class_names: Sequence[str], set
     """
     if (root := _bundle_of(model_file)) is None:
         return
-    metadata, trained = (read_configuration(root / name) for name in (_METADATA, _INFERENCE))
-    own_names = [*metadata["network_data_format"]["outputs"]["pred"]["channel_def"].values()]
+    own_names, trained = read_class_names(model_file), read_configuration(root / _INFERENCE)
     if list(class_names) != own_names:
         raise ValueError(
             f"The bundle must have the classes of the weights, {', '.join(class_names)}, got {root} with "

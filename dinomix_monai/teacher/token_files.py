@@ -41,7 +41,8 @@ class TokenFiles:
         file = self.folder / "volumes.json"
         with self.lock():
             listed: list[str] = json.loads(file.read_text()) if file.is_file() else []
-            if new := [name for name in names if name not in set(listed)]:
+            known = set(listed)
+            if new := [name for name in names if name not in known]:
                 listed += new
                 with atomic_write(file) as stream:
                     stream.write(json.dumps(listed).encode())

@@ -43,8 +43,6 @@ class ClassRows:
         Returns:
             Arrays by name; a row has the name of its weight and the value of its class.
         """
-        if not self.known:
-            return dict(update)
         result = {name: value for name, value in update.items() if name not in self.axes}
         for name, axis in self.axes.items():
             if name in update:

@@ -74,7 +74,6 @@ class Site:
         self.settings = settings
         self.plan = plan
         self._training: ConfigWorkflow | None = None
-        self._knows_all = True
         self._optimizer_steps = 0
 
     def labels(self) -> SiteLabels:
@@ -139,7 +138,7 @@ class Site:
             handler.anchor = weights
 
         trainer.network.load_state_dict(weights)
-        if round_number == 0 or not self._knows_all:
+        if round_number == 0 or not self._knows_all(workflow):
             trainer.ema_teacher.module.load_state_dict(weights)
         # Schedules go by the rounds of the run, also at a site that missed a round or broke one off.
         trainer.state.epoch = first_epoch
@@ -252,12 +251,10 @@ class Site:
             "proximal_weight": self.plan.proximal_weight,
         }
         workflow = self._build_workflow("federated", **changes)
-        datalist = self._resolve(workflow, "datalist")
-        self._knows_all = len(datalist.looked_for) == datalist.num_classes - 1
-        if not self._knows_all:
+        if not self._knows_all(workflow):
             # The EMA teacher does not follow the student.
             workflow.parser["train#handlers#4#_disabled_"] = True
-        if not datalist.training:
+        if not self._resolve(workflow, "datalist").training:
             workflow.parser["optimizer#lr"] = "$@learning_rate * @unlabeled_learning_rate"
             if workflow.parser["mix"] is not None:
                 # PIC finds no labeled donors at this site.
@@ -286,6 +283,11 @@ class Site:
         workflow = self.settings.bundle.workflow("train", *self.plan.overlays, *overlays, **settings)
         workflow.initialize()
         return workflow
+
+    def _knows_all(self, workflow: ConfigWorkflow) -> bool:
+        """Whether somebody has looked for all classes at this site."""
+        datalist = self._resolve(workflow, "datalist")
+        return len(datalist.looked_for) == datalist.num_classes - 1
 
     def _with_local_norm(self, network: torch.nn.Module, weights: Weights, round_number: int) -> Weights:
         """
