@@ -51,6 +51,8 @@ def main(
     handshake_timeout: int = 600,
     norm_bound: float = 0.0,
     unlabeled_share: float = 1 / 3,
+    unlabeled_from_dice: float = 0.25,
+    unlabeled_learning_rate: float = 0.5,
     aggregation_weights: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     noise_multiplier: float = 0.0,
@@ -93,6 +95,8 @@ def main(
         handshake_timeout: seconds that the sites have for the handshake.
         norm_bound: largest norm of an update; 0 for no bound.
         unlabeled_share: largest share of the average that the sites without labels have together.
+        unlabeled_from_dice: mean validation Dice of the global model at which these sites begin to learn.
+        unlabeled_learning_rate: share of the learning rate at which they learn.
         aggregation_weights: what a step of a site counts, site by site, such as "{'site-1': 0.5}".
         clip_norm: clip what each site sends to this norm, and add noise; needs --transfer difference.
         noise_multiplier: standard deviation of the noise over clip_norm.
@@ -142,6 +146,8 @@ def main(
         handshake_timeout=handshake_timeout,
         norm_bound=norm_bound,
         unlabeled_share=unlabeled_share,
+        unlabeled_from_dice=unlabeled_from_dice,
+        unlabeled_learning_rate=unlabeled_learning_rate,
         aggregation_weights=aggregation_weights,
         teacher=teacher,
         compare_alone=compare_alone,

@@ -62,7 +62,8 @@ def build_recorded(**options):
 
 build_recipe, job.build_recipe = job.build_recipe, build_recorded
 job.main(
-    rounds=1, epochs_per_round=1, settings=settings, compare_alone=False, workspace=folder + "/workspace",
+    rounds=1, epochs_per_round=1, settings=settings, compare_alone=False, unlabeled_from_dice=0.0,
+    workspace=folder + "/workspace",
     settings_file=folder + "/{SITE_NAME}.json",
 )
 """

@@ -77,6 +77,8 @@ class FederatedController(FedAvg):
         server_momentum: ``momentum`` of :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
         unlabeled_share: largest share of the average that the sites without labels have together. Below it their steps
             count as much as those of the others.
+        unlabeled_from_dice: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
+        unlabeled_learning_rate: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
         compare_alone: whether each site also trains alone after the federation, which doubles the work.
         **kwargs: see ``nvflare.app_common.workflows.fedavg.FedAvg``.
 
@@ -106,6 +108,8 @@ class FederatedController(FedAvg):
         server_learning_rate: float = 1.0,
         server_momentum: float = 0.0,
         unlabeled_share: float = 1 / 3,
+        unlabeled_from_dice: float = 0.25,
+        unlabeled_learning_rate: float = 0.5,
         compare_alone: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -133,6 +137,8 @@ class FederatedController(FedAvg):
         self.server_learning_rate = server_learning_rate
         self.server_momentum = server_momentum
         self.unlabeled_share = unlabeled_share
+        self.unlabeled_from_dice = unlabeled_from_dice
+        self.unlabeled_learning_rate = unlabeled_learning_rate
         self.compare_alone = compare_alone
         self._given_aggregation_weights: dict[str, float] = dict(kwargs.get("aggregation_weights") or {})
         self._update_check = UpdateCheck(norm_bound)
@@ -145,6 +151,8 @@ class FederatedController(FedAvg):
             transfer=transfer,
             proximal_weight=fedprox_mu or 0.0,
             local_norm=local_norm,
+            unlabeled_from_dice=unlabeled_from_dice,
+            unlabeled_learning_rate=unlabeled_learning_rate,
         )
         self._taught_by: dict[str, list[str]] = {}
         self._class_rows = ClassRows({}, {})
@@ -173,6 +181,8 @@ class FederatedController(FedAvg):
             self._take_up_state()
         # Copies of the dictionary, because each round changes this object.
         self._initial_weights, self._global_weights = dict(model.params), dict(model.params)
+        if self._state.best_metric is not None:
+            model.metrics = {str(MetricKeys.KEY): self._state.best_metric}
         # Updated in place, because the persistor holds this same dictionary.
         model.meta.update(self._checkpoint_meta, next_round=self.start_round)
         return model
@@ -266,21 +276,25 @@ class FederatedController(FedAvg):
 
     def _get_aggregated_result(self) -> FLModel:
         # The sites have scored the model that they were sent, which at this point still is the global model.
-        self._keep_if_best(self._round_metrics)
+        score = self._keep_if_best(self._round_metrics)
         result = super()._get_aggregated_result()
+        # NVFlare's mean would go by steps. What it is goes to the sites with the next round.
+        result.metrics = {} if score is None else {str(MetricKeys.KEY): score}
         is_difference = result.params_type == ParamsType.DIFF
         result.params = self._class_rows.join(result.params or {}, self._global_weights, is_difference)
         return result
 
-    def _keep_if_best(self, metrics: Mapping[str, float]) -> None:
+    def _keep_if_best(self, metrics: Mapping[str, float]) -> float | None:
+        """Keeps the global model if it is the best, and returns its mean score; ``None`` where no site has one."""
         finite = [value for value in metrics.values() if np.isfinite(value)]
         if not finite:
-            return
+            return None
         mean = sum(finite) / len(finite)
         self.info(f"Global model of round {self.current_round}: {MetricKeys.KEY} {mean:.4f} over {len(finite)} sites.")
         if self._state.best_metric is None or mean > self._state.best_metric:
             self._state.best_metric, self._state.best_weights = mean, dict(self._global_weights)
             self.event(AppEventType.GLOBAL_BEST_MODEL_AVAILABLE)
+        return mean
 
     def _handshake(self) -> bool:
         """Makes the plan of the run from what the sites say of themselves; ``False`` if they cannot train together."""

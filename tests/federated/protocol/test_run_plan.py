@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -8,7 +9,7 @@ from dinomix_monai.federated.protocol import RunPlan
 
 
 def test_a_plan_comes_through_a_message_of_plain_values():
-    plan = RunPlan(4, 2, {"a": 1.5, "b": [1, [2, 3]], "c": True}, ("acdc",), "difference", 0.1, True, (9.0, 1.0))
+    plan = RunPlan(4, 2, {"a": 1.5, "b": [1, [2, 3]], "c": True}, ("acdc",), "difference", 0.1, True, labeled_voxels=(9.0, 1.0))
     message = json.loads(json.dumps(plan.to_message()))
     assert RunPlan.from_message(message) == plan
     assert plan.epochs == 8
@@ -29,7 +30,8 @@ def test_what_a_bundle_would_run_is_refused_whoever_sends_it(value):
 
 
 @pytest.mark.parametrize(
-    "name", ["rounds", "epochs_per_round", "proximal_weight", "local_norm", "labeled_voxels", "patch_voxels"]
+    "name",
+    [one.name for one in fields(RunPlan) if one.name not in ("settings", "overlays", "transfer", "class_names")],
 )
 def test_text_is_refused_wherever_a_number_belongs(name):
     text = "$__import__('os').system('true')"
@@ -51,6 +53,8 @@ def test_overlays_are_names_and_not_paths(overlay):
         ({"epochs_per_round": 0}, "rounds and epochs_per_round must be >= 1, got 1 and 0"),
         ({"transfer": "quarter"}, "transfer must be one of full, difference, half_difference, got 'quarter'"),
         ({"proximal_weight": -1}, "proximal_weight must be >= 0, got -1"),
+        ({"unlabeled_from_dice": 25}, "unlabeled_from_dice must be from 0 to 1, got 25"),
+        ({"unlabeled_learning_rate": 0}, "unlabeled_learning_rate must be > 0, got 0"),
     ],
 )
 def test_an_argument_outside_of_its_range_is_refused(changes, message):

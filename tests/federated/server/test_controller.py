@@ -38,10 +38,12 @@ class Hospital:
             "versions": {},
             **description,
         }
-        self.asked, self.seen = [], []
+        self.asked, self.seen, self.told = [], [], []
 
     def __call__(self, task, message):
         self.asked.append((task, message.current_round, message.meta))
+        if task == "train":
+            self.told.append(message.metrics)
         if task == "labels":
             return FLModel(params={}, meta={"answer": {"class_names": self.own_names}})
         if task == "handshake":
@@ -238,6 +240,23 @@ def test_a_site_without_labels_has_its_say_in_the_weights_and_none_in_the_choice
     assert federation.best[-1] == pytest.approx(best)
     summary = json.loads((federation.folder / "summary.json").read_text())
     assert summary["scores"]["after"] == {"site-1": {"liver": [pytest.approx(best), 1]}}
+
+
+def test_sites_are_told_how_good_the_global_model_was_when_it_was_last_scored(federate):
+    # NVFlare would weigh the scores of sites by their steps.
+    sites = Hospital(0.5, steps=3), Hospital(0.5, steps=1, labels=False), Hospital(0.5, steps=1)
+    federate(*sites, num_rounds=3, aggregation_weights={"site-1": 9.0})
+    assert [site.told for site in sites] == [[None, {"val_mean_dice": 0.0}, {"val_mean_dice": 0.5}]] * 3
+
+    class WithoutValidation(Hospital):
+        def __call__(self, task, message):
+            result = super().__call__(task, message)
+            result.metrics = {}
+            return result
+
+    alone = WithoutValidation()
+    federate(alone, num_rounds=2)
+    assert alone.told == [None, {}]
 
 
 def test_what_a_site_without_labels_counts_can_be_given_site_by_site(federate):
