@@ -121,9 +121,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_first_scan(
     (tmp_path / "file").touch()
     model = dinomix_monai.load_model(trained_bundle, **CPU)
     monkeypatch.setattr(model, "_predict", lambda image: pytest.fail("a scan was segmented"))
-    with pytest.raises(
-        OSError, match=r"output_dir must be a folder .* \(Not a directory\)\. Pass another by --output_"
-    ):
+    with pytest.raises(OSError, match=r"output_dir must be a folder .* Pass another by --output_dir\."):
         next(model.predict_all(phantom / "images", tmp_path / "file" / "labels"))
 
 
