@@ -18,6 +18,7 @@ from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
 from dinomix_monai.bundle import Bundle
+from dinomix_monai.core.files import check_writable
 from dinomix_monai.data import image_files
 from dinomix_monai.engines import ScanLabeler
 from dinomix_monai.models import load_model
@@ -136,9 +137,10 @@ class TrainedModel:
         Raises:
             FileNotFoundError: When there is no scan.
             ValueError: When a file is no scan, or a label map would be written over what is none.
-            OSError: When a file cannot be written.
+            OSError: When ``output_dir`` cannot be written to, which is known before the first scan, or a file cannot.
         """
         cases = image_files(scans, output_dir, self.num_channels)
+        check_writable(Path(output_dir).expanduser())
         for case in tqdm(cases, "Segmenting", unit="scan", disable=None):
             found = self._predict(case["image"])
             file = first_file(case["image"])

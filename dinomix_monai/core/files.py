@@ -6,12 +6,13 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "set_aside", "write_json"]
+__all__ = ["atomic_write", "check_writable", "set_aside", "write_json"]
 
 
 @contextlib.contextmanager
@@ -44,6 +45,30 @@ def atomic_write(path: str | Path, is_shared: bool = False) -> Iterator[Buffered
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def check_writable(folder: str | Path, name: str = "output_dir") -> Path:
+    """
+    Makes a folder if it is not there and tries to write to it, before time is spent on what it is for.
+
+    Args:
+        folder: the folder.
+        name: the argument that names it.
+
+    Raises:
+        OSError: When it cannot be written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # Asking for permission is not enough: a file system that is mounted read-only gives it.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{name} must be a folder that can be written to, got {folder} ({error.strerror}). Pass another by "
+            f"--{name}.",
+        ) from error
+    return Path(folder)
 
 
 def write_json(path: str | Path, content: Any, is_shared: bool = False) -> Path:

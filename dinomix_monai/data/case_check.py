@@ -24,6 +24,7 @@ from dinomix_monai.volumes import (
     channel_files,
     channel_windows,
     image_values,
+    is_by_model,
     is_label_map,
     label_orientation,
     label_values,
@@ -32,6 +33,8 @@ from dinomix_monai.volumes import (
 )
 
 __all__ = ["CaseCheck", "CaseReport"]
+
+_HELD_OUT = ("validation", "test")
 
 _OBLIQUE_DEGREES = 10.0
 """A patient who was meant to lie straight lies straighter than this."""
@@ -166,6 +169,9 @@ class CaseCheck:
             label = open_volume(file)
             if place is not None:
                 _check_grid(report, file, read_geometry(label.header), place)
+            if report.section in _HELD_OUT and is_by_model(label):
+                problem = f"was drawn by a model, as its header says, and scores under `{report.section}`"
+                report.warn(file, problem, "Let a person correct and save it, or list it under `training`.")
             self._check_classes(report, file, label)
 
     def _check_geometry(self, report: CaseReport, image: Geometry) -> None:

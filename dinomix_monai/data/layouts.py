@@ -250,15 +250,8 @@ def _nnunet(folder: Path, volumes: Sequence[Path]) -> tuple[str, list[FoundScan]
     number = 1 + max(channel for file in training if (name := channel_of(file)) for channel in name[1:])
     scans = []
     for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
-        groups = images_of_channels(_in(volumes, folder / images), number)
-        files = {image: tuple(others) for image, *others in groups}
-        # Label maps have no channel, so four digits at their end are part of the case.
-        pairs = _pairs(list(files), _in(volumes, folder / labels), lambda name: _CHANNEL.sub("", name), str)
-        is_test = images == "imagesTs"
-        scans += [
-            FoundScan(image, label, is_test=is_test and label is not None, channels=files[image])
-            for image, label in pairs
-        ]
+        files = _in(volumes, folder / images), _in(volumes, folder / labels)
+        scans += _scans(*files, str, number=number, are_tests=images == "imagesTs")
     return "a raw data set of nnU-Net", scans
 
 
@@ -313,11 +306,12 @@ def _two_folders(
     second = folder / labels if labels else next((by_name[one] for one in LABEL_FOLDERS if one in by_name), None)
     if first is None or second is None:
         return None
-    pairs = _pairs(_under(volumes, first), _under(volumes, second), _case_name, folders=(first, second))
-    scans = [FoundScan(*pair) for pair in pairs]
+    files = _under(volumes, first), _under(volumes, second)
+    number = _number_of_channels(*files)
+    scans = _scans(*files, _case_name, (first, second), number)
     if (tests := by_name.get("imagests")) and first.name.lower() == "imagestr":
-        kept = _pairs(_in(volumes, tests), _in(volumes, by_name.get("labelsts", tests / "none")), _case_name)
-        scans += [FoundScan(image, label, is_test=label is not None) for image, label in kept]
+        kept = _in(volumes, tests), _in(volumes, by_name.get("labelsts", tests / "none"))
+        scans += _scans(*kept, _case_name, number=number, are_tests=True)
     return f"images in {first.name}, label maps in {second.name}", scans
 
 
@@ -406,15 +400,40 @@ def _case_name(stem: str) -> str:
     return re.sub(r"[-_. ]+", "_", _KINDS.sub("", stem)).strip("_").lower()
 
 
+def _number_of_channels(images: Sequence[Path], labels: Sequence[Path]) -> int:
+    """Channels by nnU-Net's names, where a label map ``a`` shows that ``a_0000`` is a channel; 1 elsewhere."""
+    cases = {nifti_stem(file) for file in labels}
+    names = [name for file in images if (name := channel_of(file))]
+    # Label maps have the names of cases: of images with these names the four digits are the number of a case.
+    if any(nifti_stem(file) in cases for file in images) or not any((case, 0) in names for case in cases):
+        return 1
+    return 1 + max(channel for _, channel in names)
+
+
+def _scans(
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    name_of: Callable[[str], str],
+    folders: tuple[Path, Path] | None = None,
+    number: int = 1,
+    are_tests: bool = False,
+) -> list[FoundScan]:
+    """Scans of so many channels with their label maps, see ``_pairs``."""
+    channels = {image: tuple(others) for image, *others in images_of_channels(images, number)}
+    return [
+        FoundScan(image, label, is_test=are_tests and label is not None, channels=channels[image])
+        for image, label in _pairs(list(channels), labels, name_of, folders)
+    ]
+
+
 def _pairs(
     images: Sequence[Path],
     labels: Sequence[Path],
     name_of: Callable[[str], str],
-    name_of_label: Callable[[str], str] | None = None,
     folders: tuple[Path, Path] | None = None,
 ) -> list[tuple[Path, Path | None]]:
     """
-    Each image with its label map: that of the same name, or else of the same case.
+    Each image with its label map: that of the same name, or else of the same case, or of its name but for a channel.
 
     Of names that are there in several subfolders of ``folders``, those of images and of label maps, the subfolder
     decides.
@@ -425,11 +444,18 @@ def _pairs(
         places = {file: (file.relative_to(folders[0]).parent, nifti_stem(file)) for file in images}
         found = {file: placed[place] for file, place in places.items() if place in placed}
     left, others = [file for file in images if file not in found], set(labels) - set(found.values())
-    for of_image, of_label in ((str, str), (name_of, name_of_label or name_of)):
-        by_image, by_label = _by(of_image, left), _by(of_label, sorted(others))
+    rounds: list[tuple[Callable[[str], str], Callable[[str], str], list[Path], list[Path]]] = [
+        (str, str, left, sorted(others)),
+        (name_of, name_of, left, sorted(others)),
+        # Label maps have no channel, so four digits at their end are part of the case.
+        (lambda name: _CHANNEL.sub("", name), str, [file for file in left if channel_of(file)], sorted(labels)),
+    ]
+    for of_image, of_label, some_images, some_labels in rounds:
+        by_image, by_label = _by(of_image, some_images), _by(of_label, some_labels)
         for name, rivals in by_image.items():
             close = by_label.get(name, [])
             if close and any(file not in found for file in rivals):
+                rivals += [file for file, label in found.items() if label in close and file not in rivals]
                 if len(rivals) > 1 or len(close) > 1:
                     named = [f"{file.parent.name}/{file.name}" for file in (rivals if len(close) == 1 else close)]
                     raise ValueError(

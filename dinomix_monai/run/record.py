@@ -10,6 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
+from dinomix_monai.core.files import check_writable
 from dinomix_monai.run.configuration import check_paths, check_settings, present_parser
 from dinomix_monai.run.failure import report_failures, stop_on_sigterm
 from dinomix_monai.run.output_lock import lock_outputs
@@ -18,7 +19,9 @@ from dinomix_monai.run.versions import describe_versions
 __all__ = ["start_run"]
 
 
-def start_run(output_dir: str | Path, name: str, state_file: str | Path | None = None) -> Path:
+def start_run(
+    output_dir: str | Path, name: str, state_file: str | Path | None = None, setting: str = "output_dir"
+) -> Path:
     """
     Opens the log of a run and writes its configuration beside it, as overlays and the command line have made it.
 
@@ -31,6 +34,7 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
             those of earlier runs stay.
         name: what is run, the first part of their names.
         state_file: file that the state of the run is kept in, which the message names.
+        setting: id of the configuration that says ``output_dir``, for the message.
 
     Returns:
         Path of the log.
@@ -47,16 +51,12 @@ def start_run(output_dir: str | Path, name: str, state_file: str | Path | None =
         check_paths(parser)
     folder = Path(output_dir).expanduser().absolute() / "logs"
     log_file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock_outputs(output_dir, folder)
-        handler = _RunLog(log_file)
-        if parser is not None:
-            log_file.with_suffix(".json").write_text(json.dumps(parser.get(), indent=1, default=str) + "\n")
-    except OSError as error:
-        raise OSError(
-            f"output_dir must be a folder that can be written to, got {output_dir} ({error.strerror}). Pass another."
-        ) from error
+    check_writable(Path(output_dir).expanduser(), setting)
+    folder.mkdir(exist_ok=True)
+    lock_outputs(output_dir, folder)
+    handler = _RunLog(log_file)
+    if parser is not None:
+        log_file.with_suffix(".json").write_text(json.dumps(parser.get(), indent=1, default=str) + "\n")
     _log_to(handler)
     _silence_decoders()
     report_failures(log_file, state_file)

@@ -24,6 +24,7 @@ from dinomix_monai.volumes.geometry import read_geometry
 from dinomix_monai.volumes.volume_error import VolumeError
 
 __all__ = [
+    "BY_MODEL",
     "LABEL_INTENT",
     "MOST_VOXELS",
     "UNCERTAINTY",
@@ -31,6 +32,7 @@ __all__ = [
     "LabelValues",
     "image_values",
     "is_answer",
+    "is_by_model",
     "is_class",
     "is_label_map",
     "is_nifti_name",
@@ -45,6 +47,9 @@ LABEL_INTENT = 1002
 
 UNCERTAINTY = b"uncertainty"
 """The name of the intent of an uncertainty map, likewise."""
+
+BY_MODEL = b"by a model"
+"""The name of the intent of a label map that a model has drawn. Viewers do not keep it when a person saves the map."""
 
 _SUFFIXES = (".nii.gz", ".nii")
 
@@ -145,7 +150,16 @@ def is_label_map(volume: nib.Nifti1Pair) -> bool:
 
 def is_answer(volume: nib.Nifti1Pair) -> bool:
     """Whether it is no scan but what this package has made of one: a label map or an uncertainty map."""
-    return is_label_map(volume) or volume.header["intent_name"].tobytes().rstrip(b"\0") == UNCERTAINTY
+    return is_label_map(volume) or _intent_name(volume) == UNCERTAINTY
+
+
+def is_by_model(volume: nib.Nifti1Pair) -> bool:
+    """Whether it is a label map that a model has drawn and, as far as its header tells, no person has saved since."""
+    return _intent_name(volume) == BY_MODEL
+
+
+def _intent_name(volume: nib.Nifti1Pair) -> bytes:
+    return volume.header["intent_name"].tobytes().rstrip(b"\0")
 
 
 def open_volume(path: str | os.PathLike) -> nib.Nifti1Pair:

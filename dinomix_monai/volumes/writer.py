@@ -13,18 +13,19 @@ from nibabel.spatialimages import HeaderDataError
 
 from dinomix_monai.core.files import atomic_write
 from dinomix_monai.volumes.geometry import header_of_meta, read_geometry, write_placement
-from dinomix_monai.volumes.nifti_file import LABEL_INTENT, UNCERTAINTY, nifti_stem
+from dinomix_monai.volumes.nifti_file import BY_MODEL, LABEL_INTENT, UNCERTAINTY, nifti_stem
 
 __all__ = ["label_on_grid", "label_path", "label_volume", "uncertainty_volume", "write_volume"]
 
 
 def label_volume(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> nib.Nifti1Image:
     """
-    A label map in the place of its scan, however that says where it lies.
+    A label map of a model in the place of its scan, however that says where it lies.
 
     On the grid of a NIfTI scan it takes over what the scan's header says of its place: sform and qform, their codes
     and the units. Elsewhere both forms have the affine and the code of a scanner, but for an affine with a shear, which
-    a qform cannot have. Its intent is that of a label map, by which it is told from a scan.
+    a qform cannot have. Its intent is that of a label map, by which it is told from a scan, and the name of the intent
+    tells it from label maps of people.
 
     Args:
         array: shape (H, W, D).
@@ -33,15 +34,17 @@ def label_volume(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any])
     """
     source = header_of_meta(meta)
     if source is not None and _is_on_grid(array.shape, affine, source):
-        return label_on_grid(array, source)
-    volume = nib.Nifti1Image(array, affine)
-    volume.header.set_xyzt_units("mm")
-    volume.set_sform(affine, code="scanner")
-    try:
-        volume.set_qform(affine, code="scanner", strip_shears=False)
-    except HeaderDataError:
-        volume.set_qform(affine, code="unknown")
-    volume.header["intent_code"] = LABEL_INTENT
+        volume = label_on_grid(array, source)
+    else:
+        volume = nib.Nifti1Image(array, affine)
+        volume.header.set_xyzt_units("mm")
+        volume.set_sform(affine, code="scanner")
+        try:
+            volume.set_qform(affine, code="scanner", strip_shears=False)
+        except HeaderDataError:
+            volume.set_qform(affine, code="unknown")
+        volume.header["intent_code"] = LABEL_INTENT
+    volume.header["intent_name"] = BY_MODEL
     return volume
 
 

@@ -115,6 +115,16 @@ def test_a_scan_that_is_none_is_refused_by_name(trained_bundle: Path, tmp_path: 
         model.predict(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_first_scan(
+    trained_bundle: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    model = dinomix_monai.load_model(trained_bundle, **CPU)
+    monkeypatch.setattr(model, "_predict", lambda image: pytest.fail("a scan was segmented"))
+    with pytest.raises(OSError, match=r"output_dir must be a folder .* Pass another by --output_dir\."):
+        next(model.predict_all(phantom / "images", tmp_path / "file" / "labels"))
+
+
 def test_the_package_is_imported_without_torch() -> None:
     code = "import sys, dinomix_monai; print('torch' in sys.modules, 'monai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

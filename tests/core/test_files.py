@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dinomix_monai.core.files import atomic_write, set_aside, write_json
+from dinomix_monai.core.files import atomic_write, check_writable, set_aside, write_json
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
@@ -33,6 +33,17 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
     with pytest.raises(OSError, match=message) as caught, atomic_write(path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_folder_of_a_read_only_file_system_is_named_before_it_is_needed(tmp_path, monkeypatch):
+    assert list(check_writable(tmp_path / "a" / "b").iterdir()) == []
+
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"labels must be .* \(Read-only file system\)\. Pass another by --labels\."):
+        check_writable(tmp_path, "labels")
 
 
 def test_what_json_does_not_know_is_written_as_text(tmp_path):

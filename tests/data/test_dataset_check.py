@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from dinomix_monai.data import check_dataset, findings_table, make_phantom, verify_dataset
+from dinomix_monai.volumes import label_volume, write_volume
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 TWICE = "List it once, unless it is meant to count twice."
@@ -129,6 +131,20 @@ def test_a_volume_in_three_lists_is_found_twice(folder):
         ("error", "images/a.nii.gz", f"is, under `{section}`, the same volume as images/a.nii.gz under `training`")
         for section in ("validation", "test")
     ]
+
+
+def test_labels_that_a_model_has_drawn_are_found_where_they_score(folder):
+    for name in "abef":
+        file = folder / "labels" / f"{name}.nii.gz"
+        label = nib.load(file)
+        meta = {"spatial_shape": label.shape}
+        write_volume(label_volume(np.asarray(label.dataobj).astype(np.uint8), label.affine, meta), file)
+    # What a viewer saves is a person's: it writes a header of its own.
+    label = nib.load(folder / "labels" / "f.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), label.affine), folder / "labels" / "f.nii.gz")
+    problem = "was drawn by a model, as its header says, and scores under `validation`"
+    remedy = "Let a person correct and save it, or list it under `training`."
+    assert found(folder) == [("warning", "labels/e.nii.gz", problem, remedy)]
 
 
 def test_a_class_without_labeled_voxels_is_found(folder, save):

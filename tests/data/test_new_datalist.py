@@ -78,6 +78,19 @@ LAYOUTS: dict[str, tuple[str, dict[str, str | None]]] = {
         "a raw data set of nnU-Net",
         {"imagesTr/a_0001_0000.nii.gz": "labelsTr/a_0001.nii.gz", "imagesTr/a_0002_0000.nii.gz": None},
     ),
+    "nnU-Net's names in two folders": (
+        "images in images, label maps in labels",
+        {
+            "images/c_000_0000.nii.gz": "labels/c_000.nii.gz",
+            "images/c_0002_0000.nii.gz": "labels/c_0002.nii.gz",
+            "images/c_003_0000.nii.gz": None,
+            "images/d.nii.gz": None,
+        },
+    ),
+    "years at the end of names, which are no channels": (
+        "images in images, label maps in labels",
+        {"images/p_2019.nii.gz": "labels/p.nii.gz", "images/q_2020.nii.gz": None},
+    ),
     "decathlon without its list": (
         "images in imagesTr, label maps in labelsTr",
         {"imagesTr/liver_1.nii.gz": "labelsTr/liver_1.nii.gz", "imagesTs/liver_2.nii.gz": None},
@@ -254,6 +267,18 @@ def test_images_of_several_channels_have_a_file_for_each(tree: Tree) -> None:
     assert "training: 1 scans of 1 patients (a)" in made.description
 
 
+def test_images_of_several_channels_may_lie_in_folders_of_any_name(tree: Tree) -> None:
+    files = [f"images/{case}_{channel:04}.nii.gz" for case in ("c_000", "c_001") for channel in (0, 1)]
+    folder = tree(*files, **{"labels/c_000.nii.gz": (1,)})
+    assert "Each has 2 channels." in make_datalist(folder).description
+    content = lists(folder)
+    assert content["training"] == [{"image": files[:2], "label": "labels/c_000.nii.gz"}]
+    assert content["unlabeled"] == [{"image": files[2:]}]
+    tree("images/d.nii.gz")
+    with pytest.raises(ValueError, match=r"named NAME_0000\.nii\.gz, NAME_0001\.nii\.gz and so on, got .*d\.nii\.gz"):
+        make_datalist(folder, overwrite=True)
+
+
 def test_one_of_several_channels_can_be_chosen(tree: Tree) -> None:
     folder = tree(*NNUNET[:2], **{"labelsTr/a.nii.gz": (1,)})
     (folder / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}}))
@@ -407,6 +432,16 @@ WRONG = {
         ("images/img_1.nii.gz", "images/scan_1.nii.gz"),
         ("labels/label_1.nii.gz",),
         r"label map belongs to .*img_1\.nii\.gz, got label_1\.nii\.gz for images/img_1\.nii\.gz and images/scan_1",
+    ),
+    "a scan and a channel of one name": (
+        ("images/c_000.nii.gz", "images/c_000_0000.nii.gz"),
+        ("labels/c_000.nii.gz",),
+        r"got c_000\.nii\.gz for images/c_000_0000\.nii\.gz and images/c_000\.nii\.gz\. Give both files",
+    ),
+    "a scan that was paired and a channel": (
+        ("images/a_0000.nii.gz", "images/scan_a.nii.gz"),
+        ("labels/a.nii.gz",),
+        r"got a\.nii\.gz for images/a_0000\.nii\.gz and images/scan_a\.nii\.gz",
     ),
     "two label maps of a case": (
         ("a/t1.nii.gz",),

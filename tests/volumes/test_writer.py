@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from dinomix_monai.volumes import is_label_map, label_path, label_volume, open_volume, write_volume
+from dinomix_monai.volumes import (
+    is_by_model,
+    is_label_map,
+    label_on_grid,
+    label_path,
+    label_volume,
+    open_volume,
+    write_volume,
+)
 
 SHAPE = (5, 4, 3)
 AFFINE = np.array([[0, -2.0, 0, 40], [1.5, 0, 0, -7], [0, 0, 3, 12], [0, 0, 0, 1]])
@@ -64,7 +72,9 @@ def test_its_header_says_that_it_is_a_label_map(scan, tmp_path):
     assert path == tmp_path / "new" / "a_seg.nii.gz"
     assert is_label_map(open_volume(path))
     assert not is_label_map(open_volume(scan))
+    assert is_by_model(open_volume(path))
     assert (np.asarray(nib.load(path).dataobj) == 1).all()
+    assert not is_by_model(open_volume(write_volume(label_on_grid(np.ones(SHAPE), volume.header), path)))
 
 
 def test_a_full_disk_is_called_so_and_leaves_what_was_there(scan, tmp_path, monkeypatch):
