@@ -32,10 +32,11 @@ _PLANNED = "$@plan("
 _GRID = ("spacing_mm", "patch_size")
 # With the overlays that go on with a training; a bundle need not have all of it.
 _COPIED = (
-    *("configs/evaluate.json", "configs/resume.json", "configs/finetune.json"),
+    *("configs/evaluate.json", "configs/resume.json"),
     *("LICENSE", "docs/data_license.txt", "docs/meta_schema.json"),
 )
 _INFERENCE, _METADATA, _CARD = "configs/inference.json", "configs/metadata.json", "docs/README.md"
+_FINETUNE = "configs/finetune.json"
 _PERFORMANCE, _COMMANDS = "## Performance\n\n", "## Commands\n\n"
 # What inference.json of the sources has for overlays alone.
 _OF_TRAINING = ("distiller", "ema_teacher")
@@ -147,6 +148,10 @@ class TrainedBundle:
             if (self.source / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.source / name, self.root / name)
+        if (self.source / _FINETUNE).is_file():
+            # Goes on from this model, wherever the next one is written to.
+            start = {"start_file": self.model_file}
+            write_json(self.root / _FINETUNE, {**read_configuration(self.source / _FINETUNE), **start})
         self._write_card(None)
 
     def finish(self) -> None:

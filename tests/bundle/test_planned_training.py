@@ -67,7 +67,6 @@ def test_it_trains_by_its_plan_and_leaves_a_bundle_that_needs_none(
         logging_file=False,
         run_id="training",
         output_dir=str(tmp_path / "tuned"),
-        start_file=str(out / "models" / "model.pt"),
     )
     tuned.initialize()
     tuned.run()

@@ -9,7 +9,8 @@ from dinomix_monai.federated.protocol import RunPlan
 
 
 def test_a_plan_comes_through_a_message_of_plain_values():
-    plan = RunPlan(4, 2, {"a": 1.5, "b": [1, [2, 3]], "c": True}, ("acdc",), "difference", 0.1, True, labeled_voxels=(9.0, 1.0))
+    settings = {"a": 1.5, "b": [1, [2, 3]], "c": True}
+    plan = RunPlan(4, 2, settings, ("acdc",), "difference", 0.1, True, labeled_voxels=(9.0, 1.0))
     message = json.loads(json.dumps(plan.to_message()))
     assert RunPlan.from_message(message) == plan
     assert plan.epochs == 8

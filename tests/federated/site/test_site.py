@@ -97,7 +97,8 @@ def test_a_site_without_labels_waits_until_the_global_model_can_teach_it(make_si
     site = make_site(labels=False, plan=plan)
     for number, known_dice in enumerate((None, 0.2, 0.25)):
         result = site.train(weights, number, known_dice)
-        assert (result.steps, bool(result.update), len(result.losses)) == ((2, True, 1) if number == 2 else (0, False, 0))
+        expected = (2, True, 1) if number == 2 else (0, False, 0)
+        assert (result.steps, bool(result.update), len(result.losses)) == expected
     # No site has validation cases.
     assert make_site(labels=False, plan=plan).train(weights, 1).steps == 2
     assert make_site("labeled", plan=plan).train(weights, 0).steps == 2
