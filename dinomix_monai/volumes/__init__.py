@@ -35,6 +35,7 @@ from dinomix_monai.volumes.nifti_file import (
     label_values,
     nifti_stem,
     open_volume,
+    voxels_of,
 )
 from dinomix_monai.volumes.partial_labels import (
     ANNOTATION,
@@ -88,6 +89,7 @@ __all__ = [
     "resampled_shape",
     "split_names",
     "uncertainty_volume",
+    "voxels_of",
     "write_placement",
     "write_volume",
 ]

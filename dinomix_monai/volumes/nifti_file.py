@@ -8,6 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 from dinomix_monai.core.text import by
@@ -40,6 +42,7 @@ __all__ = [
     "label_values",
     "nifti_stem",
     "open_volume",
+    "voxels_of",
 ]
 
 LABEL_INTENT = 1002
@@ -69,6 +72,9 @@ _DEFLATE_RATIO = 1032
 
 _PIECE = 2**18
 """Voxels that are held in memory at a time."""
+
+_SLICES = 16
+"""Slices of which the voxels of one place lie in one line of a CPU's cache, 64 bytes, as float32."""
 
 # What nibabel and gzip raise on bytes that are not what they should be.
 _DAMAGE = (HeaderDataError, EOFError, OSError, OverflowError, ValueError, zlib.error)
@@ -245,6 +251,28 @@ def label_values(volume: nib.Nifti1Pair, num_classes: int) -> LabelValues:
     return LabelValues(tuple(voxels.tolist()), strays, float(low), float(high))
 
 
+def voxels_of(volume: nib.Nifti1Pair) -> np.ndarray:
+    """
+    Reads all voxels once, and holds them in no other precision than that of the result.
+
+    Args:
+        volume: image or label map, from :func:`open_volume`.
+
+    Returns:
+        float32 array of the shape of the volume, in C order, which differs from that of the file.
+
+    Raises:
+        VolumeError: When the file ends early or its checksum is wrong.
+    """
+    width, height, depth = volume.shape[:3]
+    voxels = np.empty((width, height, depth), dtype=np.float32)
+    slices, first = _read(volume, width * height), 0
+    while some := list(islice(slices, _SLICES)):
+        voxels[..., first : first + len(some)] = np.stack(some).reshape(-1, height, width).T
+        first += len(some)
+    return voxels.reshape(volume.shape)
+
+
 def _unpacked_start(path: Path) -> bytes:
     """First bytes of the file, which is packed as its name says, and once."""
     with path.open("rb") as file:
@@ -296,20 +324,19 @@ def _check_pixdim(path: Path, header: nib.Nifti1Header) -> None:
         raise VolumeError(f"has voxels of {by(sizes)} mm by its pixdim", "Write their size in mm into its header.")
 
 
-def _read(volume: nib.Nifti1Pair) -> Iterator[np.ndarray]:
-    """Values of the voxels as float32, in the order of the file; the whole volume is never in memory."""
+def _read(volume: nib.Nifti1Pair, piece: int | None = None) -> Iterator[np.ndarray]:
+    """Values of so many voxels at a time as float32, in the order of the file, scaled as nibabel scales them."""
     proxy: Any = volume.dataobj
-    dtype, voxels = proxy.dtype, math.prod(proxy.shape)
+    dtype, voxels, piece = proxy.dtype, math.prod(proxy.shape), piece or _PIECE
     try:
         with Opener(proxy.file_like) as file:
             file.seek(proxy.offset)
-            for start in range(0, voxels, _PIECE):
-                count = min(_PIECE, voxels - start)
+            for start in range(0, voxels, piece):
+                count = min(piece, voxels - start)
                 # A file that ends early gives fewer bytes, which are too few for the values that are asked for.
                 raw = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
-                is_scaled = (proxy.slope, proxy.inter) != (1, 0)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    values = (raw * proxy.slope + proxy.inter if is_scaled else raw).astype(np.float32)
+                    values = apply_read_scaling(raw, proxy.slope, proxy.inter).astype(np.float32)
                 yield values
             # Only at its end does a gzip file compare its checksum.
             while file.read(_PIECE):

@@ -13,7 +13,7 @@ from monai.data import NibabelReader
 from monai.utils import ensure_tuple
 
 from dinomix_monai.volumes.geometry import read_geometry
-from dinomix_monai.volumes.nifti_file import is_nifti_name, open_volume
+from dinomix_monai.volumes.nifti_file import is_nifti_name, open_volume, voxels_of
 from dinomix_monai.volumes.volume_error import VolumeError
 
 __all__ = ["VolumeReader"]
@@ -24,13 +24,15 @@ class VolumeReader(NibabelReader):
     ``monai.data.NibabelReader`` that places a volume by :func:`dinomix_monai.volumes.read_geometry`.
 
     MONAI's corrects headers by a rule of its own, so that a scan may come to lie elsewhere than for all who read its
-    affine. What this one cannot place without doubt it refuses, or places with a warning.
+    affine. What this one cannot place without doubt it refuses, or places with a warning. Voxels come in single
+    precision, and are never held in double precision as a whole.
 
     Args:
         **kwargs: see ``monai.data.NibabelReader``.
 
     Raises:
-        ValueError: From ``read``, when a file is not NIfTI of one volume or its header contradicts itself.
+        ValueError: From ``read``, when a file is not NIfTI of one volume or its header contradicts itself; from
+            ``get_data``, when it ends early or its checksum is wrong.
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike] | str | os.PathLike) -> bool:
@@ -62,3 +64,12 @@ class VolumeReader(NibabelReader):
 
     def _get_affine(self, img: nib.Nifti1Pair) -> np.ndarray:
         return read_geometry(img.header).affine.copy()
+
+    def _get_array_data(self, img: nib.Nifti1Pair, filename: str | os.PathLike) -> np.ndarray:
+        # Neither is read from the file by nibabel here: what is to go to a GPU, and what has been turned in memory.
+        if self.to_gpu or not nib.is_proxy(img.dataobj):
+            return super()._get_array_data(img, filename)
+        try:
+            return voxels_of(img)
+        except VolumeError as error:
+            raise error.of(filename) from error

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import NibabelReader
 from monai.transforms import LoadImage
 
 from dinomix_monai.volumes import VolumeReader
@@ -38,6 +41,65 @@ def test_a_scale_is_applied(load, save, noise):
     volume.header.set_slope_inter(0.5, -1024)
     nib.save(volume, path)
     np.testing.assert_allclose(load(path), noise() * 0.5 - 1024)
+
+
+@pytest.mark.parametrize("scale", [(1, 0), (1, -1024), (0.1, 0), (-1 / 3, 7.7), (np.nan, 5)])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize(("kind", "name"), [(nib.Nifti1Image, "a.nii.gz"), (nib.Nifti2Image, "a.nii")])
+def test_every_bit_is_that_of_double_precision_rounded_once(load, tmp_path, kind, name, dtype, order, scale):
+    # 37 slices are two pieces of 16 and a part of one.
+    array = np.random.default_rng(0).integers(0, 256, (5, 6, 37, 1)).astype(order + dtype)
+    if dtype in ("i4", "i8", "f8"):
+        array[:2] += 2**25 + 1
+    if dtype[0] == "f":
+        array += np.asarray(0.1, array.dtype)
+        array[0, 0, :3, 0] = np.nan, np.inf, -0.0
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(array.dtype)
+    header.set_sform(AFFINE, 1)
+    header.set_data_shape(array.shape)
+    header.set_zooms((1.5, 2, 3, 1))
+    header["scl_slope"], header["scl_inter"], header["vox_offset"] = *scale, 352 if kind is nib.Nifti1Image else 544
+    content = header.binaryblock + bytes(4) + array.tobytes(order="F")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    found, expected = load(tmp_path / name), LoadImage(image_only=True)(tmp_path / name)
+    assert found.dtype == torch.float32
+    assert found.stride() == expected.stride()
+    np.testing.assert_array_equal(found.numpy().view(np.int32), expected.numpy().view(np.int32))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another checksum"])
+def test_a_gzip_that_is_damaged_is_named(load, save, noise, damage):
+    path = Path(save("a.nii.gz", noise(shape=(20, 20, 32))))
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
+    with pytest.raises(ValueError, match=r"got .*a\.nii\.gz, which is cut short or damaged\. Copy or export it anew"):
+        load(path)
+
+
+def test_a_volume_is_never_in_double_precision_as_a_whole(load, save):
+    array = np.ones((32, 32, 512), np.int16)
+    path = save("a.nii.gz", array, dtype=np.int16)
+    volume = nib.Nifti1Image(array, AFFINE)
+    volume.header.set_slope_inter(0.5, -1024)
+    nib.save(volume, path)
+    tracemalloc.start()
+    try:
+        load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 4 * array.size
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_that_is_turned_when_it_is_read_is_read_as_monai_reads_it(save, noise):
+    path = save("a.nii", noise(), AFFINE)
+    found, expected = (
+        reader.get_data(reader.read(path))[0]
+        for reader in (VolumeReader(as_closest_canonical=True), NibabelReader(as_closest_canonical=True))
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_file_whose_pixdim_is_a_little_off_lies_where_its_sform_says(load, save, noise):
