@@ -95,7 +95,7 @@ def main(
         handshake_timeout: seconds that the sites have for the handshake.
         norm_bound: largest norm of an update; 0 for no bound.
         unlabeled_share: largest share of the average that the sites without labels have together.
-        unlabeled_from_dice: mean validation Dice of the global model at which these sites begin to learn.
+        unlabeled_from_dice: mean validation Dice of the global model from which on what they have learned counts.
         unlabeled_learning_rate: share of the learning rate at which they learn.
         aggregation_weights: what a step of a site counts, site by site, such as "{'site-1': 0.5}".
         clip_norm: clip what each site sends to this norm, and add noise; needs --transfer difference.

@@ -40,8 +40,6 @@ def token_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_plan() -> Callable[..., RunPlan]:
     def make(settings: dict | None = None, **changes: object) -> RunPlan:
         defaults = {"rounds": 2, "epochs_per_round": 1, "labeled_voxels": VOXELS, "patch_voxels": VOXELS}
-        # Toys learn too little to wait for.
-        defaults["unlabeled_from_dice"] = 0.0
         return RunPlan(settings={**SETTINGS, **(settings or {})}, **{**defaults, **changes})
 
     return make

@@ -12,10 +12,7 @@ from dinomix_monai.federated.protocol.site_description import VOXEL_COUNTS
 
 __all__ = ["RunPlan"]
 
-_NUMBERS = (
-    *("rounds", "epochs_per_round", "proximal_weight", "local_norm"),
-    *("unlabeled_from_dice", "unlabeled_learning_rate"),
-)
+_NUMBERS = ("rounds", "epochs_per_round", "proximal_weight", "local_norm", "unlabeled_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,7 @@ class RunPlan:
         transfer: one of :class:`UpdateForm`.
         proximal_weight: weight of FedProx's term, 0 for none.
         local_norm: whether each site keeps its own normalization layers, as in FedBN.
-        unlabeled_from_dice: mean validation Dice of the global model at which sites without labels begin to learn.
-        unlabeled_learning_rate: share of the learning rate at which they learn.
+        unlabeled_learning_rate: share of the learning rate at which sites without labels learn.
         labeled_voxels: labeled voxels of each class summed over all sites, background first; empty in the handshake.
         patch_voxels: ``patch_voxels`` of :class:`SiteDescription` over all sites; empty in the handshake.
         class_names: names of the model's classes, background first, of which each site has its share; empty where all
@@ -60,7 +56,6 @@ class RunPlan:
     transfer: str = UpdateForm.FULL.value
     proximal_weight: float = 0.0
     local_norm: bool = False
-    unlabeled_from_dice: float = 0.25
     unlabeled_learning_rate: float = 0.5
     labeled_voxels: tuple[float, ...] = ()
     patch_voxels: tuple[float, ...] = ()
@@ -78,8 +73,6 @@ class RunPlan:
             raise ValueError(f"transfer must be one of {', '.join(UpdateForm)}, got {self.transfer!r}.")
         if self.proximal_weight < 0:
             raise ValueError(f"proximal_weight must be >= 0, got {self.proximal_weight}.")
-        if not 0 <= self.unlabeled_from_dice <= 1:
-            raise ValueError(f"unlabeled_from_dice must be from 0 to 1, got {self.unlabeled_from_dice}.")
         if self.unlabeled_learning_rate <= 0:
             raise ValueError(f"unlabeled_learning_rate must be > 0, got {self.unlabeled_learning_rate}.")
         for name, value in self.settings.items():

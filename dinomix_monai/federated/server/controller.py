@@ -77,13 +77,16 @@ class FederatedController(FedAvg):
         server_momentum: ``momentum`` of :class:`~dinomix_monai.federated.server.server_optimizer.ServerOptimizer`.
         unlabeled_share: largest share of the average that the sites without labels have together. Below it their steps
             count as much as those of the others.
-        unlabeled_from_dice: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
+        unlabeled_from_dice: updates of sites without labels count in a round whose global model has this mean Dice on
+            the validation cases of the other sites, because a model that knows less teaches them nothing. Where there
+            are no such cases they always count.
         unlabeled_learning_rate: see :class:`~dinomix_monai.federated.protocol.RunPlan`.
         compare_alone: whether each site also trains alone after the federation, which doubles the work.
         **kwargs: see ``nvflare.app_common.workflows.fedavg.FedAvg``.
 
     Raises:
-        ValueError: When ``unlabeled_share`` is not between 0 and 1, or ``min_responses`` is more than all sites.
+        ValueError: When ``unlabeled_share`` or ``unlabeled_from_dice`` is not between 0 and 1, or ``min_responses`` is
+            more than all sites.
     """
 
     def __init__(
@@ -115,6 +118,8 @@ class FederatedController(FedAvg):
     ) -> None:
         if not 0 < unlabeled_share < 1:
             raise ValueError(f"unlabeled_share must be > 0 and < 1, got {unlabeled_share}.")
+        if not 0 <= unlabeled_from_dice <= 1:
+            raise ValueError(f"unlabeled_from_dice must be from 0 to 1, got {unlabeled_from_dice}.")
         if not 0 <= min_responses <= num_clients:
             raise ValueError(f"min_responses must be 0 to {num_clients}, the number of sites, got {min_responses}.")
         super().__init__(
@@ -151,7 +156,6 @@ class FederatedController(FedAvg):
             transfer=transfer,
             proximal_weight=fedprox_mu or 0.0,
             local_norm=local_norm,
-            unlabeled_from_dice=unlabeled_from_dice,
             unlabeled_learning_rate=unlabeled_learning_rate,
         )
         self._taught_by: dict[str, list[str]] = {}
@@ -161,6 +165,8 @@ class FederatedController(FedAvg):
         self._global_weights: dict[str, np.ndarray] = {}
         self._state = ServerState(epochs_per_round)
         self._round_metrics: dict[str, float] = {}
+        self._unlabeled: list[str] = []
+        self._waiting: list[FLModel] = []
         self._refused_updates: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -181,8 +187,6 @@ class FederatedController(FedAvg):
             self._take_up_state()
         # Copies of the dictionary, because each round changes this object.
         self._initial_weights, self._global_weights = dict(model.params), dict(model.params)
-        if self._state.best_metric is not None:
-            model.metrics = {str(MetricKeys.KEY): self._state.best_metric}
         # Updated in place, because the persistor holds this same dictionary.
         model.meta.update(self._checkpoint_meta, next_round=self.start_round)
         return model
@@ -206,7 +210,7 @@ class FederatedController(FedAvg):
         ``FedAvg`` calls this and cannot know how long to wait, so ``min_responses`` and ``timeout`` are not used.
         """
         assert data is not None
-        self._round_metrics = {}
+        self._round_metrics, self._waiting = {}, []
         data.meta = {**(data.meta or {}), str(MetaKeys.PLAN): self._plan.to_message()}
         self.broadcast_model(
             task_name=str(task_name),
@@ -272,14 +276,25 @@ class FederatedController(FedAvg):
                 self._write_json("refused.json", self._refused_updates)
                 return False
             result.params = self._class_rows.split(result.params, site)
+            if site in self._unlabeled:
+                # Whether it counts is known when the sites with labels have scored the model that taught it.
+                self._waiting.append(result)
+                return True
         return super()._aggregate_one_result(result)
 
     def _get_aggregated_result(self) -> FLModel:
         # The sites have scored the model that they were sent, which at this point still is the global model.
         score = self._keep_if_best(self._round_metrics)
+        if score is None or score >= self.unlabeled_from_dice:
+            for update in self._waiting:
+                super()._aggregate_one_result(update)
+        elif self._waiting:
+            names = ", ".join(update.meta["client_name"] for update in self._waiting)
+            self.info(
+                f"Updates of {names} do not count yet: the global model teaches sites without labels from "
+                f"{MetricKeys.KEY} {self.unlabeled_from_dice:g} on."
+            )
         result = super()._get_aggregated_result()
-        # NVFlare's mean would go by steps. What it is goes to the sites with the next round.
-        result.metrics = {} if score is None else {str(MetricKeys.KEY): score}
         is_difference = result.params_type == ParamsType.DIFF
         result.params = self._class_rows.join(result.params or {}, self._global_weights, is_difference)
         return result
@@ -324,13 +339,16 @@ class FederatedController(FedAvg):
             name: [site for site, each in descriptions.items() if each["labeled_voxels"][value]]
             for value, name in enumerate(self.class_names[1:], start=1)
         }
-        unlabeled = [site for site, description in descriptions.items() if not any(description["labeled_voxels"])]
+        self._unlabeled = [site for site, each in descriptions.items() if not any(each["labeled_voxels"])]
         self._class_rows = self._rows_of_classes(
-            {site: each["annotated"] for site, each in descriptions.items() if site not in unlabeled}
+            {site: each["annotated"] for site, each in descriptions.items() if site not in self._unlabeled}
         )
-        num_labeled = len(descriptions) - len(unlabeled)
-        weight = self.unlabeled_share / (1 - self.unlabeled_share) * num_labeled / max(len(unlabeled), 1)
-        self.aggregation_weights = {**dict.fromkeys(unlabeled, min(weight, 1.0)), **self._given_aggregation_weights}
+        num_labeled = len(descriptions) - len(self._unlabeled)
+        weight = self.unlabeled_share / (1 - self.unlabeled_share) * num_labeled / max(len(self._unlabeled), 1)
+        self.aggregation_weights = {
+            **dict.fromkeys(self._unlabeled, min(weight, 1.0)),
+            **self._given_aggregation_weights,
+        }
         teacher = next(iter(descriptions.values()))["teacher"]
         self._checkpoint_meta = {
             "class_names": self.class_names,

@@ -14,7 +14,6 @@ import nvflare.client as flare
 import torch
 from nvflare.client.tracking import SummaryWriter
 
-from dinomix_monai.core.keys import MetricKeys
 from dinomix_monai.federated.protocol import MetaKeys, RunPlan, ScoredModel, TaskName
 from dinomix_monai.federated.site.replies import answer_reply, not_ready_reply, send_curves, update_reply
 from dinomix_monai.federated.site.site import Site
@@ -75,8 +74,7 @@ def perform_task(site: Site, task: str, message: flare.FLModel, writer: SummaryW
     Args:
         site: the site.
         task: one of :class:`~dinomix_monai.federated.protocol.TaskName`, other than those before there is a model.
-        message: the server's message: weights by name, the number of the round, the mean Dice of the last global model
-            that sites have scored, and meta data.
+        message: the server's message: weights by name, the number of the round, and meta data.
         writer: sends the curves of a round to the server.
 
     Returns:
@@ -88,7 +86,7 @@ def perform_task(site: Site, task: str, message: flare.FLModel, writer: SummaryW
     round_number = int(message.current_round)
     if task == TaskName.TRAIN:
         metrics = site.validate(message.params, round_number)
-        result = site.train(message.params, round_number, (message.metrics or {}).get(MetricKeys.KEY))
+        result = site.train(message.params, round_number)
         send_curves(writer, round_number, metrics, result.losses)
         return update_reply(result, metrics, site.plan.transfer)
     if task == TaskName.VALIDATE:

@@ -118,24 +118,19 @@ class Site:
             },
         }
 
-    def train(self, weights: Weights, round_number: int, known_dice: float | None = None) -> RoundResult:
+    def train(self, weights: Weights, round_number: int) -> RoundResult:
         """
         Trains the global model for one round.
 
         Args:
             weights: weights of the global model.
             round_number: counted from 0.
-            known_dice: mean Dice of the global model on validation cases when it was last scored; ``None`` in the first
-                round, and where no site has such cases.
 
         Returns:
-            The update, the number of steps and the losses. A site without labels takes no step, and its update is
-            empty, before the global model has reached the plan's ``unlabeled_from_dice``, and while pseudo-labels have
-            no weight yet and nothing is distilled.
+            The update, the number of steps and the losses. A site without labels takes no step while pseudo-labels have
+            no weight yet and nothing is distilled, and its update is empty.
         """
         workflow = self._training_workflow(round_number)
-        if self._waits(workflow, round_number, known_dice):
-            return RoundResult({}, 0, [])
         trainer = self._resolve(workflow, "train#trainer")
         weights = self._with_local_norm(trainer.network, weights, round_number)
         first_epoch = round_number * self.plan.epochs_per_round
@@ -266,11 +261,8 @@ class Site:
                 workflow.parser["mix#directions"] = {"unlabeled_to_unlabeled": 1.0}
         trainer = self._resolve(workflow, "train#trainer")
         trainer.optimizer.register_step_post_hook(self._count_optimizer_step)
-        state_file = Path(self._resolve(workflow, "state_file"))
-        if round_number == 0:
-            # A run begins anew, whatever state an earlier one has left in the folder.
-            state_file.unlink(missing_ok=True)
-        elif state_file.is_file():
+        # In its first round a run begins anew, whatever state an earlier run has left in the folder.
+        if round_number > 0 and Path(self._resolve(workflow, "state_file")).is_file():
             self._resolve(workflow, "resume_handler")(trainer)
         self._training = workflow
         return workflow
@@ -296,15 +288,6 @@ class Site:
         """Whether somebody has looked for all classes at this site."""
         datalist = self._resolve(workflow, "datalist")
         return len(datalist.looked_for) == datalist.num_classes - 1
-
-    def _waits(self, workflow: ConfigWorkflow, round_number: int, known_dice: float | None) -> bool:
-        """Whether this site has no labels and the global model cannot teach it yet."""
-        if self._resolve(workflow, "datalist").training:
-            return False
-        if known_dice is None:
-            # Later there is none because no site has validation cases, and then nobody knows.
-            known_dice = 0.0 if round_number == 0 else math.inf
-        return known_dice < self.plan.unlabeled_from_dice
 
     def _with_local_norm(self, network: torch.nn.Module, weights: Weights, round_number: int) -> Weights:
         """

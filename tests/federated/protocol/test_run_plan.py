@@ -54,7 +54,6 @@ def test_overlays_are_names_and_not_paths(overlay):
         ({"epochs_per_round": 0}, "rounds and epochs_per_round must be >= 1, got 1 and 0"),
         ({"transfer": "quarter"}, "transfer must be one of full, difference, half_difference, got 'quarter'"),
         ({"proximal_weight": -1}, "proximal_weight must be >= 0, got -1"),
-        ({"unlabeled_from_dice": 25}, "unlabeled_from_dice must be from 0 to 1, got 25"),
         ({"unlabeled_learning_rate": 0}, "unlabeled_learning_rate must be > 0, got 0"),
     ],
 )

@@ -38,12 +38,10 @@ class Hospital:
             "versions": {},
             **description,
         }
-        self.asked, self.seen, self.told = [], [], []
+        self.asked, self.seen = [], []
 
     def __call__(self, task, message):
         self.asked.append((task, message.current_round, message.meta))
-        if task == "train":
-            self.told.append(message.metrics)
         if task == "labels":
             return FLModel(params={}, meta={"answer": {"class_names": self.own_names}})
         if task == "handshake":
@@ -131,7 +129,7 @@ class Federation(FederatedController):
 def federate(tmp_path):
     def build_and_run(*hospitals, **kwargs):
         sites = {f"site-{number}": hospital for number, hospital in enumerate(hospitals, start=1)}
-        federation = Federation(tmp_path, sites, **{"num_rounds": 2, **kwargs})
+        federation = Federation(tmp_path, sites, **{"num_rounds": 2, "unlabeled_from_dice": 0.0, **kwargs})
         federation.run()
         return federation
 
@@ -242,21 +240,26 @@ def test_a_site_without_labels_has_its_say_in_the_weights_and_none_in_the_choice
     assert summary["scores"]["after"] == {"site-1": {"liver": [pytest.approx(best), 1]}}
 
 
-def test_sites_are_told_how_good_the_global_model_was_when_it_was_last_scored(federate):
-    # NVFlare would weigh the scores of sites by their steps.
-    sites = Hospital(0.5, steps=3), Hospital(0.5, steps=1, labels=False), Hospital(0.5, steps=1)
-    federate(*sites, num_rounds=3, aggregation_weights={"site-1": 9.0})
-    assert [site.told for site in sites] == [[None, {"val_mean_dice": 0.0}, {"val_mean_dice": 0.5}]] * 3
+def test_a_site_without_labels_counts_when_the_global_model_that_taught_it_is_good_enough(federate):
+    # The sites with labels score the models 0.0, 0.5 and then 1.0 or 0.75.
+    for needed, models in ((0.0, [0.25, 0.5, 0.75]), (0.5, [0.5, 0.75, 1.0]), (0.75, [0.5, 1.0, 1.25])):
+        sites = Hospital(0.0, labels=False), Hospital(0.5)
+        federation = federate(*sites, num_rounds=3, unlabeled_share=0.5, unlabeled_from_dice=needed)
+        assert saved(federation) == models
+        waited = [message for message in federation.logged if "Updates of site-1 do not count yet" in message]
+        assert len(waited) == sum(step == 0.5 for step in np.diff([0.0, *models]))
 
+
+def test_where_no_site_has_validation_cases_those_without_labels_count_from_the_first_round(federate):
     class WithoutValidation(Hospital):
         def __call__(self, task, message):
             result = super().__call__(task, message)
             result.metrics = {}
             return result
 
-    alone = WithoutValidation()
-    federate(alone, num_rounds=2)
-    assert alone.told == [None, {}]
+    sites = WithoutValidation(0.5), Hospital(0.0, labels=False)
+    federation = federate(*sites, num_rounds=1, unlabeled_share=0.5, unlabeled_from_dice=1.0)
+    assert saved(federation) == [0.25]
 
 
 def test_what_a_site_without_labels_counts_can_be_given_site_by_site(federate):
@@ -288,6 +291,11 @@ def test_a_site_has_no_part_in_the_rows_of_a_class_that_it_does_not_know(federat
 def test_sites_with_and_without_labels_must_both_count_for_something(share):
     with pytest.raises(ValueError, match=f"unlabeled_share must be > 0 and < 1, got {share}"):
         FederatedController(class_names=NAMES, unlabeled_share=share)
+
+
+def test_a_dice_is_a_share_and_no_percentage():
+    with pytest.raises(ValueError, match="unlabeled_from_dice must be from 0 to 1, got 25"):
+        FederatedController(class_names=NAMES, unlabeled_from_dice=25)
 
 
 def test_the_run_ends_with_a_table_of_the_model_before_after_and_alone(federate, capsys):

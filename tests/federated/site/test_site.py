@@ -92,28 +92,6 @@ def test_a_site_without_labels_makes_shorter_steps(make_site, make_plan, weights
         assert scheduler.base_lrs == pytest.approx([expected * parsed(site, "learning_rate")])
 
 
-def test_a_site_without_labels_waits_until_the_global_model_can_teach_it(make_site, make_plan, weights):
-    plan = make_plan({"distillation_weight": 0.05}, rounds=4, unlabeled_from_dice=0.25)
-    site = make_site(labels=False, plan=plan)
-    for number, known_dice in enumerate((None, 0.2, 0.25)):
-        result = site.train(weights, number, known_dice)
-        expected = (2, True, 1) if number == 2 else (0, False, 0)
-        assert (result.steps, bool(result.update), len(result.losses)) == expected
-    # No site has validation cases.
-    assert make_site(labels=False, plan=plan).train(weights, 1).steps == 2
-    assert make_site("labeled", plan=plan).train(weights, 0).steps == 2
-
-
-def test_a_site_that_waits_takes_up_nothing_of_an_older_run(make_site, make_plan, weights):
-    plan = make_plan(rounds=4, unlabeled_from_dice=0.25)
-    first = make_site(labels=False, plan=plan)
-    first.train(weights, 0)
-    expected = first.train(weights, 2, 0.3)
-    # Each task in a process of its own.
-    assert make_site(labels=False, plan=plan).train(weights, 0).steps == 0
-    assert equal(make_site(labels=False, plan=plan).train(weights, 2, 0.3).update, expected.update)
-
-
 def test_a_site_without_labels_trains_where_nothing_is_mixed(make_site, make_plan, weights):
     assert make_site(labels=False, plan=make_plan(overlays=("baseline/ema",))).train(weights, 0).steps == 2
 
