@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from dinomix_monai.core.files import atomic_write, write_json
+from dinomix_monai.core.files import atomic_write, check_writable, write_json
 from dinomix_monai.data import Datalist, case_name
 from dinomix_monai.prediction import Prediction, TrainedModel
 from dinomix_monai.volumes import Annotation, Image, channel_files, first_file, image_name, write_volume
@@ -75,7 +75,7 @@ def autolabel(
         FileExistsError: When there is something in ``out_dir``.
         ValueError: When ``layout`` is none, or cannot hold images of several channels or label maps that are not
             complete, or model and data set do not have the same classes and as many channels.
-        OSError: When a file cannot be written.
+        OSError: When ``out_dir`` cannot be written to, which is known before the first scan, or a file cannot.
     """
     root = Path(out_dir).expanduser().absolute()
     if layout not in LAYOUTS:
@@ -103,6 +103,7 @@ def autolabel(
             f"The data set must have the classes of the model, {', '.join(model.class_names)}, got "
             f"{', '.join(datalist.class_names)}."
         )
+    check_writable(root, "out_dir")
     names = scan_names([image_name(case["image"]) for case in (*datalist.training, *datalist.unlabeled)])
     given = len(datalist.training)
 

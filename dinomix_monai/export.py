@@ -16,7 +16,7 @@ import torch
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 
-from dinomix_monai.core.files import atomic_write
+from dinomix_monai.core.files import atomic_write, check_writable
 from dinomix_monai.data import image_files
 from dinomix_monai.prediction import TrainedModel
 from dinomix_monai.volumes import Image
@@ -69,6 +69,7 @@ def export_model(
         FileExistsError: When a file is there.
         FileNotFoundError: When there is no such bundle or scan.
         ValueError: When a format is none, the scan is no scan, or a network segments it otherwise than the model.
+        OSError: When the bundle cannot be written to, which is known before the scan is read.
         RuntimeError: When packages that ONNX needs are not installed.
     """
     if not formats or set(formats) - FORMATS.keys():
@@ -85,6 +86,7 @@ def export_model(
         raise FileExistsError(
             f"models must not have {there[0]} yet, because nothing is replaced unasked. Pass --overwrite True."
         )
+    check_writable(model.root / "models", "bundle_root")
     (case,) = image_files(scan, num_channels=model.num_channels)
     expected = _label_map(model, model.network, case[Keys.IMAGE])
     written = []

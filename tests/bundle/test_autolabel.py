@@ -89,6 +89,9 @@ def test_what_cannot_be_is_refused_before_any_scan(
         commands.autolabel(str(trained_bundle), str(phantom), str(tmp_path / "new"), layout="x", **CPU)
     with pytest.raises(FileExistsError, match="out_dir must be empty or not there yet"):
         commands.autolabel(str(trained_bundle), str(phantom), str(phantom), **CPU)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"out_dir must be a folder that can be written to, .* by --out_dir\."):
+        commands.autolabel(str(trained_bundle), str(phantom), str(tmp_path / "file" / "new"), **CPU)
     other = edited_phantom(labels=["background", *(f"organ {value}" for value in range(1, 14))])
     with pytest.raises(ValueError, match="must have the classes of the model, background, spleen"):
         commands.autolabel(str(trained_bundle), str(other), str(tmp_path / "new"), **CPU)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,11 +77,21 @@ def test_a_file_that_segments_otherwise_is_not_kept(bundle: Path, scan: Path, mo
     assert not (bundle / "models" / "model.ts").exists()
 
 
+def _full_disk(**_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_what_cannot_be_is_refused(bundle: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"formats must be some of torchscript, onnx, got tensorrt\."):
         export_model(bundle, scan, ["tensorrt"])
     with pytest.raises(FileNotFoundError, match="bundle_root must be the output_dir of a training"):
         export_model(tmp_path, scan, ["torchscript"])
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", _full_disk)
+        with pytest.raises(
+            OSError, match=r"bundle_root must be a folder that can be written to, .*models \(No space"
+        ):
+            export_model(bundle, tmp_path / "no scan", ["torchscript"])
     monkeypatch.setattr(module, "_ONNX_PACKAGES", ("json", "no_such_package"))
     with pytest.raises(RuntimeError, match=r"packages that are not installed: no_such_package\. Install dinomix-monai"):
         export_model(bundle, scan)
