@@ -1,8 +1,9 @@
-"""
+r"""
 What a data set of 1,000 CTs of 512 x 512 x 600 voxels with 100 classes asks for, shown on a tenth of it.
 
     python benchmarks/large_data.py make DIR --cases 1000
-    python -m dinomix_monai plan DIR --spacing_mm "[4,4,5]" --token_cell "[8,8,8]"
+    python -m dinomix_monai plan DIR --spacing_mm "[4,4,5]" --token_cell "[8,8,8]" --planned_for none \
+        --teacher_weights none --teacher#allow_untrained True
     python benchmarks/large_data.py
 
 The scans are sparse files: 315 MB to whoever reads them, of which some slices of noise lie on disk, and air is the
