@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -63,9 +64,10 @@ def check_writable(folder: str | Path, name: str = "output_dir") -> Path:
         # Asking for permission is not enough: a file system that is mounted read-only gives it.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
+        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or errno.EIO
         raise OSError(
-            error.errno,
-            f"{name} must be a folder that can be written to, got {folder} ({error.strerror}). Pass another by "
+            number,
+            f"{name} must be a folder that can be written to, got {folder} ({os.strerror(number)}). Pass another by "
             f"--{name}.",
         ) from error
     return Path(folder)

@@ -240,7 +240,7 @@ SETTINGS = {
     "output folder that is a file": (
         {"output_dir": "DATA/dataset.json"},
         "Error: output_dir must be a folder that can be written to, got DATA/dataset.json (Not a directory). Pass "
-        "another.",
+        "another by --output_dir.",
     ),
     "no epochs": ({"epochs": 0}, "Error: epochs must be a whole number >= 1, got 0."),
     "epochs in words": ({"epochs": "ten"}, "Error: epochs must be a whole number >= 1, got 'ten'."),

@@ -88,9 +88,7 @@ def test_what_cannot_be_is_refused(bundle: Path, scan: Path, tmp_path: Path, mon
         export_model(tmp_path, scan, ["torchscript"])
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.TemporaryFile", _full_disk)
-        with pytest.raises(
-            OSError, match=r"bundle_root must be a folder that can be written to, .*models \(No space"
-        ):
+        with pytest.raises(OSError, match=r"bundle_root must be a folder that can be written to, .*models \(No space"):
             export_model(bundle, tmp_path / "no scan", ["torchscript"])
     monkeypatch.setattr(module, "_ONNX_PACKAGES", ("json", "no_such_package"))
     with pytest.raises(RuntimeError, match=r"packages that are not installed: no_such_package\. Install dinomix-monai"):

@@ -65,7 +65,7 @@ def test_ignite_does_not_repeat_the_error_on_the_console_but_in_the_log(tmp_path
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"output_dir must be a folder that can be written to, got .*file \(File ex"):
+    with pytest.raises(OSError, match=r"output_dir must be a folder that can be written to, got .*file \(Not a dir"):
         start_run(tmp_path / "file", "training")
     with pytest.raises(OSError, match=r"report_dir must be a folder .* Pass another by --report_dir\."):
         start_run(tmp_path / "file", "evaluating", setting="report_dir")
