@@ -156,10 +156,23 @@ def _has_owner(parser: ConfigParser, name: str) -> bool:
 
 
 def config_files(config_file: str | Path | Sequence[str | Path]) -> list[str]:
-    """The files of a configuration and its overlays, in a list or, as MONAI has it, separated by commas."""
+    """
+    The files of a configuration and its overlays, in a list or, as MONAI has it, separated by commas.
+
+    Of ``bundle/...``, which is not in the present folder, it is the file of the bundle that came with the package.
+    """
     files = [str(config_file)] if isinstance(config_file, (str, Path)) else [*map(str, config_file)]
     # The name of a file may have a comma.
-    return files[0].split(",") if len(files) == 1 and not Path(files[0]).is_file() else files
+    files = files[0].split(",") if len(files) == 1 and not Path(files[0]).is_file() else files
+    return [_present(file) for file in files]
+
+
+def _present(file: str) -> str:
+    first, *others = Path(file).parts or ("",)
+    if first != "bundle" or Path(file).is_file():
+        return file
+    came = Bundle.find().root.joinpath(*others)
+    return str(came) if came.is_file() else file
 
 
 def open_configuration(config_file: str | Path | Sequence[str | Path], **settings: Any) -> ConfigParser:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dinomix_monai.bundle import Bundle, open_configuration
+from dinomix_monai.bundle import Bundle, config_files, open_configuration
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +25,14 @@ def test_overlays_and_settings_are_applied_in_their_order(files, join):
     assert parser.get_parsed_content("trainer") == {"max_epochs": 5, "device": "cuda"}
     assert open_configuration(files).get_parsed_content("trainer#device") == "cpu"
     assert open_configuration(files[0]).get("trainer") == {"max_epochs": "@epochs"}
+
+
+def test_in_any_folder_the_bundle_is_that_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    came = str(ROOT / "bundle" / "configs" / "train.json")
+    assert config_files("bundle/configs/train.json,bundle/own.json") == [came, "bundle/own.json"]
+    Bundle.find().copy("bundle")
+    assert config_files(["bundle/configs/train.json"]) == ["bundle/configs/train.json"]
 
 
 @pytest.mark.parametrize(
