@@ -13,7 +13,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "check_writable", "set_aside", "write_json"]
+__all__ = ["atomic_write", "check_writable", "set_aside", "write_json", "writing_to"]
 
 
 @contextlib.contextmanager
@@ -48,21 +48,20 @@ def atomic_write(path: str | Path, is_shared: bool = False) -> Iterator[Buffered
             partial.unlink()
 
 
-def check_writable(folder: str | Path, name: str = "output_dir") -> Path:
+@contextlib.contextmanager
+def writing_to(folder: str | Path, name: str = "output_dir") -> Iterator[None]:
     """
-    Makes a folder if it is not there and tries to write to it, before time is spent on what it is for.
+    Around the first writing to a folder: where that fails, the error names the argument and the way out.
 
     Args:
-        folder: the folder.
+        folder: the folder, for the message.
         name: the argument that names it.
 
     Raises:
         OSError: When it cannot be written to.
     """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        # Asking for permission is not enough: a file system that is mounted read-only gives it.
-        tempfile.TemporaryFile(dir=folder).close()
+        yield
     except OSError as error:
         number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or errno.EIO
         raise OSError(
@@ -70,7 +69,23 @@ def check_writable(folder: str | Path, name: str = "output_dir") -> Path:
             f"{name} must be a folder that can be written to, got {folder} ({os.strerror(number)}). Pass another by "
             f"--{name}.",
         ) from error
-    return Path(folder)
+
+
+def check_writable(folder: str | Path, name: str = "output_dir") -> None:
+    """
+    Makes a folder if it is not there and tries to write to it, before time is spent on what it is for.
+
+    Args:
+        folder: see :func:`writing_to`.
+        name: see :func:`writing_to`.
+
+    Raises:
+        OSError: When it cannot be written to.
+    """
+    with writing_to(folder, name):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # Asking for permission is not enough: a file system that is mounted read-only gives it.
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_json(path: str | Path, content: Any, is_shared: bool = False) -> Path:

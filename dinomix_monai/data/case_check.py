@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from dinomix_monai.core.text import by
-from dinomix_monai.data.datalist import SECTIONS
+from dinomix_monai.data.datalist import HELD_OUT, SECTIONS
 from dinomix_monai.data.finding import Finding
 from dinomix_monai.volumes import (
     MOST_VOXELS,
@@ -33,8 +33,6 @@ from dinomix_monai.volumes import (
 )
 
 __all__ = ["CaseCheck", "CaseReport"]
-
-_HELD_OUT = ("validation", "test")
 
 _OBLIQUE_DEGREES = 10.0
 """A patient who was meant to lie straight lies straighter than this."""
@@ -169,7 +167,7 @@ class CaseCheck:
             label = open_volume(file)
             if place is not None:
                 _check_grid(report, file, read_geometry(label.header), place)
-            if report.section in _HELD_OUT and is_by_model(label):
+            if report.section in HELD_OUT and is_by_model(label):
                 problem = f"was drawn by a model, as its header says, and scores under `{report.section}`"
                 report.warn(file, problem, "Let a person correct and save it, or list it under `training`.")
             self._check_classes(report, file, label)

@@ -29,6 +29,7 @@ from dinomix_monai.volumes import (
 )
 
 __all__ = [
+    "HELD_OUT",
     "SECTIONS",
     "Case",
     "Datalist",
@@ -49,6 +50,9 @@ SECTIONS = {
     "test": ("image", "label"),
 }
 """Lists of cases in a datalist, and the files that each of their cases must have."""
+
+HELD_OUT = ("validation", "test")
+"""Those of cases that a model is scored on."""
 
 Case = dict[str, Any]
 """Paths of ``image`` and ``label``; those of an image of several channels are a list, one file for each."""

@@ -11,13 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from dinomix_monai.data.case_check import CaseCheck, CaseReport
-from dinomix_monai.data.datalist import Datalist, dataset_root, read_datalist, relative_name
+from dinomix_monai.data.datalist import HELD_OUT, Datalist, dataset_root, read_datalist, relative_name
 from dinomix_monai.data.finding import Finding, findings_table
 
 __all__ = ["check_dataset", "verify_dataset"]
 
 _UNUSABLE = "cannot be used: "
-_HELD_OUT = ("validation", "test")
 _FEW_WITHOUT = 0.34
 """Share of the labels that lack a class up to which this looks like an omission."""
 
@@ -113,10 +112,10 @@ def _copies(reports: Sequence[CaseReport], root: Path) -> Iterator[Finding]:
             continue
         problem = f"is, under `{report.section}`, the same volume as {relative_name(original.image, root)}"
         problem += f" under `{original.section}`"
-        if report.section in _HELD_OUT and report.section == original.section and report.image == original.image:
+        if report.section in HELD_OUT and report.section == original.section and report.image == original.image:
             remedy = "List it once: a case that is scored twice counts twice, and runs cannot be compared."
             yield Finding("error", report.image, f"is listed twice under `{report.section}`", remedy)
-        elif report.section in _HELD_OUT and report.section != original.section:
+        elif report.section in HELD_OUT and report.section != original.section:
             remedy = "Keep it in one of them: a score must come from cases that have played no part before."
             yield Finding("error", report.image, problem, remedy)
         else:

@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from dinomix_monai.core.files import set_aside, write_json
 from dinomix_monai.core.text import some, text_table
-from dinomix_monai.data.datalist import MOST_CLASSES, SECTIONS, dataset_root, label_names, read_label, relative_name
+from dinomix_monai.data.datalist import (
+    HELD_OUT,
+    MOST_CLASSES,
+    SECTIONS,
+    dataset_root,
+    label_names,
+    read_label,
+    relative_name,
+)
 from dinomix_monai.data.layouts import CHANNELS, SPLIT_KEY, FoundScan, FoundScans, find_scans, patient_name
 from dinomix_monai.volumes import (
     VolumeError,
@@ -287,7 +295,7 @@ def _split(
         section: [scan for scan in labeled if patients[scan.image] in members] for section, members in chosen.items()
     }
     lists["test"] = [*lists.get("test", []), *kept]
-    held_out = {patients[scan.image] for section in ("validation", "test") for scan in lists.get(section, [])}
+    held_out = {patients[scan.image] for section in HELD_OUT for scan in lists.get(section, [])}
     # Another scan of a patient who is scored would give the score away.
     lists["unlabeled"] = [scan for scan in scans if scan.label is None and patients[scan.image] not in held_out]
     return {section: lists.get(section, []) for section in SECTIONS}

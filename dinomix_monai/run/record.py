@@ -10,7 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
-from dinomix_monai.core.files import check_writable
+from dinomix_monai.core.files import writing_to
 from dinomix_monai.run.configuration import check_paths, check_settings, present_parser
 from dinomix_monai.run.failure import report_failures, stop_on_sigterm
 from dinomix_monai.run.output_lock import lock_outputs
@@ -51,12 +51,12 @@ def start_run(
         check_paths(parser)
     folder = Path(output_dir).expanduser().absolute() / "logs"
     log_file = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    check_writable(Path(output_dir).expanduser(), setting)
-    folder.mkdir(exist_ok=True)
-    lock_outputs(output_dir, folder)
-    handler = _RunLog(log_file)
-    if parser is not None:
-        log_file.with_suffix(".json").write_text(json.dumps(parser.get(), indent=1, default=str) + "\n")
+    with writing_to(output_dir, setting):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_outputs(output_dir, folder)
+        handler = _RunLog(log_file)
+        if parser is not None:
+            log_file.with_suffix(".json").write_text(json.dumps(parser.get(), indent=1, default=str) + "\n")
     _log_to(handler)
     _silence_decoders()
     report_failures(log_file, state_file)
