@@ -10,7 +10,7 @@ from typing import Any
 
 from fire.decorators import SetParseFn
 
-from dinomix_monai.bundle import config_files, open_configuration, prepare_volumes, token_cache_of
+from dinomix_monai.bundle import Bundle, config_files, open_configuration, prepare_volumes, token_cache_of
 from dinomix_monai.run import check_port, describe_versions, read_configuration, run_command_line
 
 __all__ = [
@@ -62,8 +62,6 @@ def bundle(folder: str = "bundle") -> None:
     Args:
         folder: folder to make.
     """
-    from dinomix_monai.bundle import Bundle
-
     print(Bundle.find().copy(folder))
 
 
@@ -547,7 +545,7 @@ def label(
     labels: str | None = None,
     settings: str | None = None,
     teacher_weights: str = "none",
-    bundle: str = "bundle",
+    bundle: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> None:
@@ -561,7 +559,8 @@ def label(
         labels: names of the classes of a new app, separated by commas, without background.
         settings: JSON file with other values of the bundle's ids for a new app, such as configs/acdc.json.
         teacher_weights: weights of the frozen teacher for a new app: none (no FKD), auto or a file.
-        bundle: folder of the bundle.
+        bundle: folder of the bundle; that in the present folder, or else the one that came with the package, if not
+            given.
         host: address to listen on; another than this machine's own needs authentication.
         port: port to listen on.
     """
@@ -572,7 +571,7 @@ def label(
     check_server(studies, host)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     chosen = {} if settings is None else read_configuration(settings, "settings")
-    folder = prepare_app_folder(app, bundle, model, names, chosen, teacher_weights)
+    folder = prepare_app_folder(app, bundle or Bundle.present().root, model, names, chosen, teacher_weights)
     print(f"App in {folder.root}, classes: {', '.join(folder.class_names[1:])}.", flush=True)
     serve(folder, studies, host, port)
 

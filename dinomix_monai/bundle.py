@@ -60,6 +60,17 @@ class Bundle:
             )
         return bundle
 
+    @classmethod
+    def present(cls) -> Bundle:
+        """
+        The bundle in the present folder, or else the one that came with the package.
+
+        Raises:
+            FileNotFoundError: When there is none.
+        """
+        own = Path("bundle")
+        return cls.find(own if (own / "configs" / "train.json").is_file() else None)
+
     def copy(self, folder: str | Path) -> Path:
         """
         Copies what a bundle consists of, and nothing that runs have left.
@@ -159,7 +170,7 @@ def config_files(config_file: str | Path | Sequence[str | Path]) -> list[str]:
     """
     The files of a configuration and its overlays, in a list or, as MONAI has it, separated by commas.
 
-    Of ``bundle/...``, which is not in the present folder, it is the file of the bundle that came with the package.
+    ``bundle`` stands for :meth:`Bundle.present`.
     """
     files = [str(config_file)] if isinstance(config_file, (str, Path)) else [*map(str, config_file)]
     # The name of a file may have a comma.
@@ -171,7 +182,7 @@ def _present(file: str) -> str:
     first, *others = Path(file).parts or ("",)
     if first != "bundle" or Path(file).is_file():
         return file
-    came = Bundle.find().root.joinpath(*others)
+    came = Bundle.present().root.joinpath(*others)
     return str(came) if came.is_file() else file
 
 

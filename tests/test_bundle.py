@@ -31,7 +31,9 @@ def test_in_any_folder_the_bundle_is_that_of_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     came = str(ROOT / "bundle" / "configs" / "train.json")
     assert config_files("bundle/configs/train.json,bundle/own.json") == [came, "bundle/own.json"]
+    assert Bundle.present() == Bundle.find()
     Bundle.find().copy("bundle")
+    assert Bundle.present().root == tmp_path / "bundle"
     assert config_files(["bundle/configs/train.json"]) == ["bundle/configs/train.json"]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from dinomix_monai import __main__ as commands
 from dinomix_monai.label import prepare_app_folder
 from dinomix_monai.models import write_class_names
 
@@ -70,3 +71,16 @@ def test_what_is_missing_or_does_not_fit_is_named(model: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"model must be the weights of a trained model, got .*, which is damaged"):
         prepare_app_folder(tmp_path / "app", BUNDLE, model)
     assert not (tmp_path / "app").exists()
+
+
+def test_in_any_folder_the_app_is_made_of_the_bundle_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    served: list = []
+    monkeypatch.setattr("dinomix_monai.label.serve", lambda folder, *_: served.append(folder))
+    commands.label("studies", labels="liver, spleen", port=0)
+    (folder,) = served
+    assert folder.root == tmp_path / "label_app"
+    assert folder.class_names == ["background", "liver", "spleen"]
